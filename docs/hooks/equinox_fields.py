@@ -1,0 +1,56 @@
+"""Shows the constructor of Equinox modules that leave it to their fields.
+
+An Equinox module without an `__init__` has its fields as constructor arguments, like a data class, but
+carries no decorator by which a static reader of the sources could know. This Griffe extension writes
+that `__init__` down, so that the documentation shows a signature.
+"""
+
+import griffe
+
+
+_NOT_FIELDS = ("AbstractVar", "AbstractClassVar", "ClassVar")
+
+
+def _is_field(member: griffe.Object | griffe.Alias) -> bool:
+    if not member.is_attribute or member.annotation is None:
+        return False
+    return not any(word in str(member.annotation) for word in _NOT_FIELDS)
+
+
+def _default(value: str | griffe.Expr | None) -> str | griffe.Expr | None:
+    """The default of a field: 1 for `eqx.field(default=1, static=True)`, none without `default`."""
+    if not isinstance(value, griffe.ExprCall) or value.canonical_name != "field":
+        return value
+    for argument in value.arguments:
+        if isinstance(argument, griffe.ExprKeyword) and argument.name == "default":
+            return argument.value
+    return None
+
+
+def _own_fields(cls: griffe.Class) -> dict[str, griffe.Attribute]:
+    return {name: member for name, member in cls.members.items() if _is_field(member)}
+
+
+class EquinoxFields(griffe.Extension):
+    """Adds the implied `__init__` to every class that has annotated fields and no constructor."""
+
+    def on_class(self, *, cls: griffe.Class, **kwargs: object) -> None:
+        """A Griffe event: a class has been read."""
+        fields = _own_fields(cls)
+        if (
+            "__init__" in cls.members
+            or not fields
+            or not cls.bases
+            or cls.name.startswith("Abstract")
+        ):
+            return
+        kind = griffe.ParameterKind.positional_or_keyword
+        parameters = [griffe.Parameter("self", kind=kind)]
+        for name, field in fields.items():
+            parameters.append(
+                griffe.Parameter(
+                    name, annotation=field.annotation, kind=kind, default=_default(field.value)
+                )
+            )
+        init = griffe.Function("__init__", parameters=griffe.Parameters(*parameters), parent=cls)
+        cls.set_member("__init__", init)

@@ -1,0 +1,95 @@
+r"""The losses of the discrete chain.
+
+With the squared error in whatever the network predicts, and one term of the variational bound per step,
+
+$$L_\text{simple} = \tfrac1D\|F - \hat F\|^2, \tag{1}$$
+
+$$L_t = \mathrm{KL}(q(x_{t-1}|x_t,x_0)\,\|\,p(x_{t-1}|x_t)) \quad (t > 0), \qquad
+  L_0 = -\log p(x_0|x_1), \tag{2}$$
+
+$$L_\text{vlb} = T \cdot \frac{L_t}{D \log 2}, \qquad
+  L_\text{hybrid} = L_\text{simple} + \lambda\, L_\text{vlb}(\text{stop\_mean}), \quad \lambda = 10^{-3} \tag{3}$$
+
+(Nichol & Dhariwal 2021, equations 4–7 and 16).
+
+**Units.** $L_t/(D\log 2)$ is in bits per dimension; its *sum* over $t$ (plus the prior term) is the bound that papers
+quote. At a uniformly drawn $t$, $T$ times one term is an unbiased estimate of that sum, which is why (3) carries the factor
+$T$, the length of the chain the denoiser is on. Ports that drop it train the variance $T$ times too weakly: with
+$\lambda = 10^{-3}$ the official `RESCALED_MSE` weighs one term by $T/1000$.
+"""
+
+import jax.numpy as jnp
+
+from .._misc import discretised_gaussian_log_likelihood, gaussian_kl, nats_to_bits
+from .._precondition import require_schedule
+from .._predict import Prediction, stop_mean
+from .._types import Scalar
+
+
+def l_simple(prediction: Prediction) -> Scalar:
+    r"""$L_\text{simple} = \frac1D\|F - \hat F\|^2$: the mean squared error of what the network predicts.
+
+    ε for [`eqdiff.Noise`][], $x_0$ for [`eqdiff.Data`][] and so on, whatever the process. Equation 14 of Ho et al. (2020).
+    """
+    p = prediction
+    target = p.parameterisation.target(p.process, p.t, p.x0, p.noise)
+    # (x̂0, ε̂) satisfy x = αx̂0 + σε̂, so the target map applied to them gives the network's output back.
+    output = p.parameterisation.target(p.process, p.t, p.estimate.x0, p.estimate.noise)
+    return jnp.mean((target - output) ** 2)
+
+
+def bound_term(prediction: Prediction, *, levels: int = 256) -> Scalar:
+    r"""One term of the variational bound, $L_t/(D\log2)$ of equation (2), in bits per dimension.
+
+    **Arguments:**
+
+    - `prediction`: made on a discrete chain, at a whole time.
+    - `levels`: the number of grey levels of the data, which lie on $-1, -1 + 2/(L-1), \dots, 1$.
+
+    **Returns:** at $t > 0$ the KL divergence, at $t = 0$ the negative log-likelihood of the discretised decoder (with the
+    official tanh approximation of the normal distribution function).
+
+    **Raises:** `ValueError` if the process is not a discrete chain.
+    """
+    p = prediction
+    schedule = require_schedule(p.process, "The variational bound")
+    log_variance = p.variance.log_variance(schedule, p.t, p.estimate.raw_variance).astype(p.x.dtype)
+    on_x0, _ = schedule.posterior_mean_coefficients(p.t)
+    # Both means share their term in x, so only that in x0 is left of their difference.
+    difference = on_x0.astype(p.x.dtype) * (p.x0 - p.estimate.x0)
+    true_log_variance = schedule.lookup(schedule.posterior_log_variance, p.t).astype(p.x.dtype)
+    kl = jnp.mean(gaussian_kl(difference, true_log_variance, log_variance))
+    # At t = 0 the posterior mean is x̂0 itself.
+    log_std = jnp.broadcast_to(0.5 * log_variance, p.x.shape)
+    decoder = -jnp.mean(
+        discretised_gaussian_log_likelihood(p.x0, p.estimate.x0, log_std, levels=levels)
+    )
+    return nats_to_bits(jnp.where(schedule.index(p.t) == 0, decoder, kl))
+
+
+def l_vlb(prediction: Prediction, *, levels: int = 256) -> Scalar:
+    r"""$L_\text{vlb} = T L_t / (D\log 2)$: an unbiased estimate, at a uniform $t$, of the bound in bits per dimension.
+
+    $T$ is the length of the chain the denoiser is on (of the respaced chain, if it is respaced). The prior term, which
+    has no gradient, is left out. Arguments and errors as for [`eqdiff.bound_term`][].
+    """
+    schedule = require_schedule(prediction.process, "l_vlb")
+    return schedule.num_steps * bound_term(prediction, levels=levels)
+
+
+def l_hybrid(prediction: Prediction, *, vlb_weight: float = 1e-3, levels: int = 256) -> Scalar:
+    r"""$L_\text{hybrid} = L_\text{simple} + \lambda L_\text{vlb}$, the bound's mean frozen.
+
+    The gradient of $L_\text{vlb}$ reaches the variance outputs alone.
+
+    **Arguments:**
+
+    - `prediction`: made on a discrete chain, with a learned variance.
+    - `vlb_weight`: λ.
+    - `levels`: the number of grey levels of the data.
+
+    ??? cite "Reference"
+
+        Nichol & Dhariwal, *Improved Denoising Diffusion Probabilistic Models*, ICML 2021, equation 16.
+    """
+    return l_simple(prediction) + vlb_weight * l_vlb(stop_mean(prediction), levels=levels)

@@ -1,0 +1,180 @@
+r"""Denoisers known in closed form.
+
+For data $x_0 \sim \sum_k w_k \mathcal N(m_k, S_k)$ the noisy marginal is a mixture too, with covariances
+$C_k = \alpha^2 S_k + \sigma^2 I$, and with responsibilities $r_k(x) \propto w_k\,\mathcal N(x; \alpha m_k, C_k)$
+
+$$\hat\varepsilon = \sum_k r_k\,\sigma C_k^{-1}(x - \alpha m_k), \qquad
+  \hat x_0 = \sum_k r_k \left(m_k + \alpha S_k C_k^{-1}(x - \alpha m_k)\right). \tag{1}$$
+
+They are the truth that samplers, losses and likelihoods are tested against, and stand-ins for a network while the rest of
+an experiment is built.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float
+
+from ._denoiser import AbstractDenoiser, Estimate
+from ._misc import standard_normal_log_prob
+from ._precondition import AbstractParameterisation, Noise
+from ._process import AbstractProcess
+from ._types import Args, Example, Key, Scalar, Time
+from ._variance import AbstractVariance, FixedSmall
+
+
+class _Component(eqx.Module):
+    """One Gaussian N(m, V diag(s²) Vᵀ), diagonalised once so that every C_k is diagonal in the same basis."""
+
+    mean: Float[Array, " dim"]
+    basis: Float[Array, "dim dim"]
+    variances: Float[Array, " dim"]
+
+    def residual(self, alpha: Scalar, sigma: Scalar, x: Float[Array, " dim"]):
+        """x − αm in the eigenbasis, and the eigenvalues of C."""
+        return self.basis.T @ (x - alpha * self.mean), alpha**2 * self.variances + sigma**2
+
+    def log_prob(self, alpha: Scalar, sigma: Scalar, x: Float[Array, " dim"]) -> Scalar:
+        residual, eigenvalues = self.residual(alpha, sigma, x)
+        return standard_normal_log_prob(residual / jnp.sqrt(eigenvalues)) - 0.5 * jnp.sum(
+            jnp.log(eigenvalues)
+        )
+
+    def estimate(self, alpha: Scalar, sigma: Scalar, x: Float[Array, " dim"]):
+        residual, eigenvalues = self.residual(alpha, sigma, x)
+        whitened = residual / eigenvalues
+        x0 = self.mean + self.basis @ (alpha * self.variances * whitened)
+        return x0, self.basis @ (sigma * whitened)
+
+
+class GaussianMixtureDenoiser(AbstractDenoiser):
+    r"""The exact denoiser of data $x_0 \sim \sum_k w_k\mathcal N(m_k, S_k)$, equation (1), for vectors $x$."""
+
+    log_weights: Float[Array, " K"]
+    components: _Component
+    process: AbstractProcess
+    parameterisation: AbstractParameterisation
+    variance: AbstractVariance
+
+    def __init__(
+        self,
+        process: AbstractProcess,
+        weights: ArrayLike,
+        means: ArrayLike,
+        covariances: ArrayLike,
+        *,
+        parameterisation: AbstractParameterisation = Noise(),
+        variance: AbstractVariance = FixedSmall(),
+    ):
+        r"""**Arguments:**
+
+        - `process`: the noise.
+        - `weights`: $w_k$, shape `(K,)`, positive; normalised here.
+        - `means`: $m_k$, shape `(K, dim)`.
+        - `covariances`: $S_k$, shape `(K, dim, dim)`, positive semi-definite.
+        - `parameterisation`, `variance`: as for [`eqdiff.Denoiser`][].
+
+        **Raises:** `ValueError` for shapes that do not fit, or a covariance that is not positive semi-definite.
+        """
+        weights, means, covariances = (
+            np.asarray(a, np.float64) for a in (weights, means, covariances)
+        )
+        k, dim = means.shape if means.ndim == 2 else (0, 0)
+        if weights.shape != (k,) or covariances.shape != (k, dim, dim) or k == 0:
+            raise ValueError(
+                f"GaussianMixtureDenoiser: weights {weights.shape}, means {means.shape} and covariances "
+                f"{covariances.shape} do not fit; expected (K,), (K, dim) and (K, dim, dim)."
+            )
+        variances, basis = np.linalg.eigh(covariances)
+        if np.any(weights <= 0) or np.any(variances < -1e-12):
+            raise ValueError(
+                "GaussianMixtureDenoiser: weights must be positive and covariances positive semi-definite."
+            )
+        dtype = jnp.result_type(float)
+        self.log_weights = jnp.asarray(np.log(weights / weights.sum()), dtype)
+        self.components = _Component(
+            jnp.asarray(means, dtype), jnp.asarray(basis, dtype), jnp.asarray(variances, dtype)
+        )
+        self.process, self.parameterisation, self.variance = process, parameterisation, variance
+
+    def _levels(self, t: Time, x: Example) -> tuple[Scalar, Scalar]:
+        return self.process.alpha(t).astype(x.dtype), self.process.sigma(t).astype(x.dtype)
+
+    def _log_joint(self, alpha: Scalar, sigma: Scalar, x: Example) -> Float[Array, " K"]:
+        log_probs = jax.vmap(lambda c: c.log_prob(alpha, sigma, x))(self.components)
+        return self.log_weights + log_probs
+
+    def __call__(self, t: Time, x: Example, args: Args = None, *, key: Key | None = None) -> Estimate:
+        alpha, sigma = self._levels(t, x)
+        responsibility = jax.nn.softmax(self._log_joint(alpha, sigma, x))
+        x0, noise = jax.vmap(lambda c: c.estimate(alpha, sigma, x))(self.components)
+        return Estimate(responsibility @ x0, responsibility @ noise)
+
+    def log_prob(self, t: Time, x: Example) -> Scalar:
+        r"""$\log p_t(x)$ of the noisy marginal, in nats."""
+        return jax.nn.logsumexp(self._log_joint(*self._levels(t, x), x))
+
+    def data_log_prob(self, x: Example) -> Scalar:
+        r"""$\log p(x_0)$ of the data themselves, in nats."""
+        return jax.nn.logsumexp(self._log_joint(jnp.ones_like(x[0]), jnp.zeros_like(x[0]), x))
+
+    def data_sample(self, *, key: Key) -> Example:
+        r"""One draw $x_0$ from the data."""
+        which, normal = jax.random.split(key)
+        k = jax.random.categorical(which, self.log_weights)
+        c = jax.tree.map(lambda leaf: leaf[k], self.components)
+        z = jax.random.normal(normal, c.mean.shape, c.mean.dtype)
+        return c.mean + c.basis @ (jnp.sqrt(jnp.maximum(c.variances, 0)) * z)
+
+
+class GaussianDenoiser(AbstractDenoiser):
+    r"""The exact denoiser of data $x_0 \sim \mathcal N(m, s^2)$ with independent elements, for $x$ of any shape.
+
+    $$\hat\varepsilon = \frac{\sigma (x - \alpha m)}{\alpha^2 s^2 + \sigma^2}, \qquad
+      \hat x_0 = m + \frac{\alpha s^2 (x - \alpha m)}{\alpha^2 s^2 + \sigma^2}.$$
+
+    For a full covariance use a [`eqdiff.GaussianMixtureDenoiser`][] of one component.
+    """
+
+    mean: Float[Array, "..."]
+    std: Float[Array, "..."]
+    process: AbstractProcess
+    parameterisation: AbstractParameterisation
+    variance: AbstractVariance
+
+    def __init__(
+        self,
+        process: AbstractProcess,
+        mean: ArrayLike = 0.0,
+        std: ArrayLike = 1.0,
+        *,
+        parameterisation: AbstractParameterisation = Noise(),
+        variance: AbstractVariance = FixedSmall(),
+    ):
+        r"""**Arguments:**
+
+        - `process`: the noise.
+        - `mean`, `std`: $m$ and $s \ge 0$, each a number or an array shaped like $x$.
+        - `parameterisation`, `variance`: as for [`eqdiff.Denoiser`][].
+        """
+        dtype = jnp.result_type(float)
+        self.mean, self.std = jnp.asarray(mean, dtype), jnp.asarray(std, dtype)
+        self.process, self.parameterisation, self.variance = process, parameterisation, variance
+
+    def _moments(self, t: Time, x: Example):
+        alpha, sigma = self.process.alpha(t).astype(x.dtype), self.process.sigma(t).astype(x.dtype)
+        variance = self.std.astype(x.dtype) ** 2
+        residual = x - alpha * self.mean.astype(x.dtype)
+        return alpha, sigma, variance, residual, alpha**2 * variance + sigma**2
+
+    def __call__(self, t: Time, x: Example, args: Args = None, *, key: Key | None = None) -> Estimate:
+        alpha, sigma, variance, residual, total = self._moments(t, x)
+        x0 = self.mean.astype(x.dtype) + alpha * variance / total * residual
+        return Estimate(x0, sigma / total * residual)
+
+    def log_prob(self, t: Time, x: Example) -> Scalar:
+        r"""$\log p_t(x)$ of the noisy marginal, in nats."""
+        _, _, _, residual, total = self._moments(t, x)
+        total = jnp.broadcast_to(total, x.shape)
+        return standard_normal_log_prob(residual / jnp.sqrt(total)) - 0.5 * jnp.sum(jnp.log(total))

@@ -1,0 +1,87 @@
+r"""One noising, one network call, one record.
+
+Every loss of the two papers is a function of the same few quantities,
+
+$$x_t = \alpha_t x_0 + \sigma_t\varepsilon, \qquad (\hat x_0, \hat\varepsilon, v) = \text{denoiser}(t, x_t), \tag{1}$$
+
+so they are computed once, here, and the losses are written like the papers' equations.
+"""
+
+import equinox as eqx
+import jax
+
+from ._denoiser import AbstractDenoiser, Estimate
+from ._precondition import AbstractParameterisation
+from ._process import AbstractProcess
+from ._types import Args, Example, Key, Time
+from ._variance import AbstractVariance
+
+
+class Prediction(eqx.Module):
+    r"""A noised example and what the denoiser made of it.
+
+    - `t`: the time; `x0`, `noise`, `x`: the data, the noise and $x_t = \alpha_t x_0 + \sigma_t\varepsilon$.
+    - `estimate`: the denoiser's [`eqdiff.Estimate`][].
+    - `process`, `parameterisation`, `variance`: the denoiser's.
+    """
+
+    t: Time
+    x0: Example
+    noise: Example
+    x: Example
+    estimate: Estimate
+    process: AbstractProcess
+    parameterisation: AbstractParameterisation
+    variance: AbstractVariance
+
+
+def predict(
+    denoiser: AbstractDenoiser, t: Time, x0: Example, args: Args = None, *, key: Key
+) -> Prediction:
+    r"""Noises an example and denoises it, equation (1).
+
+    **Arguments:**
+
+    - `denoiser`: any denoiser.
+    - `t`: the time to noise to.
+    - `x0`: one example of data.
+    - `args`: what conditions the network.
+    - `key`: for the noise and for dropout.
+
+    **Returns:** a [`eqdiff.Prediction`][], which every loss takes.
+    """
+    noise_key, net_key = jax.random.split(key)
+    noise = jax.random.normal(noise_key, x0.shape, x0.dtype)
+    return predict_from_noise(denoiser, t, x0, noise, args, key=net_key)
+
+
+def predict_from_noise(
+    denoiser: AbstractDenoiser,
+    t: Time,
+    x0: Example,
+    noise: Example,
+    args: Args = None,
+    *,
+    key: Key | None = None,
+) -> Prediction:
+    """As [`eqdiff.predict`][], with the noise given; `key` is for dropout alone."""
+    x = denoiser.process.perturb(t, x0, noise)
+    estimate = denoiser(t, x, args, key=key)
+    return Prediction(
+        t, x0, noise, x, estimate, denoiser.process, denoiser.parameterisation, denoiser.variance
+    )
+
+
+def stop_mean(prediction: Prediction) -> Prediction:
+    r"""Stops the gradient through $\hat x_0$ and $\hat\varepsilon$, not through the variance.
+
+    In $L_\text{hybrid}$ the bound is to teach the variance alone: the mean is learned by $L_\text{simple}$ (Nichol & Dhariwal
+    2021, section 3.1).
+    """
+    estimate = prediction.estimate
+    frozen = Estimate(
+        jax.lax.stop_gradient(estimate.x0),
+        jax.lax.stop_gradient(estimate.noise),
+        estimate.raw_variance,
+    )
+    return eqx.tree_at(lambda p: p.estimate, prediction, frozen)

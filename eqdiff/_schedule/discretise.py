@@ -1,0 +1,39 @@
+r"""From continuous time to the chain.
+
+A VP process read off at $T$ times $t_i$ is a chain with rates
+
+$$\beta_i = 1 - \frac{\alpha^2(t_i)}{\alpha^2(t_{i-1})}, \qquad t_i = \frac{i + 1}{T} t_1. \tag{1}$$
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._process import AbstractSDE
+from .chain import Schedule
+
+
+def discretise(process: AbstractSDE, num_steps: int) -> Schedule:
+    r"""The chain of a variance-preserving process read off at $t_i = t_1 (i+1)/T$, equation (1).
+
+    Step $i$ keeps the process's own label at $t_i$, so a network trained on one serves the other.
+
+    **Arguments:**
+
+    - `process`: a process with $\alpha_t^2 + \sigma_t^2 = 1$.
+    - `num_steps`: $T$.
+
+    **Raises:** `ValueError` for a process that is not variance-preserving.
+    """
+    with jax.enable_x64(True):
+        times = jnp.asarray(np.arange(1, num_steps + 1) * (float(process.t1) / num_steps))
+        alpha = np.asarray(jax.vmap(process.alpha)(times))
+        sigma = np.asarray(jax.vmap(process.sigma)(times))
+        labels = np.asarray(jax.vmap(process.label)(times))
+    if not np.allclose(alpha**2 + sigma**2, 1, atol=1e-6):
+        raise ValueError(
+            f"discretise: {type(process).__name__} is not variance-preserving (α² + σ² is {alpha[-1] ** 2 + sigma[-1] ** 2:g} "
+            "at its end), and a chain of rates β is. Use a VP process."
+        )
+    alpha_bar = alpha**2
+    return Schedule(1 - alpha_bar / np.append(1.0, alpha_bar[:-1]), labels=labels)

@@ -1,0 +1,49 @@
+r"""Fewer steps: respacing.
+
+A chain restricted to times $S_0 < S_1 < \dots$ is again a chain, with rates (Nichol & Dhariwal 2021, section 4)
+
+$$\beta'_k = 1 - \frac{\bar\alpha_{S_k}}{\bar\alpha_{S_{k-1}}}, \qquad \bar\alpha_{S_{-1}} = 1. \tag{1}$$
+
+Its posterior variances follow from $\beta'$ like any schedule's, so learned-range variances, which interpolate between
+$\tilde\beta'$ and $\beta'$, are rescaled for free. The network is still told each step's original label.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+from .chain import Schedule
+
+
+def respace(schedule: Schedule, timesteps: Sequence[int] | Int[np.ndarray, " K"]) -> Schedule:
+    r"""The chain that visits only some of a schedule's steps, equation (1).
+
+    **Arguments:**
+
+    - `schedule`: the chain to thin.
+    - `timesteps`: the indices to keep, increasing; for example `section_timesteps(T, (25,))` or
+        `ddim_timesteps(T, 50)`.
+
+    **Returns:** a schedule of `len(timesteps)` steps, which remembers the original labels and indices.
+
+    **Raises:** `ValueError` for indices that are out of range or not increasing.
+    """
+    steps = np.asarray(timesteps)
+    size = schedule.num_steps
+    valid = (
+        steps.ndim == 1
+        and steps.size > 0
+        and np.issubdtype(steps.dtype, np.integer)
+        and steps[0] >= 0
+        and steps[-1] < size
+        and bool(np.all(np.diff(steps) > 0))
+    )
+    if not valid:
+        raise ValueError(
+            f"respace: expected increasing whole numbers from 0 to {size - 1}, got {timesteps!r}. "
+            f"For n evenly spaced steps write section_timesteps({size}, (n,))."
+        )
+    kept = schedule.alpha_bar[steps]
+    betas = 1 - kept / np.append(1.0, kept[:-1])
+    return Schedule(betas, labels=schedule.labels[steps], timesteps=schedule.timesteps[steps])

@@ -1,0 +1,245 @@
+r"""A file that explains itself.
+
+One safetensors file holds a denoiser whole: the network's weights as tensors, and in its metadata, as JSON, the classes and
+arguments from which network, process, parameterisation and variance are built again. Nothing in a file is executed: class
+names are looked up in an explicit table, arguments are plain data, and tensors are numbers.
+
+A class can be saved if each argument of its constructor (but `key`) is kept as an attribute of the same name; all of
+eqdiff's are.
+"""
+
+import inspect
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from . import nn
+from ._denoiser import Denoiser
+from ._precondition import Data, Noise, PreviousMean, Score, Velocity
+from ._process import SubVPSDE, VESDE, VPSDE
+from ._schedule import ContinuousSchedule, Schedule
+from ._variance import FixedLarge, FixedSmall, Learned, LearnedRange
+
+
+_FORMAT_VERSION = 1
+
+_CLASSES = {
+    f"eqdiff.{cls.__name__}": cls
+    for cls in (
+        *(VPSDE, VESDE, SubVPSDE, Schedule, ContinuousSchedule),
+        *(Noise, Data, Velocity, Score, PreviousMean),
+        *(FixedSmall, FixedLarge, Learned, LearnedRange),
+    )
+} | {f"eqdiff.nn.{cls.__name__}": cls for cls in (nn.UNet, nn.MLP)}
+
+
+def _require_safetensors():
+    try:
+        import safetensors
+        import safetensors.numpy
+    except ImportError as e:
+        raise ImportError(
+            "Saving and loading models needs safetensors: pip install 'eqdiff[checkpoint]'."
+        ) from e
+    return safetensors
+
+
+def _table(extra: Iterable[type]) -> dict[str, type]:
+    return _CLASSES | {f"{cls.__module__}.{cls.__qualname__}": cls for cls in extra}
+
+
+class _Writer:
+    """Turns objects into JSON, putting arrays aside as tensors."""
+
+    def __init__(self, table: dict[str, type]):
+        self.names = {cls: name for name, cls in table.items()}
+        self.tensors: dict[str, np.ndarray] = {}
+
+    def object(self, value: Any, path: str) -> Any:
+        if value is None or isinstance(value, (bool, int, float, str)):
+            return value
+        if isinstance(value, (tuple, list)):
+            return {"tuple": [self.object(v, f"{path}.{i}") for i, v in enumerate(value)]}
+        if isinstance(value, np.dtype):
+            return {"dtype": value.name}
+        if isinstance(value, (np.ndarray, jax.Array)):
+            self.tensors[path] = np.asarray(value)
+            return {"tensor": path}
+        if type(value) not in self.names:
+            raise ValueError(
+                f"save_model: {path} is a {type(value).__module__}.{type(value).__qualname__}, which the format does not "
+                "know. For a class of your own write classes=(YourClass,), here and in load_model."
+            )
+        arguments = {
+            name: self.object(getattr(value, name), f"{path}.{name}")
+            for name in _arguments(type(value))
+        }
+        return {"class": self.names[type(value)], "arguments": arguments}
+
+
+def _arguments(cls: type) -> list[str]:
+    return [name for name in inspect.signature(cls).parameters if name != "key"]
+
+
+def _leaves(net: eqx.Module) -> dict[str, Any]:
+    """Every array of a network under its path, such as `encoder.0.blocks.0.conv1.weight`."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(eqx.filter(net, eqx.is_array_like))
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): leaf
+        for path, leaf in leaves
+        if hasattr(leaf, "shape")
+    }
+
+
+def save_model(
+    path: str | os.PathLike,
+    denoiser: Denoiser,
+    *,
+    classes: Iterable[type] = (),
+    overwrite: bool = False,
+) -> None:
+    """Writes a denoiser to one safetensors file: weights, architecture, process, parameterisation and variance.
+
+    The file appears whole or not at all.
+
+    **Arguments:**
+
+    - `path`: the file.
+    - `denoiser`: the denoiser, with concrete weights.
+    - `classes`: classes of your own among its parts, such as a network, which keep each argument of their constructor
+        as an attribute of the same name.
+    - `overwrite`: whether an existing file may be replaced.
+
+    **Raises:** `ValueError` for a part that the format does not know; `FileExistsError` if the file exists and
+    `overwrite` is false; `ImportError` without safetensors.
+    """
+    safetensors = _require_safetensors()
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists; write overwrite=True to replace it.")
+    if denoiser.label is not None:
+        raise ValueError(
+            "save_model: the denoiser has a label function of its own, which cannot be saved. Put the labels into the "
+            "process (Schedule(betas, labels=...)) or scale them inside the network."
+        )
+    writer = _Writer(_table(classes))
+    model = {
+        part: writer.object(getattr(denoiser, part), part)
+        for part in ("net", "process", "parameterisation", "variance")
+    }
+    weights = {f"net/{name}": np.asarray(leaf) for name, leaf in _leaves(denoiser.net).items()}
+    from . import __version__
+
+    metadata = {
+        "format": "eqdiff",
+        "format_version": str(_FORMAT_VERSION),
+        "eqdiff_version": __version__,
+        "model": json.dumps(model),
+    }
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        safetensors.numpy.save_file(writer.tensors | weights, temporary, metadata)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_model(path: str | os.PathLike, *, classes: Iterable[type] = ()) -> Denoiser:
+    """Reads a denoiser written by [`eqdiff.save_model`][], without any other code or flag.
+
+    **Arguments:**
+
+    - `path`: the file.
+    - `classes`: the classes of your own that were named when it was saved.
+
+    **Raises:** `FileNotFoundError`; `ValueError` for a file that is truncated, of another format or a newer version, names
+    an unknown class, or whose weights do not fit its architecture (listed by name); `ImportError` without safetensors.
+    """
+    safetensors = _require_safetensors()
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no model file at {path}.")
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except safetensors.SafetensorError as e:
+        raise ValueError(f"{path} is truncated or not a safetensors file ({e}).") from e
+    if metadata.get("format") != "eqdiff":
+        raise ValueError(
+            f"{path} is a safetensors file, but not one written by eqdiff.save_model. For other projects' weights see "
+            "eqdiff.interop."
+        )
+    if int(metadata["format_version"]) > _FORMAT_VERSION:
+        raise ValueError(
+            f"{path} was written by eqdiff {metadata['eqdiff_version']} in format {metadata['format_version']}; this "
+            f"version reads up to {_FORMAT_VERSION}. Upgrade with pip install -U eqdiff."
+        )
+    reader = _Reader(_table(classes), tensors, path)
+    model = json.loads(metadata["model"])
+    net = reader.network(model["net"])
+    rest = {name: reader.object(model[name]) for name in ("process", "parameterisation", "variance")}
+    return Denoiser(net, rest["process"], rest["parameterisation"], variance=rest["variance"])
+
+
+class _Reader:
+    """Builds objects from JSON and tensors."""
+
+    def __init__(self, table: dict[str, type], tensors: dict[str, np.ndarray], path: Path):
+        self.table, self.tensors, self.path = table, tensors, path
+
+    def object(self, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        if "tuple" in value:
+            return tuple(self.object(v) for v in value["tuple"])
+        if "dtype" in value:
+            return jnp.dtype(value["dtype"])
+        if "tensor" in value:
+            return self.tensors[value["tensor"]]
+        cls, arguments = self._call(value)
+        return cls(**arguments)
+
+    def _call(self, value: dict[str, Any]) -> tuple[type, dict[str, Any]]:
+        name = value["class"]
+        if name not in self.table:
+            raise ValueError(
+                f"{self.path} needs the class {name}, which this version of eqdiff does not know. If it is your own, "
+                f"write load_model(path, classes=({name.rpartition('.')[2]},))."
+            )
+        return self.table[name], {k: self.object(v) for k, v in value["arguments"].items()}
+
+    def network(self, value: dict[str, Any]) -> eqx.Module:
+        cls, arguments = self._call(value)
+        if "key" in inspect.signature(cls).parameters:
+            # The shape of the network without its weights: nothing is drawn or allocated.
+            net = eqx.filter_eval_shape(lambda key: cls(**arguments, key=key), jax.random.key(0))
+        else:
+            net = cls(**arguments)
+        weights = {k[4:]: v for k, v in self.tensors.items() if k.startswith("net/")}
+        self._check(_leaves(net), weights)
+
+        def fill(path, leaf):
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            return jnp.asarray(weights[name]) if name in weights else leaf
+
+        return jax.tree_util.tree_map_with_path(fill, net)
+
+    def _check(self, expected: dict[str, Any], weights: dict[str, np.ndarray]) -> None:
+        problems = [f"missing {name}" for name in expected if name not in weights]
+        problems += [f"unexpected {name}" for name in weights if name not in expected]
+        problems += [
+            f"{name} has shape {weights[name].shape}, expected {leaf.shape}"
+            for name, leaf in expected.items()
+            if name in weights and weights[name].shape != leaf.shape
+        ]
+        if problems:
+            shown = "; ".join(problems[:10]) + ("; …" if len(problems) > 10 else "")
+            raise ValueError(f"{self.path}: the weights do not fit the architecture: {shown}.")

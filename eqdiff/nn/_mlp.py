@@ -1,0 +1,156 @@
+r"""A residual perceptron for vectors, told the time and the class.
+
+$$h_0 = W_0 x, \qquad
+  h_{i+1} = h_i + W_2\,\mathrm{SiLU}(W_1\,\mathrm{SiLU}((1 + s_i)\,\mathrm{LN}(h_i) + b_i)), \qquad
+  F = W_F\,\mathrm{SiLU}(\mathrm{LN}(h_n)), \tag{1}$$
+
+with $(s_i, b_i)$ linear in the embedding $e$, as in the U-Net. $W_2$ and $W_F$ start at zero.
+
+**Labels of any scale.** Conventions differ: $[0, 1000]$, $[0, 1]$, $\log\sigma$ of either sign. The
+label $l$ is embedded twice, and the perceptron that follows picks what it needs:
+
+- by sinusoids of $l$ with frequencies $10^{-4}, \dots, 1$, which tell $t = 400$ from $t = 401$, and
+  vary slowly over a log-noise level, as EDM's network sees it;
+- by sinusoids of $\operatorname{arsinh}(100\,l)$ with frequencies $\tfrac14, \dots, 2$, which tell
+  $t = 0.01$ from $t = 0.02$ and stay smooth in $\log l$ as $l$ grows.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .._types import Args, Example, Key, Scalar, Time
+from ._conv import Linear
+from ._embed import check_class, check_label, ClassEmbedding, sinusoidal_embedding
+from ._init import key_stream, zeros
+from ._norm import GroupNorm
+from ._precision import at_least_float32
+
+
+_LINEAR_SIZE, _LOG_SIZE = 64, 16
+
+
+def _embed_label(label: Scalar) -> Float[Array, " size"]:
+    linear = sinusoidal_embedding(label, _LINEAR_SIZE, endpoint=True)
+    # The second group's frequencies are 2 × 8^(−i/7): a factor of 2 on the argument, and periods up
+    # to 8 times longer.
+    log = sinusoidal_embedding(
+        2 * jnp.arcsinh(100 * label), _LOG_SIZE, endpoint=True, max_period=8.0
+    )
+    return jnp.concatenate([linear, log])
+
+
+class Block(eqx.Module):
+    """One step of equation (1)."""
+
+    norm: GroupNorm
+    embedding: Linear
+    linear1: Linear
+    linear2: Linear
+
+    def __init__(self, width: int, *, key: Key):
+        key1, key2, key3 = jax.random.split(key, 3)
+        # One group is a layer normalisation.
+        self.norm = GroupNorm(width, 1)
+        self.embedding = Linear(width, 2 * width, key=key1)
+        self.linear1 = Linear(width, width, key=key2)
+        self.linear2 = Linear(width, width, init=zeros, key=key3)
+
+    def __call__(
+        self, h: Float[Array, " width"], embedding: Float[Array, " width"]
+    ) -> Float[Array, " width"]:
+        scale, shift = jnp.split(self.embedding(embedding), 2)
+        update = self.linear1(jax.nn.silu(self.norm(h, scale, shift)))
+        return h + self.linear2(jax.nn.silu(update))
+
+
+class MLP(eqx.Module):
+    """Equation (1): a network for vectors, such as points in the plane.
+
+    The label may have any scale: $[0, 1000]$, $[0, 1]$ and logarithms of a noise level are all told
+    apart finely.
+    """
+
+    linear_in: Linear
+    embedding: tuple[Linear, Linear]
+    class_embedding: ClassEmbedding | None
+    blocks: tuple[Block, ...]
+    norm_out: GroupNorm
+    linear_out: Linear
+    in_size: int = eqx.field(static=True)
+    out_size: int = eqx.field(static=True)
+    width: int = eqx.field(static=True)
+    depth: int = eqx.field(static=True)
+    num_classes: int | None = eqx.field(static=True)
+
+    def __init__(
+        self,
+        in_size: int,
+        out_size: int,
+        width: int = 128,
+        depth: int = 3,
+        *,
+        num_classes: int | None = None,
+        key: Key,
+    ):
+        """**Arguments:**
+
+        - `in_size`: of $x$.
+        - `out_size`: of $F$; twice `in_size` where a variance is learned.
+        - `width`: of the hidden layers.
+        - `depth`: how many residual blocks of two layers each.
+        - `num_classes`: how many classes there are; `None` for a network without.
+        - `key`: a PRNG key.
+        """
+        keys = key_stream(key)
+        self.linear_in = Linear(in_size, width, key=next(keys))
+        self.embedding = (
+            Linear(_LINEAR_SIZE + _LOG_SIZE, width, key=next(keys)),
+            Linear(width, width, key=next(keys)),
+        )
+        if num_classes is None:
+            self.class_embedding = None
+        else:
+            self.class_embedding = ClassEmbedding(num_classes, width, key=next(keys))
+        self.blocks = tuple(Block(width, key=next(keys)) for _ in range(depth))
+        self.norm_out = GroupNorm(width, 1)
+        self.linear_out = Linear(width, out_size, init=zeros, key=next(keys))
+        self.in_size, self.out_size = in_size, out_size
+        self.width, self.depth, self.num_classes = width, depth, num_classes
+
+    @jax.named_scope("eqdiff.nn.MLP")
+    def __call__(
+        self, label: Time, x: Example, args: Args = None, *, key: Key | None = None
+    ) -> Example:
+        """**Arguments:**
+
+        - `label`: what the network is told as time, one number of any scale.
+        - `x`: one vector, `(in_size,)`.
+        - `args`: its class, one integer, where `num_classes` was given (others give NaNs);
+            otherwise `None`.
+        - `key`: not used; networks are called alike.
+
+        **Returns:** $F$, `(out_size,)`, in the dtype of `x`.
+
+        **Raises:** `ValueError` where an argument has the wrong shape, or a class is missing or
+        unexpected.
+        """
+        del key
+        check_label(label, "MLP")
+        index = check_class(args, self.num_classes, "MLP")
+        if x.shape != (self.in_size,):
+            hint = " Batch with jax.vmap(net)(labels, xs)." if x.ndim == 2 else ""
+            raise ValueError(
+                f"this MLP takes one vector of shape ({self.in_size},), got {x.shape}.{hint}"
+            )
+        dtype = at_least_float32(x.dtype)
+        first, second = self.embedding
+        embedding = second(jax.nn.silu(first(_embed_label(jnp.asarray(label, dtype)))))
+        if self.class_embedding is not None:
+            embedding = embedding + self.class_embedding(index).astype(dtype)
+        embedding = jax.nn.silu(embedding)
+        h = self.linear_in(x.astype(dtype))
+        for block in self.blocks:
+            h = block(h, embedding)
+        return self.linear_out(jax.nn.silu(self.norm_out(h))).astype(x.dtype)

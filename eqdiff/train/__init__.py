@@ -1,0 +1,20 @@
+r"""Training: one state, one step, and what a long run needs around them.
+
+```python
+state = eqd.train.init(net, optimiser, timesteps=eqd.Uniform(4000), ema=(0.9999,), key=key)
+step = eqd.train.make_step(loss_fn, optimiser)
+state, metrics = step(state, (x0, args))
+```
+
+There is no trainer object: the loop is the user's. Optax and JAX suffice, except for checkpoints
+(Orbax, `pip install 'eqdiff[checkpoint]'`).
+"""
+
+from ._checkpoint import Checkpointer as Checkpointer, CheckpointError as CheckpointError
+from ._ema import AbstractEMA as AbstractEMA, EMA as EMA, EMAWarmup as EMAWarmup
+from ._exit import GracefulExit as GracefulExit
+from ._log import MetricLog as MetricLog, read_metrics as read_metrics
+from ._metrics import StepMetrics as StepMetrics, summarise as summarise
+from ._shard import data_mesh as data_mesh
+from ._state import init as init, TrainState as TrainState
+from ._step import make_step as make_step

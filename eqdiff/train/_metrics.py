@@ -1,0 +1,109 @@
+r"""What a train step reports, and how steps are summarised for a log.
+
+A loss is dominated by a few times, so beside its mean the official code logs its mean over each
+quarter of the chain,
+
+$$q(t) = \lfloor 4 t / T \rfloor \in \{0, 1, 2, 3\}, \tag{1}$$
+
+here $\lfloor 4 (t - t_0)/(t_1 - t_0) \rfloor$ in continuous time. A small batch may have no time in
+a quarter, so a step reports sums and counts, and the division is left to
+[`eqdiff.train.summarise`][]: there is no NaN to average. Metrics stay on the device until they are
+summarised; a training loop that summarises every hundred steps waits for the device that often and
+no more.
+"""
+
+from collections.abc import Sequence
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from .._process import AbstractSDE
+from .._timesteps import AbstractTimesteps
+from .._types import Scalar
+
+
+Interval = tuple[float | Array, float | Array]
+
+
+class StepMetrics(eqx.Module):
+    """What one train step reports; all of it lives on the device.
+
+    **Fields:**
+
+    - `loss`: the weighted mean that was differentiated.
+    - `terms`: the weighted mean of each term that the loss function returned beside the loss.
+    - `grad_norm`: the global L2 norm of the gradient, before the optimiser clips it.
+    - `nonfinite`: whether `loss` or `grad_norm` is NaN or infinite.
+    - `quartile_sums`: the *unweighted* loss and terms, summed over each quarter of the times (the
+        official code weights them, so that with importance sampling they depend on the sampler).
+    - `quartile_counts`: how many examples fell into each quarter.
+    """
+
+    loss: Scalar
+    terms: dict[str, Scalar]
+    grad_norm: Scalar
+    nonfinite: Bool[Array, ""]
+    quartile_sums: dict[str, Float[Array, "4"]]
+    quartile_counts: Int[Array, "4"]
+
+
+def interval_of(timesteps: AbstractTimesteps) -> Interval | None:
+    """The range that the quartiles of equation (1) divide, where the times have one."""
+    domain = getattr(timesteps, "domain", None)
+    if isinstance(domain, AbstractSDE):
+        return domain.t0, domain.t1
+    num_steps = getattr(domain, "num_steps", None)
+    return None if num_steps is None else (0, num_steps)
+
+
+def quartiles(t: Shaped[Array, " n"], interval: Interval) -> Int[Array, " n"]:
+    """Equation (1); exact for integer times."""
+    low, high = (jnp.asarray(end, t.dtype) for end in interval)
+    if jnp.issubdtype(t.dtype, jnp.integer):
+        index = (4 * (t - low)) // (high - low)
+    else:
+        index = jnp.floor(4 * (t - low) / (high - low))
+    # t = t1 itself belongs to the last quarter.
+    return jnp.clip(index.astype(jnp.int32), 0, 3)
+
+
+def quartile_metrics(
+    t: Shaped[Array, " n"], values: dict[str, Float[Array, " n"]], interval: Interval | None
+) -> tuple[dict[str, Float[Array, "4"]], Int[Array, "4"]]:
+    """Sums of each value over the quarters, and their counts; nothing where there is no interval."""
+    if interval is None:
+        return {}, jnp.zeros(4, jnp.int32)
+    index = quartiles(t, interval)
+    sums = {name: jax.ops.segment_sum(value, index, 4) for name, value in values.items()}
+    return sums, jax.ops.segment_sum(jnp.ones_like(index), index, 4)
+
+
+def summarise(metrics: Sequence[StepMetrics]) -> dict[str, float]:
+    """Averages the metrics of some steps into plain numbers, waiting for the device.
+
+    **Arguments:**
+
+    - `metrics`: of the steps since the last summary, at least one.
+
+    **Returns:** the means `loss`, each term by its name, and `grad_norm`; `loss_q0` … `loss_q3`
+    (and so for each term), the mean over all examples whose time fell into that quarter, absent
+    where there was none; and `nonfinite`, the number of steps that were.
+    """
+    if len(metrics) == 0:
+        raise ValueError("summarise([]): expected the metrics of at least one step.")
+    host = jax.device_get(list(metrics))
+    names = list(host[0].terms)
+    summary = {
+        "loss": float(np.mean([m.loss for m in host])),
+        **{name: float(np.mean([m.terms[name] for m in host])) for name in names},
+        "grad_norm": float(np.mean([m.grad_norm for m in host])),
+        "nonfinite": int(np.sum([m.nonfinite for m in host])),
+    }
+    counts = np.sum([m.quartile_counts for m in host], axis=0)
+    for name in host[0].quartile_sums:
+        sums = np.sum([m.quartile_sums[name] for m in host], axis=0, dtype=np.float64)
+        summary |= {f"{name}_q{i}": float(sums[i] / counts[i]) for i in range(4) if counts[i] > 0}
+    return summary

@@ -1,0 +1,226 @@
+r"""One optimiser step, from a batch of data to new parameters.
+
+With times $t_i$ and importance weights $w_i$ drawn for the $n$ examples of a batch, the step
+follows the gradient of
+
+$$L(\theta) = \frac1n \sum_{i=1}^n w_i\, \ell_\theta(t_i, x_i). \tag{1}$$
+
+The sum may be accumulated over microbatches of equal size to save memory. The gradient is then
+their *mean*, exactly that of (1); the official code adds the microbatches' gradients without
+dividing, so there the gradient's norm grows with their number (Adam hides it). Times are drawn once
+for the whole batch, and the timestep strategy learns from all $n$ unweighted losses at once, in the
+order of the batch.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, PyTree, Shaped
+
+from .._timesteps import AbstractTimesteps
+from .._types import Scalar
+from ._ema import ema_update
+from ._metrics import Interval, interval_of, quartile_metrics, StepMetrics
+from ._shard import (
+    check_batch,
+    check_mesh,
+    into_microbatches,
+    place_batch,
+    replicated,
+    split_examples,
+)
+from ._state import TrainState
+
+
+# loss_fn(net, t, x0, args, *, key) -> (loss, terms) for one example.
+LossFn = Callable[..., tuple[Scalar, dict[str, Scalar]]]
+Batch = tuple[PyTree[Any], PyTree[Any]]
+Step = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
+
+
+def _as_scalar(name: str, value: Any) -> Scalar:
+    if jnp.shape(value) != ():
+        raise ValueError(
+            f"loss_fn is for one example and returns scalars, but {name} has shape {jnp.shape(value)}: "
+            "average it inside, for example with jnp.mean."
+        )
+    value = jnp.asarray(value)
+    # Means and sums over a batch need float32, whatever the network computes in.
+    return value.astype(jnp.promote_types(value.dtype, jnp.float32))
+
+
+def _call(loss_fn: LossFn, net: PyTree, example: tuple) -> tuple[Scalar, dict[str, Scalar]]:
+    t, x0, args, key = example
+    out = loss_fn(net, t, x0, args, key=key)
+    if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], dict)):
+        raise ValueError(
+            "loss_fn must return the pair (loss, terms), terms a dictionary of scalars to log (it may be empty): "
+            f"got {type(out).__name__}. Write `return loss, {{}}`."
+        )
+    loss, terms = out
+    return _as_scalar("the loss", loss), {
+        k: _as_scalar(f"the term {k!r}", v) for k, v in terms.items()
+    }
+
+
+def _weighted_mean(weights: Float[Array, " n"], values: Float[Array, " n"]) -> Scalar:
+    return jnp.mean(weights.astype(values.dtype) * values)
+
+
+def _gradient(loss_fn: LossFn, net: PyTree, examples: tuple, accumulate: int):
+    """The gradient of equation (1), and the loss and terms of each example in the order of the batch."""
+    params, constants = eqx.partition(net, eqx.is_inexact_array)
+
+    def mean_loss(params: PyTree, weights: Float[Array, " n"], *example: Any):
+        net = eqx.combine(params, constants)
+        losses, terms = jax.vmap(lambda *e: _call(loss_fn, net, e))(*example)
+        return _weighted_mean(weights, losses), (losses, terms)
+
+    gradient_of = jax.grad(mean_loss, has_aux=True)
+    if accumulate == 1:
+        return gradient_of(params, *examples)
+
+    def microbatch(total: PyTree, examples: tuple):
+        gradient, losses = gradient_of(params, *examples)
+        return jax.tree.map(jnp.add, total, gradient), losses
+
+    total, losses = jax.lax.scan(microbatch, jax.tree.map(jnp.zeros_like, params), examples)
+    gradient = jax.tree.map(lambda g: g / accumulate, total)
+    return gradient, jax.tree.map(lambda x: x.reshape(-1), losses)
+
+
+def _draw(state: TrainState, n: int):
+    """The times, their weights and one key per example for this step."""
+    key = jax.random.fold_in(state.key, state.step)
+    times_key, examples_key = jax.random.split(key)
+    t, weights = state.timesteps.sample(state.timestep_state, n, key=times_key)
+    return t, weights, jax.random.split(examples_key, n)
+
+
+def _advance(
+    state: TrainState,
+    optimiser: optax.GradientTransformationExtraArgs,
+    gradient: PyTree,
+    loss: Scalar,
+) -> tuple[PyTree, tuple[PyTree, ...], PyTree]:
+    """The new network, its averages and the optimiser's state."""
+    params, constants = eqx.partition(state.net, eqx.is_inexact_array)
+    with jax.numpy_dtype_promotion("standard"):
+        updates, opt_state = optimiser.update(gradient, state.opt_state, params, value=loss)
+        params = optax.apply_updates(params, updates)
+    n = state.step + 1
+    ema = tuple(
+        ema_update(rule, average, params, n)
+        for rule, average in zip(state.ema_rules, state.ema, strict=True)
+    )
+    return eqx.combine(params, constants), ema, opt_state
+
+
+def _report(
+    timesteps: AbstractTimesteps,
+    interval: Interval | None,
+    t: Shaped[Array, " n"],
+    weights: Float[Array, " n"],
+    losses: Float[Array, " n"],
+    terms: dict[str, Float[Array, " n"]],
+    gradient: PyTree,
+) -> StepMetrics:
+    loss = _weighted_mean(weights, losses)
+    with jax.numpy_dtype_promotion("standard"):
+        grad_norm = optax.global_norm(gradient)
+    interval = interval_of(timesteps) if interval is None else interval
+    sums, counts = quartile_metrics(t, {"loss": losses, **terms}, interval)
+    return StepMetrics(
+        loss=loss,
+        terms={name: _weighted_mean(weights, values) for name, values in terms.items()},
+        grad_norm=grad_norm,
+        nonfinite=~(jnp.isfinite(loss) & jnp.isfinite(grad_norm)),
+        quartile_sums=sums,
+        quartile_counts=counts,
+    )
+
+
+def make_step(
+    loss_fn: LossFn,
+    optimiser: optax.GradientTransformation,
+    *,
+    mesh: Mesh | None = None,
+    accumulate: int = 1,
+    interval: Interval | None = None,
+) -> Step:
+    r"""Compiles a loss into a train step `state, metrics = step(state, batch)`.
+
+    A step draws times, averages the weighted loss over the batch (equation 1), updates the
+    parameters, their moving averages and the timestep strategy. The state given to it is *donated*:
+    its memory is used for the new one, and it cannot be used again.
+
+    **Arguments:**
+
+    - `loss_fn`: `loss_fn(net, t, x0, args, *, key) -> (loss, terms)` for one example, `terms` a
+        dictionary of scalars to log. Only `net` is differentiated.
+    - `optimiser`: the one given to [`eqdiff.train.init`][]. The mean loss reaches it as `value=`,
+        for transformations such as `optax.contrib.reduce_on_plateau`.
+    - `mesh`: devices with an axis `"data"` over which the batch is split
+        ([`eqdiff.train.data_mesh`][]); by default everything happens on the default device. The
+        result does not depend on the number of devices.
+    - `accumulate`: how many microbatches the batch is cut into, one after the other, to save
+        memory. The gradient is the mean over all of the batch.
+    - `interval`: what the quartiles of the metrics divide, $(0, T)$ or $(t_0, t_1)$; by default
+        that of the times' domain. A strategy without a domain reports no quartiles unless this is
+        given.
+
+    **Returns:** the step. It takes a state and a batch `(x0, args)`, arrays with a leading axis of
+    examples (`args` a pytree of them, or `None`), and returns the new state and
+    [`eqdiff.train.StepMetrics`][].
+
+    **Raises:** `ValueError`, from the step and before any compute, for a batch that cannot be
+    divided evenly, and for a loss function that returns something else.
+    """
+    if accumulate < 1:
+        raise ValueError(f"accumulate={accumulate}: expected at least one microbatch.")
+    mesh = check_mesh(mesh)
+    extended = optax.with_extra_args_support(optimiser)
+
+    @eqx.filter_jit(donate="all-except-first")
+    def update(batch: Batch, state: TrainState) -> tuple[TrainState, StepMetrics]:
+        x0, args = batch
+        n = math.prod(jax.tree.leaves(x0)[0].shape[: 1 if accumulate == 1 else 2])
+        t, weights, keys = _draw(state, n)
+        draws = into_microbatches((weights, t, keys), accumulate)
+        if mesh is not None:
+            draws = eqx.filter_shard(draws, split_examples(mesh, accumulate))
+        examples = (draws[0], draws[1], x0, args, draws[2])
+        gradient, (losses, terms) = _gradient(loss_fn, state.net, examples, accumulate)
+
+        metrics = _report(state.timesteps, interval, t, weights, losses, terms, gradient)
+        net, ema, opt_state = _advance(state, extended, gradient, metrics.loss)
+        new = TrainState(
+            net=net,
+            ema=ema,
+            opt_state=opt_state,
+            timesteps=state.timesteps,
+            timestep_state=state.timesteps.update(state.timestep_state, t, losses),
+            key=state.key,
+            step=state.step + 1,
+            ema_rules=state.ema_rules,
+        )
+        return (
+            (new, metrics) if mesh is None else eqx.filter_shard((new, metrics), replicated(mesh))
+        )
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        check_batch(batch, mesh, accumulate)
+        # One leaf tells for all: they are only ever moved together, and asking hundreds would cost
+        # milliseconds.
+        if mesh is not None and state.step.sharding != replicated(mesh):
+            arrays, rest = eqx.partition(state, eqx.is_array)
+            state = eqx.combine(jax.device_put(arrays, replicated(mesh)), rest)
+        return update(place_batch(batch, mesh, accumulate), state)
+
+    return step

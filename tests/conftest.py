@@ -1,0 +1,46 @@
+"""Strictness for every test: float64 on, promotion errors on, two CPU devices so that sharding is exercised.
+
+`EQDIFF_TEST_X64=0` runs the same suite the way users run it, in float32 (design: "float64-only tests hide what
+users run"); tests that need float64 for their truth skip themselves there through the `x64` fixture.
+"""
+
+import os
+
+
+# Before JAX starts: the tests never need an accelerator, and two devices make every sharded path real.
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax
+
+
+X64 = os.environ.get("EQDIFF_TEST_X64", "1") == "1"
+
+jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_enable_x64", X64)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+import pytest
+
+
+class _GetKey:
+    """`getkey()` gives a new key at each call; the seed is fixed so that a failure repeats."""
+
+    def __init__(self, seed: int):
+        self._key = jax.random.key(seed)
+
+    def __call__(self):
+        self._key, key = jax.random.split(self._key)
+        return key
+
+
+@pytest.fixture
+def getkey():
+    return _GetKey(0)
+
+
+@pytest.fixture
+def x64():
+    """For tests whose truth needs float64: skipped in the float32 leg of the suite."""
+    if not X64:
+        pytest.skip("its truth needs float64 (EQDIFF_TEST_X64=0)")

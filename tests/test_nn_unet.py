@@ -1,0 +1,293 @@
+"""`nn.UNet` and its presets: contract, invariances, and what its errors say."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import load_golden, load_golden_config
+
+import eqdiff.nn as nn
+
+
+def _unet(key, **kwargs):
+    options = dict(channels=8, num_res_blocks=1, channel_mult=(1, 2), attention_downsamples=(2,))
+    return nn.UNet(2, 4, **{**options, "num_heads": 2, "norm_groups": 4, **kwargs}, key=key)
+
+
+def _randomise(net, key):
+    """Gives the maps that start at zero something to say."""
+    leaves, treedef = jax.tree.flatten(net)
+    keys = jax.random.split(key, len(leaves))
+    leaves = [
+        leaf + 0.05 * jax.random.normal(k, leaf.shape, leaf.dtype)
+        for leaf, k in zip(leaves, keys, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, leaves)
+
+
+def _relative(actual, expected):
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    return np.max(np.abs(actual - expected)) / np.max(np.abs(expected))
+
+
+def _num_parameters(net):
+    return sum(leaf.size for leaf in jax.tree.leaves(net) if hasattr(leaf, "size"))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        # Printed by the official script for the README's flags.
+        ({}, 52_546_438),
+        # Three output channels fewer, of 128 · 9 weights and a bias each.
+        ({"learned_variance": False}, 52_546_438 - 3 * (128 * 9 + 1)),
+        ({"num_classes": 10}, 52_546_438 + 10 * 512),
+    ],
+)
+def test_cifar10_parameters(options, expected):
+    net = eqx.filter_eval_shape(lambda key: nn.unet_cifar10(**options, key=key), jax.random.key(0))
+    assert _num_parameters(net) == expected
+
+
+def test_cifar10_preset_is_the_readme():
+    net = eqx.filter_eval_shape(lambda key: nn.unet_cifar10(key=key), jax.random.key(0))
+    assert (net.in_channels, net.out_channels, net.dropout) == (3, 6, 0.3)
+    # Attention at 16 and 8, and not at 32 or 4.
+    has = [[a is not None for a in level.attentions] for level in net.encoder]
+    assert has == [[False] * 3, [True] * 3, [True] * 3, [False] * 3]
+    has = [[a is not None for a in level.attentions] for level in net.decoder]
+    assert has == [[False] * 4, [True] * 4, [True] * 4, [False] * 4]
+
+
+@pytest.mark.parametrize("learned_variance", [True, False])
+def test_digits(getkey, learned_variance):
+    net = nn.unet_digits(learned_variance=learned_variance, num_classes=10, key=getkey())
+    x = jax.random.normal(getkey(), (1, 8, 8), jnp.float32)
+    out = net(3, x, jnp.asarray(4))
+    assert out.shape == (2 if learned_variance else 1, 8, 8)
+    assert 0.5e6 < _num_parameters(net) < 1.5e6
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64, jnp.bfloat16])
+def test_zero_at_first_in_the_dtype_of_x(getkey, dtype):
+    if dtype == jnp.float64 and not jax.config.jax_enable_x64:
+        pytest.skip("needs float64 (EQDIFF_TEST_X64=0)")
+    net = _unet(getkey())
+    out = net(500.0, jax.random.normal(getkey(), (2, 4, 4), dtype))
+    assert out.shape == (4, 4, 4)
+    assert out.dtype == dtype
+    assert jnp.all(out == 0)
+
+
+def test_parameters_are_float32_and_nothing_else_is_an_array(getkey):
+    # An array that is not a parameter would be trained, averaged and decayed.
+    net = _unet(getkey(), num_classes=3)
+    leaves = jax.tree_util.tree_leaves_with_path(net)
+    assert all(leaf.dtype == jnp.float32 for _, leaf in leaves)
+    assert {path[-1].name for path, _ in leaves} == {"weight", "bias"}
+
+
+def test_initialisation_is_pytorchs(getkey):
+    net = _unet(getkey(), channels=32, num_classes=100)
+    conv = net.encoder[1].blocks[0].conv1
+    fan_in = 32 * 9
+    for array in (conv.weight, conv.bias):
+        # U(−1/√n, 1/√n) has the variance 1/(3n).
+        assert jnp.max(jnp.abs(array)) <= 1 / np.sqrt(fan_in)
+    assert abs(np.std(conv.weight) * np.sqrt(3 * fan_in) - 1) < 0.02
+    assert abs(np.std(net.class_embedding.weight) - 1) < 0.02
+    for zero in (net.conv_out, net.middle.before.conv2, net.middle.attention.out):
+        assert not np.any(zero.weight) and not np.any(zero.bias)
+
+
+def test_dropout_happens_where_there_is_a_key(getkey):
+    net = _randomise(_unet(getkey(), dropout=0.5), getkey())
+    x = jax.random.normal(getkey(), (2, 8, 8), jnp.float32)
+    key1, key2 = getkey(), getkey()
+    none, one, two = net(1.0, x), net(1.0, x, key=key1), net(1.0, x, key=key2)
+    assert jnp.array_equal(none, net(1.0, x))
+    assert jnp.array_equal(one, net(1.0, x, key=key1))
+    assert not jnp.allclose(one, two)
+    assert not jnp.allclose(one, none)
+    # A rate of zero draws nothing.
+    net = _randomise(_unet(getkey(), dropout=0.0), getkey())
+    assert jnp.array_equal(net(1.0, x, key=key1), net(1.0, x))
+
+
+def test_dropout_keeps_the_mean(getkey):
+    from eqdiff.nn._dropout import dropout
+
+    x = jnp.ones((200, 1000), jnp.float32)
+    y = dropout(x, 0.3, getkey())
+    assert abs(jnp.mean(y == 0) - 0.3) < 0.005
+    assert abs(jnp.mean(y) - 1) < 0.005
+    assert len(np.unique(y)) == 2
+
+
+def test_time_and_class_reach_the_output(getkey):
+    net = _randomise(_unet(getkey(), num_classes=3), getkey())
+    x = jax.random.normal(getkey(), (2, 8, 8), jnp.float32)
+    outs = [net(t, x, jnp.asarray(c)) for t, c in [(1.0, 0), (2.0, 0), (1.0, 1)]]
+    assert _relative(outs[1], outs[0]) > 1e-3
+    assert _relative(outs[2], outs[0]) > 1e-3
+    # Python numbers and integers are labels too.
+    assert jnp.array_equal(net(1, x, 0), outs[0])
+    assert jnp.array_equal(net(jnp.asarray(1), x, np.int64(0)), outs[0])
+
+
+def test_a_class_that_does_not_exist_is_loud(getkey):
+    net = _randomise(_unet(getkey(), num_classes=3), getkey())
+    x = jnp.ones((2, 4, 4), jnp.float32)
+    for index in (-1, 3):
+        assert jnp.all(jnp.isnan(net(1.0, x, jnp.asarray(index))))
+
+
+def test_sides_need_not_be_equal(getkey):
+    # A network without attention outside the middle commutes with a reflection of its kernels; what
+    # is checked is that height and width play the same role: transposing image and kernels
+    # transposes the output.
+    net = _randomise(_unet(getkey()), getkey())
+    x = jax.random.normal(getkey(), (2, 4, 12), jnp.float32)
+    swapped = jax.tree.map(lambda p: jnp.swapaxes(p, 0, 1) if p.ndim == 4 else p, net)
+    out = net(7.0, x)
+    assert out.shape == (4, 4, 12)
+    again = jnp.swapaxes(swapped(7.0, jnp.swapaxes(x, 1, 2)), 1, 2)
+    assert _relative(again, out) < 1e-5
+
+
+def test_batch_is_a_loop(getkey):
+    net = _randomise(_unet(getkey(), dropout=0.3, num_classes=3), getkey())
+    x = jax.random.normal(getkey(), (3, 2, 8, 8), jnp.float32)
+    t, y, keys = jnp.arange(3.0), jnp.arange(3), jax.random.split(getkey(), 3)
+    call = lambda t, x, y, k: net(t, x, y, key=k)
+    loop = jnp.stack([call(t[i], x[i], y[i], keys[i]) for i in range(3)])
+    assert _relative(jax.vmap(call)(t, x, y, keys), loop) < 1e-5
+
+
+def test_batch_is_one_convolution_per_layer(getkey):
+    # Channels last, with the batch where the convolution has its own batch axis: no grouped
+    # convolutions and no transpose beside the two at the ends.
+    net = _unet(getkey())
+    x = jnp.ones((5, 2, 8, 8), jnp.float32)
+    jaxpr = jax.make_jaxpr(jax.vmap(net, in_axes=(None, 0)))(1.0, x)
+    found = []
+
+    def visit(jaxpr):
+        for eqn in jaxpr.eqns:
+            if eqn.primitive.name == "conv_general_dilated":
+                found.append(eqn)
+            for value in eqn.params.values():
+                if hasattr(value, "jaxpr"):
+                    visit(value.jaxpr)
+
+    visit(jaxpr.jaxpr)
+    # First and last, two per residual block (2 down, 2 in the middle, 4 up), two that resample.
+    assert len(found) == 2 + 2 * 8 + 2
+    for eqn in found:
+        numbers = eqn.params["dimension_numbers"]
+        assert numbers.lhs_spec == numbers.out_spec == (0, 3, 1, 2)
+        assert numbers.rhs_spec == (3, 2, 0, 1)
+        assert eqn.params["feature_group_count"] == eqn.params["batch_group_count"] == 1
+        assert eqn.invars[0].aval.shape[0] == 5
+
+
+@pytest.mark.parametrize("conv_resample", [True, False])
+@pytest.mark.parametrize("scale_shift_norm", [True, False])
+def test_gradients_are_finite_differences(getkey, x64, conv_resample, scale_shift_norm):
+    options = dict(conv_resample=conv_resample, scale_shift_norm=scale_shift_norm)
+    net = _randomise(_unet(getkey(), compute_dtype=jnp.float64, **options), getkey())
+    params, static = eqx.partition(net, eqx.is_inexact_array)
+    params = jax.tree.map(lambda p: p.astype(jnp.float64), params)
+    tangent = jax.tree.map(lambda p: jax.random.normal(getkey(), p.shape, p.dtype), params)
+    x = jax.random.normal(getkey(), (2, 4, 8), jnp.float64)
+    dx = jax.random.normal(getkey(), x.shape, x.dtype)
+
+    @jax.jit
+    def f(params, x):
+        return jnp.sum(jnp.sin(eqx.combine(params, static)(11.0, x)))
+
+    def along(e):
+        return f(jax.tree.map(lambda p, dp: p + e * dp, params, tangent), x + e * dx)
+
+    h = 1e-5
+    difference = (along(h) - along(-h)) / (2 * h)
+    _, forward = jax.jvp(f, (params, x), (tangent, dx))
+    grad_params, grad_x = jax.grad(f, argnums=(0, 1))(params, x)
+    products = jax.tree.map(lambda a, b: jnp.sum(a * b), grad_params, tangent)
+    reverse = sum(jax.tree.leaves(products)) + jnp.sum(grad_x * dx)
+    np.testing.assert_allclose(forward, difference, rtol=1e-6)
+    np.testing.assert_allclose(reverse, forward, rtol=1e-10)
+
+
+def test_second_derivatives(getkey, x64):
+    # Forward over reverse (guidance through a network, exact traces) against finite differences.
+    net = _randomise(_unet(getkey(), compute_dtype=jnp.float64), getkey())
+    x = jax.random.normal(getkey(), (2, 4, 4), jnp.float64)
+    v = jax.random.normal(getkey(), x.shape, x.dtype)
+    grad = jax.jit(jax.grad(lambda x: jnp.sum(net(3.0, x) ** 2)))
+    _, product = jax.jvp(grad, (x,), (v,))
+    h = 1e-5
+    difference = (grad(x + h * v) - grad(x - h * v)) / (2 * h)
+    assert _relative(product, difference) < 1e-6
+
+
+def test_remat_gives_the_same_gradients(getkey):
+    key, noise, x = getkey(), getkey(), jax.random.normal(getkey(), (2, 8, 8), jnp.float32)
+
+    @eqx.filter_jit
+    @eqx.filter_grad
+    def grad(net):
+        return jnp.sum(net(5.0, x, key=jax.random.key(1)) ** 2)
+
+    plain = grad(_randomise(_unet(key, dropout=0.2), noise))
+    remat = grad(_randomise(_unet(key, dropout=0.2, remat=True), noise))
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(remat), strict=True):
+        assert _relative(b, a) < 1e-4
+    jaxpr = str(jax.make_jaxpr(_unet(key, remat=True))(1.0, x))
+    assert "checkpoint" in jaxpr or "remat" in jaxpr
+
+
+def test_bfloat16_is_close_and_keeps_float32_where_it_matters(getkey):
+    import eqdiff.interop as interop
+
+    name = "public_idiff_unet_c"
+    golden, config = load_golden(name), load_golden_config(name)["kwargs"]
+    state = {k[6:]: v.astype(np.float32) for k, v in golden.items() if k.startswith("state/")}
+    net = interop.improved_diffusion_unet(state, config, compute_dtype=jnp.bfloat16)
+    t, x, y = (jnp.asarray(golden[f"io/{k}"]) for k in "txy")
+    out = jax.vmap(net)(t.astype(jnp.float32), x, y)
+    assert out.dtype == jnp.float32
+    error = _relative(out, golden["io/out"])
+    # bfloat16 rounds to 2^-9 = 0.002; with norms and softmax in bfloat16 it would be ten times that.
+    assert 1e-4 < error < 0.03
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(net))
+
+
+def _message(function):
+    with pytest.raises(ValueError) as error:
+        function()
+    return str(error.value)
+
+
+def test_errors_of_calls(getkey):
+    net = _unet(getkey(), channel_mult=(1, 1, 1))
+    x = jnp.ones((2, 8, 8), jnp.float32)
+    message = _message(lambda: net(1.0, jnp.ones((2, 8, 30), jnp.float32)))
+    assert "multiples of 4, got width 30; the nearest are 28 and 32" in message
+    assert "nearest are 4." in _message(lambda: net(1.0, jnp.ones((2, 3, 8), jnp.float32)))
+    assert "(2, height, width), got (3, 8, 8)" in _message(
+        lambda: net(1.0, jnp.ones((3, 8, 8), jnp.float32))
+    )
+    assert "jax.vmap(net)" in _message(lambda: net(1.0, jnp.ones((5, 2, 8, 8), jnp.float32)))
+    assert "num_classes=" in _message(lambda: net(1.0, x, jnp.asarray(1)))
+    net = _unet(getkey(), num_classes=3)
+    assert "needs a class" in _message(lambda: net(1.0, x))
+    assert "one integer" in _message(lambda: net(1.0, x, jnp.asarray(1.0)))
+    assert "jnp.argmax" in _message(lambda: net(1.0, x, jnp.zeros(3, jnp.int32)))
+
+
+def test_errors_of_constructors(getkey):
+    key = getkey()
+    assert "norm_groups=12" in _message(lambda: _unet(key, channels=12, norm_groups=32))
+    assert "16 channels cannot be split into 3 heads" in _message(lambda: _unet(key, num_heads=3))
