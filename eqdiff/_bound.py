@@ -127,13 +127,15 @@ def estimate_variational_bound(
     return _prior_term(schedule, x0) + jnp.sum(sizes * terms)
 
 
-def strata(num_steps: int, num_strata: int) -> Int[np.ndarray, " n+1"]:
+def strata(num_steps: int, num_strata: int) -> Int[np.ndarray, " edges"]:
     """The edges of strata that cover 0 … T − 1, each at least one step wide and widening geometrically."""
     # The widest growth for which n strata, rounded up to whole steps, still reach exactly T: found by bisection.
     low, high = 1.0, float(num_steps) ** (1 / max(num_strata - 1, 1)) + 1
 
     def widths(growth: float) -> np.ndarray:
-        return np.maximum(np.floor(growth ** np.arange(num_strata)), 1)
+        # No stratum is wider than the chain, and the cap keeps large powers from overflowing.
+        exponents = np.minimum(np.arange(num_strata) * np.log(growth), np.log(2 * num_steps))
+        return np.maximum(np.floor(np.exp(exponents)), 1)
 
     for _ in range(60):
         middle = 0.5 * (low + high)

@@ -107,6 +107,11 @@ class Denoiser(AbstractDenoiser):
 
     def _split(self, output: Example, x: Example) -> tuple[Example, Example | None]:
         factor = 2 if self.variance.learned else 1
+        if self.variance.learned and x.ndim == 0:
+            raise ValueError(
+                f"variance={type(self.variance).__name__}() needs a channel axis to double, but x is a number: "
+                "write x[None]."
+            )
         expected = (factor * x.shape[0], *x.shape[1:]) if x.ndim else ()
         if output.shape != expected:
             remedy = (

@@ -51,12 +51,12 @@ def generate(
     - `key`: sample `i` is drawn from this key and `i`.
     - `args`: what conditions the network, with a leading axis of length `num`; or `None`.
     - `batch_size`: how many are drawn at once; memory grows with it.
-    - `mesh`: a device mesh over which each batch is split along its first axis.
+    - `mesh`: a device mesh; each batch is split along the mesh's first axis, its size rounded up to fill all devices.
     - `progress`: shows a bar with rate and ETA (needs tqdm).
 
     **Returns:** a NumPy array of shape `(num, *shape)`.
 
-    **Raises:** `ValueError` for `args` of another length than `num`, or a batch size that the mesh does not divide.
+    **Raises:** `ValueError` for `args` of another length than `num`, or numbers that are not positive.
     """
     if num < 1 or batch_size < 1:
         raise ValueError(f"generate: expected positive numbers, got {num=} and {batch_size=}.")
@@ -69,6 +69,10 @@ def generate(
     devices = 1 if mesh is None else mesh.devices.size
     # One compiled shape: a short last batch is filled up with further indices, whose samples are dropped.
     batch_size = -(-batch_size // devices) * devices
+    if mesh is not None:
+        # Weights that sit on one device could not meet inputs that are spread over several.
+        everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        sampler, denoiser, key = eqx.filter_shard((sampler, denoiser, key), everywhere)
     samples = []
     starts = range(0, num, batch_size)
     for start in _bar(starts, num, batch_size) if progress else starts:

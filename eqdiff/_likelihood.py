@@ -22,7 +22,7 @@ from jaxtyping import Array
 from ._denoiser import AbstractDenoiser
 from ._dequantise import AbstractDequantisation
 from ._misc import nats_to_bits
-from ._term import augmented_flow, probability_flow, require_sde
+from ._term import augmented_flow, interval, probability_flow, require_sde
 from ._trace import AbstractTrace, Hutchinson
 from ._types import Args, Example, Key, Scalar
 
@@ -102,12 +102,13 @@ def log_likelihood(
     """
     process = require_sde(denoiser.process, "log_likelihood")
     probes = trace.probes(x, key=key)
+    t0, t1 = interval(process, x)
     num = jax.eval_shape(lambda y: trace.divergence(lambda z: z, y, probes)[1], x).shape
     solution = diffrax.diffeqsolve(
         augmented_flow(denoiser, trace, probes),
         solver,
-        t0=process.t0,
-        t1=process.t1,
+        t0=t0,
+        t1=t1,
         dt0=None,
         y0=(x, jnp.zeros(num, x.dtype)),
         args=args,
@@ -162,7 +163,8 @@ def bits_per_dim(
 
 def _flow(denoiser, x, args, owner, forwards, solver, rtol, atol, max_steps, adjoint):
     process = require_sde(denoiser.process, owner)
-    ends = (process.t0, process.t1) if forwards else (process.t1, process.t0)
+    t0, t1 = interval(process, x)
+    ends = (t0, t1) if forwards else (t1, t0)
     solution = diffrax.diffeqsolve(
         probability_flow(denoiser),
         solver,

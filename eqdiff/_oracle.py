@@ -25,11 +25,14 @@ from ._variance import AbstractVariance, FixedSmall
 
 
 class _Component(eqx.Module):
-    """One Gaussian N(m, V diag(s²) Vᵀ), diagonalised once so that every C_k is diagonal in the same basis."""
+    """One Gaussian N(m, V diag(s²) Vᵀ), diagonalised once so that every C_k is diagonal in the same basis.
 
-    mean: Float[Array, " dim"]
-    basis: Float[Array, "dim dim"]
-    variances: Float[Array, " dim"]
+    Stored with a leading axis over k, and used under `vmap`.
+    """
+
+    mean: Float[Array, "*K dim"]
+    basis: Float[Array, "*K dim dim"]
+    variances: Float[Array, "*K dim"]
 
     def residual(self, alpha: Scalar, sigma: Scalar, x: Float[Array, " dim"]):
         """x − αm in the eigenbasis, and the eigenvalues of C."""
@@ -87,28 +90,35 @@ class GaussianMixtureDenoiser(AbstractDenoiser):
                 f"{covariances.shape} do not fit; expected (K,), (K, dim) and (K, dim, dim)."
             )
         variances, basis = np.linalg.eigh(covariances)
-        if np.any(weights <= 0) or np.any(variances < -1e-12):
+        scale = np.maximum(1.0, np.max(np.abs(variances)))
+        if np.any(weights <= 0) or np.any(variances < -1e-12 * scale):
             raise ValueError(
                 "GaussianMixtureDenoiser: weights must be positive and covariances positive semi-definite."
             )
         dtype = jnp.result_type(float)
         self.log_weights = jnp.asarray(np.log(weights / weights.sum()), dtype)
         self.components = _Component(
-            jnp.asarray(means, dtype), jnp.asarray(basis, dtype), jnp.asarray(variances, dtype)
+            jnp.asarray(means, dtype),
+            jnp.asarray(basis, dtype),
+            # Rounding leaves the zeros of a singular covariance slightly negative.
+            jnp.asarray(np.maximum(variances, 0), dtype),
         )
         self.process, self.parameterisation, self.variance = process, parameterisation, variance
 
     def _levels(self, t: Time, x: Example) -> tuple[Scalar, Scalar]:
         return self.process.alpha(t).astype(x.dtype), self.process.sigma(t).astype(x.dtype)
 
+    def _in_precision_of(self, x: Example) -> _Component:
+        return jax.tree.map(lambda leaf: leaf.astype(x.dtype), self.components)
+
     def _log_joint(self, alpha: Scalar, sigma: Scalar, x: Example) -> Float[Array, " K"]:
-        log_probs = jax.vmap(lambda c: c.log_prob(alpha, sigma, x))(self.components)
-        return self.log_weights + log_probs
+        log_probs = jax.vmap(lambda c: c.log_prob(alpha, sigma, x))(self._in_precision_of(x))
+        return self.log_weights.astype(x.dtype) + log_probs
 
     def __call__(self, t: Time, x: Example, args: Args = None, *, key: Key | None = None) -> Estimate:
         alpha, sigma = self._levels(t, x)
         responsibility = jax.nn.softmax(self._log_joint(alpha, sigma, x))
-        x0, noise = jax.vmap(lambda c: c.estimate(alpha, sigma, x))(self.components)
+        x0, noise = jax.vmap(lambda c: c.estimate(alpha, sigma, x))(self._in_precision_of(x))
         return Estimate(responsibility @ x0, responsibility @ noise)
 
     def log_prob(self, t: Time, x: Example) -> Scalar:
@@ -125,7 +135,7 @@ class GaussianMixtureDenoiser(AbstractDenoiser):
         k = jax.random.categorical(which, self.log_weights)
         c = jax.tree.map(lambda leaf: leaf[k], self.components)
         z = jax.random.normal(normal, c.mean.shape, c.mean.dtype)
-        return c.mean + c.basis @ (jnp.sqrt(jnp.maximum(c.variances, 0)) * z)
+        return c.mean + c.basis @ (jnp.sqrt(c.variances) * z)
 
 
 class GaussianDenoiser(AbstractDenoiser):

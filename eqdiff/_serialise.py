@@ -71,16 +71,21 @@ class _Writer:
             return {"dtype": value.name}
         if isinstance(value, (np.ndarray, jax.Array)):
             self.tensors[path] = np.asarray(value)
-            return {"tensor": path}
+            # NumPy tables stay NumPy: JAX would round float64 to its own precision.
+            return {"tensor" if isinstance(value, np.ndarray) else "array": path}
         if type(value) not in self.names:
             raise ValueError(
                 f"save_model: {path} is a {type(value).__module__}.{type(value).__qualname__}, which the format does not "
                 "know. For a class of your own write classes=(YourClass,), here and in load_model."
             )
-        arguments = {
-            name: self.object(getattr(value, name), f"{path}.{name}")
-            for name in _arguments(type(value))
-        }
+        names = _arguments(type(value))
+        missing = [name for name in names if not hasattr(value, name)]
+        if missing:
+            raise ValueError(
+                f"save_model: {path} is a {type(value).__qualname__}, whose constructor takes {', '.join(missing)}, but it "
+                "has no attribute of that name. Keep each argument (but key) as an attribute: self.name = name."
+            )
+        arguments = {name: self.object(getattr(value, name), f"{path}.{name}") for name in names}
         return {"class": self.names[type(value)], "arguments": arguments}
 
 
@@ -90,11 +95,11 @@ def _arguments(cls: type) -> list[str]:
 
 def _leaves(net: eqx.Module) -> dict[str, Any]:
     """Every array of a network under its path, such as `encoder.0.blocks.0.conv1.weight`."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(eqx.filter(net, eqx.is_array_like))
+    leaves, _ = jax.tree_util.tree_flatten_with_path(net)
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): leaf
         for path, leaf in leaves
-        if hasattr(leaf, "shape")
+        if isinstance(leaf, (jax.Array, np.ndarray, jax.ShapeDtypeStruct))
     }
 
 
@@ -124,6 +129,11 @@ def save_model(
     path = Path(path)
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists; write overwrite=True to replace it.")
+    if not isinstance(denoiser, Denoiser):
+        raise ValueError(
+            f"save_model: expected an eqdiff.Denoiser, got a {type(denoiser).__name__}. Save the denoiser that it wraps, "
+            "and wrap what load_model returns."
+        )
     if denoiser.label is not None:
         raise ValueError(
             "save_model: the denoiser has a label function of its own, which cannot be saved. Put the labels into the "
@@ -204,7 +214,12 @@ class _Reader:
             return jnp.dtype(value["dtype"])
         if "tensor" in value:
             return self.tensors[value["tensor"]]
+        if "array" in value:
+            return jnp.asarray(self.tensors[value["array"]])
         cls, arguments = self._call(value)
+        if "key" in inspect.signature(cls).parameters:
+            # The shape of the network without its weights: nothing is drawn or allocated.
+            return eqx.filter_eval_shape(lambda key: cls(**arguments, key=key), jax.random.key(0))
         return cls(**arguments)
 
     def _call(self, value: dict[str, Any]) -> tuple[type, dict[str, Any]]:
@@ -217,12 +232,7 @@ class _Reader:
         return self.table[name], {k: self.object(v) for k, v in value["arguments"].items()}
 
     def network(self, value: dict[str, Any]) -> eqx.Module:
-        cls, arguments = self._call(value)
-        if "key" in inspect.signature(cls).parameters:
-            # The shape of the network without its weights: nothing is drawn or allocated.
-            net = eqx.filter_eval_shape(lambda key: cls(**arguments, key=key), jax.random.key(0))
-        else:
-            net = cls(**arguments)
+        net = self.object(value)
         weights = {k[4:]: v for k, v in self.tensors.items() if k.startswith("net/")}
         self._check(_leaves(net), weights)
 

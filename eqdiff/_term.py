@@ -17,7 +17,7 @@ The right-hand form of (2) stays finite where α or σ vanishes, and is what is 
 
 **Clocks.** ODE terms keep natural time and may be solved in either direction. The reverse SDE lives on the *increasing* clock
 $\tau = -t$, from $-t_1$ to $-t_0$: solved with a negative step, Diffrax's stochastic Runge–Kutta methods (ShARK, SRA1, SPaRK,
-SEA) silently return garbage, so the term refuses it. The clock is a negation and not $t_1 - t$, which in float32 would lose
+SEA) silently return garbage, so the term refuses it, and positive times too. The clock is a negation and not $t_1 - t$, which in float32 would lose
 the times near the data.
 """
 
@@ -32,6 +32,11 @@ from ._denoiser import AbstractDenoiser
 from ._process import AbstractProcess, AbstractSDE
 from ._trace import AbstractTrace
 from ._types import Args, Example, Scalar, Time
+
+
+_CLOCK = (
+    "It lives on the increasing clock −t: write t0=-process.t1, t1=-process.t0 and a positive dt0."
+)
 
 
 def require_sde(process: AbstractProcess, owner: str) -> AbstractSDE:
@@ -137,8 +142,7 @@ class _ReverseDiffusion(diffrax.AbstractTerm):
         noise = eqx.error_if(
             noise,
             direction < 0,
-            "reverse_sde was solved with a decreasing time. It lives on the clock −t: write "
-            "t0=-process.t1, t1=-process.t0 and a positive dt0.",
+            f"reverse_sde was solved with a decreasing time. {_CLOCK}",
         )
         return vf.astype(noise.dtype) * noise
 
@@ -180,11 +184,23 @@ def reverse_sde(
     - `denoiser`: any denoiser on an SDE.
     - `brownian`: the Brownian motion, over $[-t_1, -t_0]$ and shaped like $x$; its key must not be the prior sample's.
 
-    **Raises:** `ValueError` if the denoiser is not on an SDE; a runtime error if solved with a decreasing time.
+    **Raises:** `ValueError` if the denoiser is not on an SDE; a runtime error if solved with a decreasing time, or at
+    positive times.
     """
     process = require_sde(denoiser.process, "reverse_sde")
-    drift = diffrax.ODETerm(lambda t, x, args: reverse_drift(denoiser, -t, x, args))
+
+    def vector_field(tau, x, args):
+        # Some processes have values at negative t (VE's σ is an exponential): they would be believed.
+        tau = eqx.error_if(tau, tau > 0, f"reverse_sde was solved at a positive time. {_CLOCK}")
+        return reverse_drift(denoiser, -tau, x, args)
+
+    drift = diffrax.ODETerm(vector_field)
     return diffrax.MultiTerm(drift, _ReverseDiffusion(process, brownian))
+
+
+def interval(process: AbstractSDE, x: Example) -> tuple[Scalar, Scalar]:
+    r"""$(t_0, t_1)$ in the precision of x: Diffrax would promote the whole state to the precision of its times."""
+    return jnp.asarray(process.t0, x.dtype), jnp.asarray(process.t1, x.dtype)
 
 
 def shape_of(x: Example) -> jax.ShapeDtypeStruct:

@@ -108,7 +108,7 @@ class LowDiscrepancy(AbstractTimesteps):
 
     def sample(self, state: State, n: int, *, key: Key):
         offset_key, order_key = jax.random.split(key)
-        u = (jnp.arange(n) + jax.random.uniform(offset_key)) / n
+        u = (jnp.arange(n, dtype=float) + jax.random.uniform(offset_key)) / n
         # In shuffled order, so that a time says nothing about the place in the batch: micro-batches and devices each
         # get the whole range, not a slice of it.
         return self.domain.place(jax.random.permutation(order_key, u)), jnp.ones(n)

@@ -256,7 +256,8 @@ def definition(package: dict[str, str], module: str, name: str) -> tuple[str, st
         targets = [node.target] if isinstance(node, ast.AnnAssign) else targets
         if any(_name(t) == name for t in targets):
             text = after.value if isinstance(after, ast.Expr) else None
-            return module, text.value if isinstance(text, ast.Constant) else None
+            value = text.value if isinstance(text, ast.Constant) else None
+            return module, value if isinstance(value, str) else None
         if isinstance(node, ast.ImportFrom):
             for alias in node.names:
                 if (alias.asname or alias.name) == name:
@@ -296,7 +297,7 @@ def check_documented(package: dict[str, str], pages: dict[str, str]) -> list[str
     """Every public name has a docstring and stands on an API page as `::: eqdiff.Name`."""
     complaints = []
     text = "\n".join(pages.values())
-    documented = set(re.findall(r"^::: +([\w.]+)", text, flags=re.MULTILINE))
+    documented = set(re.findall(r"^ *::: +([\w.]+)", text, flags=re.MULTILINE))
     for module in public_modules(package):
         for name, source in exports(package, module).items():
             if name in NAMESPACES:

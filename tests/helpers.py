@@ -10,6 +10,8 @@ import functools as ft
 import json
 import pathlib
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -58,3 +60,13 @@ def assert_golden(actual, name: str, key: str, *, expected=None) -> None:
     assert worst <= tolerance * scale, (
         f"{name}/{key}: largest error {worst:.3g} exceeds {tolerance:.3g} × {scale:.3g}"
     )
+
+
+def randomise(net, seed: int = 0, scale: float = 0.05):
+    """Adds noise to every array, so that maps that start at zero have something to say."""
+    rng = np.random.default_rng(seed)
+
+    def noisy(leaf):
+        return leaf + jnp.asarray(scale * rng.standard_normal(leaf.shape), leaf.dtype)
+
+    return jax.tree.map(noisy, net)

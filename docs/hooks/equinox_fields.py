@@ -19,7 +19,7 @@ def _is_field(member: griffe.Object | griffe.Alias) -> bool:
 
 def _default(value: str | griffe.Expr | None) -> str | griffe.Expr | None:
     """The default of a field: 1 for `eqx.field(default=1, static=True)`, none without `default`."""
-    if not isinstance(value, griffe.ExprCall) or value.canonical_name != "field":
+    if not isinstance(value, griffe.ExprCall) or str(value.function).split(".")[-1] != "field":
         return value
     for argument in value.arguments:
         if isinstance(argument, griffe.ExprKeyword) and argument.name == "default":

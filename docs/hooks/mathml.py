@@ -12,6 +12,7 @@ package readers get whatever mathematical font their system has.
 
 import html
 import importlib.util
+import itertools
 import logging
 import pathlib
 import re
@@ -103,7 +104,8 @@ def _mend_structure(node: ElementTree.Element) -> None:
     if node.tag == "mover" and node[1].tag == "mo" and node[1].text in _ACCENTS:
         base, mark = node
         wide = mark.text in ("¯", "―") and len("".join(base.itertext())) > 1
-        mark.text, mark.attrib = _ACCENTS[mark.text], {"stretchy": "true" if wide else "false"}
+        mark.text = _ACCENTS[str(mark.text)]
+        mark.attrib = {"stretchy": "true" if wide else "false"}
         node.set("accent", "true")
     elif node.tag == "msub" and node[0].tag == "mo" and node[0].get("movablelimits"):
         node.tag = "munder"
@@ -129,6 +131,16 @@ def _is_function(node: ElementTree.Element) -> bool:
     return base.tag == "mi" and base.text in _FUNCTIONS
 
 
+def _mend_signs(row: ElementTree.Element) -> None:
+    """A sign after an operator belongs to what follows: s = −t, [−1, 1]."""
+    for before, sign in itertools.pairwise(row):
+        last = _end(before, -1)
+        closing = last.get("form") == "postfix" or last.text in (")", "]", "}", "|", "‖", "!")
+        begins = (last.tag == "mo" and not closing) or last.get("width") in ("1em", "2em")
+        if sign.tag == "mo" and sign.text in ("−", "+", "±") and begins:
+            sign.set("form", "prefix")
+
+
 def _mend_spacing(row: ElementTree.Element) -> None:
     for index in reversed(range(1, len(row))):
         before, after = row[index - 1], row[index]
@@ -148,6 +160,7 @@ def _mend(node: ElementTree.Element) -> None:
     _mend_token(node)
     if node.tag not in _SCRIPTS and node.tag not in ("mfrac", "mroot"):
         _mend_spacing(node)
+        _mend_signs(node)
 
 
 def to_mathml(latex: str, *, block: bool) -> str:

@@ -52,7 +52,8 @@ class VESDE(AbstractSDE):
         $0 < t_0 < t_1 \le 1$.
         """
         check_positive("VESDE", sigma_min=sigma_min, sigma_max=sigma_max)
-        if isinstance(sigma_min, float) and isinstance(sigma_max, float) and sigma_min >= sigma_max:
+        known = all(isinstance(level, (int, float)) for level in (sigma_min, sigma_max))
+        if known and sigma_min >= sigma_max:
             raise ValueError(
                 f"VESDE(sigma_min={sigma_min}, sigma_max={sigma_max}): expected sigma_min < sigma_max."
             )

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from .._denoiser import AbstractDenoiser
 from .._process import AbstractSDE
-from .._term import probability_flow, require_sde, reverse_sde, shape_of
+from .._term import interval, probability_flow, require_sde, reverse_sde, shape_of
 from .._types import Args, Example, Key
 from .base import AbstractSampler, check_num_steps
 
@@ -59,15 +59,16 @@ class ProbabilityFlow(AbstractSampler):
     def solve(self, denoiser: AbstractDenoiser, x1: Example, args: Args = None) -> diffrax.Solution:
         """The Diffrax solution itself, with its statistics, before the final denoising."""
         process = require_sde(denoiser.process, "ProbabilityFlow")
+        t0, t1 = interval(process, x1)
         if self.num_steps is None:
             controller = diffrax.PIDController(rtol=self.rtol, atol=self.atol)
         else:
-            controller = diffrax.StepTo(process.grid(self.num_steps + 1))
+            controller = diffrax.StepTo(process.grid(self.num_steps + 1).astype(x1.dtype))
         return diffrax.diffeqsolve(
             probability_flow(denoiser),
             self.solver,
-            t0=process.t1,
-            t1=process.t0,
+            t0=t1,
+            t1=t0,
             dt0=None,
             y0=x1,
             args=args,
@@ -130,20 +131,21 @@ class ReverseSDE(AbstractSampler):
     ) -> diffrax.Solution:
         """The Diffrax solution itself, on the clock −t, before the final denoising."""
         process = require_sde(denoiser.process, "ReverseSDE")
+        t0, t1 = interval(process, x1)
         if self.num_steps is None:
             # Diffrax's advice for SDEs: a little proportional control, since a path's roughness is not smooth in t.
             controller = diffrax.PIDController(
                 rtol=self.rtol, atol=self.atol, pcoeff=0.1, icoeff=0.3
             )
-            dt0 = (process.t1 - process.t0) / 100
+            dt0 = (t1 - t0) / 100
         else:
-            controller = diffrax.StepTo(-process.grid(self.num_steps + 1))
+            controller = diffrax.StepTo(-process.grid(self.num_steps + 1).astype(x1.dtype))
             dt0 = None
         return diffrax.diffeqsolve(
             reverse_sde(denoiser, self._brownian(process, x1, key)),
             self.solver,
-            t0=-process.t1,
-            t1=-process.t0,
+            t0=-t1,
+            t1=-t0,
             dt0=dt0,
             y0=x1,
             args=args,
@@ -153,7 +155,7 @@ class ReverseSDE(AbstractSampler):
         )
 
     def _brownian(self, process: AbstractSDE, x1: Example, key: Key):
-        length = process.t1 - process.t0
+        t0, t1 = interval(process, x1)
         # The path is exact at points this far apart and bridged between; well below any step a sampler takes.
         fineness = 4 * max(self.num_steps or 0, 4096)
         # Only Runge–Kutta solvers for SDEs ask for Lévy areas, and only those name the smallest that will do.
@@ -163,9 +165,9 @@ class ReverseSDE(AbstractSampler):
             else diffrax.BrownianIncrement
         )
         return diffrax.VirtualBrownianTree(
-            -process.t1,
-            -process.t0,
-            tol=length / fineness,
+            -t1,
+            -t0,
+            tol=(t1 - t0) / fineness,
             shape=shape_of(x1),
             key=key,
             levy_area=area,

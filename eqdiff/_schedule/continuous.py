@@ -78,6 +78,19 @@ class ContinuousSchedule(AbstractSDE):
         return c[1] + u * (2 * c[2] + u * 3 * c[3])
 
     def time(self, log_snr: Scalar) -> Scalar:
+        # Bisection has no derivative of its own, so it is given that of the inverse function, 1/λ̇.
+        @jax.custom_jvp
+        def inverse(value):
+            return self._bisect(value)
+
+        @inverse.defjvp
+        def _(primals, tangents):
+            t = inverse(*primals)
+            return t, tangents[0] / self._log_snr_dot(t)
+
+        return inverse(log_snr)
+
+    def _bisect(self, log_snr: Scalar) -> Scalar:
         table = jnp.asarray(self.log_snrs, log_snr.dtype)
         # λ decreases, so −λ is sorted. Within its interval the cubic is monotone: bisection cannot fail, and its
         # number of halvings is set by the precision.

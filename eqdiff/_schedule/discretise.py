@@ -30,10 +30,13 @@ def discretise(process: AbstractSDE, num_steps: int) -> Schedule:
         alpha = np.asarray(jax.vmap(process.alpha)(times))
         sigma = np.asarray(jax.vmap(process.sigma)(times))
         labels = np.asarray(jax.vmap(process.label)(times))
-    if not np.allclose(alpha**2 + sigma**2, 1, atol=1e-6):
+    total = alpha**2 + sigma**2
+    if not np.allclose(total, 1, atol=1e-6):
+        # Sub-VP is variance-preserving at both ends, so the worst time is the one to show.
+        worst = int(np.argmax(np.abs(total - 1)))
         raise ValueError(
-            f"discretise: {type(process).__name__} is not variance-preserving (α² + σ² is {alpha[-1] ** 2 + sigma[-1] ** 2:g} "
-            "at its end), and a chain of rates β is. Use a VP process."
+            f"discretise: {type(process).__name__} is not variance-preserving (α² + σ² is {total[worst]:g} at "
+            f"t = {times[worst]:g}), and a chain of rates β is. Use a VP process."
         )
     alpha_bar = alpha**2
     return Schedule(1 - alpha_bar / np.append(1.0, alpha_bar[:-1]), labels=labels)

@@ -26,6 +26,10 @@ def section_timesteps(num_steps: int, counts: Sequence[int]) -> Int[np.ndarray, 
 
     **Raises:** `ValueError` for a section asked for more steps than it has.
     """
+    if len(counts) == 0:
+        raise ValueError(
+            f"section_timesteps({num_steps}, ()): expected one count per section, for example ({num_steps},)."
+        )
     sections, extra = divmod(num_steps, len(counts))
     start, kept = 0, []
     for i, count in enumerate(counts):
@@ -60,7 +64,9 @@ def ddim_timesteps(num_steps: int, count: int) -> Int[np.ndarray, " K"]:
 
     **Raises:** `ValueError`, naming the nearest counts that work, where no stride gives `count` steps.
     """
-    possible = {len(range(0, num_steps, stride)): stride for stride in range(num_steps, 0, -1)}
+    # A stride of T would keep the step 0 alone, and sampling would start from a nearly clean image.
+    strides = range(max(num_steps - 1, 1), 0, -1)
+    possible = {len(range(0, num_steps, stride)): stride for stride in strides}
     if count not in possible:
         nearest = sorted(sorted(possible, key=lambda n: abs(n - count))[:4])
         raise ValueError(

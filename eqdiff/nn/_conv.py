@@ -8,8 +8,12 @@ Parameters are float32. They are cast to the dtype of the activation they meet, 
 which a network computes is decided once, where its input enters.
 """
 
+import functools as ft
+
 import equinox as eqx
 import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
 from .._types import Key
@@ -19,6 +23,57 @@ from ._init import Init, torch_default
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
 
+# Above this height a CPU computes filter gradients row by row; see `_by_rows`.
+_MIN_ROWS = 16
+
+
+def _convolve(x: Array, weight: Array, stride: int, padding: Padding) -> Array:
+    y = jax.lax.conv_general_dilated(
+        x[None], weight, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    return y[0]
+
+
+def _by_rows(x: Array, weight: Array, padding: Padding) -> Array:
+    """The same convolution with stride 1 as a sum of one-dimensional ones, whose batch are the rows.
+
+    Its filter gradient contracts over batch × height contiguous numbers at a time, that of the
+    two-dimensional convolution over batch. XLA's CPU kernels gain from that a factor of 2 to 3 on
+    32×32 and 16×16 images in batches of 8, and nothing on smaller images.
+    """
+    (top, bottom), width_padding = padding
+    kernel_height = weight.shape[0]
+    height = x.shape[0] + top + bottom - kernel_height + 1
+    x = jnp.pad(x, ((top, bottom), (0, 0), (0, 0)))
+    return sum(
+        jax.lax.conv_general_dilated(
+            x[i : i + height], weight[i], (1,), (width_padding,), None, None, ("NWC", "WIO", "NWC")
+        )
+        for i in range(kernel_height)
+    )
+
+
+@ft.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _convolve_rowwise_gradient(x: Array, weight: Array, padding: Padding) -> Array:
+    return _convolve(x, weight, 1, padding)
+
+
+@ft.partial(_convolve_rowwise_gradient.defjvp, symbolic_zeros=True)
+def _convolve_rowwise_gradient_jvp(padding, primals, tangents):
+    # A convolution is bilinear. Only its derivative in the weight is rewritten, and reverse mode
+    # transposes what stands here, so that derivatives of every mode and order exist. It is
+    # rematerialised to keep x alone for the backward pass, and not one shifted copy per row.
+    (x, weight), (dx, dweight) = primals, tangents
+    y = _convolve_rowwise_gradient(x, weight, padding)
+    dy = []
+    # A derivative in x alone (a trace, guidance) must not pay for the other term.
+    if not isinstance(dx, SymbolicZero):
+        dy.append(_convolve_rowwise_gradient(dx, weight, padding))
+    if not isinstance(dweight, SymbolicZero):
+        dy.append(jax.checkpoint(ft.partial(_by_rows, padding=padding))(x, dweight))
+    return y, sum(dy) if dy else jnp.zeros_like(y)
+
+
 def convolve(
     x: Float[Array, "height width in"],
     weight: Float[Array, "kh kw in out"],
@@ -26,10 +81,10 @@ def convolve(
     padding: Padding,
 ) -> Float[Array, "new_height new_width out"]:
     """A cross-correlation, as every deep-learning library calls a convolution."""
-    y = jax.lax.conv_general_dilated(
-        x[None], weight, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-    return y[0]
+    large = stride == 1 and weight.shape[0] > 1 and x.shape[0] >= _MIN_ROWS
+    if large and jax.default_backend() == "cpu":
+        return _convolve_rowwise_gradient(x, weight, padding)
+    return _convolve(x, weight, stride, padding)
 
 
 class Conv(eqx.Module):

@@ -22,7 +22,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import PyTree
 
-from ._leaves import checksum, differences, from_numpy, named_leaves, record, to_numpy
+from ._leaves import (
+    checksum,
+    differences,
+    from_numpy,
+    full_record,
+    named_leaves,
+    record,
+    to_numpy,
+)
 from ._require import require
 
 
@@ -134,7 +142,7 @@ class Checkpointer:
         self.check_writable()
         leaves = named_leaves(state)
         arrays = to_numpy(leaves)
-        records = {k: {**record(x), "crc32": checksum(arrays[k])} for k, x in leaves.items()}
+        records = {name: full_record(leaf, arrays[name]) for name, leaf in leaves.items()}
         body = {"format": _FORMAT, "step": step, "leaves": records, "extra": extra}
 
         self._remove_leftovers()
@@ -145,7 +153,8 @@ class Checkpointer:
         except Exception as error:
             shutil.rmtree(temporary, ignore_errors=True)
             raise CheckpointError(
-                f"the checkpoint of step {step} could not be written to {self.directory} ({error}). "
+                f"the checkpoint of step {step} could not be written to "
+                f"{self.directory} ({error}). "
                 f"{self._good_one()}"
             ) from error
         self._prune(step)
@@ -169,7 +178,7 @@ class Checkpointer:
         step, body = self._manifest(step)
         stored = body["leaves"]
         expected = {name: record(leaf) for name, leaf in named_leaves(state_like).items()}
-        lines = differences({k: {**r, "crc32": None} for k, r in stored.items()}, expected)
+        lines = differences(stored, expected)
         if lines:
             raise ValueError(
                 "\n".join([f"the checkpoint {self.path(step)} is of another architecture:", *lines])
@@ -181,10 +190,10 @@ class Checkpointer:
         for name, entry in stored.items():
             if checksum(arrays[name]) != entry["crc32"]:
                 raise self._damaged(step, f"the checksum of {name} is wrong")
-        return from_numpy(arrays, state_like), body["extra"], step
+        return from_numpy(arrays, stored, state_like), body["extra"], step
 
     def read_extra(self, step: int | None = None) -> Any:
-        """Only the `extra` of a checkpoint, for example to build a network before its state is restored.
+        """Only the `extra` of a checkpoint, for example to build a network before its state.
 
         Arguments and errors as for `restore`.
         """

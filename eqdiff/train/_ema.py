@@ -3,7 +3,8 @@ r"""Exponential moving averages of the parameters.
 After the $n$-th optimiser step, $n = 1, 2, \dots$, the average $\bar\theta$ of the parameters
 $\theta$ becomes
 
-$$\bar\theta \leftarrow r_n \bar\theta + (1 - r_n)\,\theta, \qquad \bar\theta_0 = \theta_0. \tag{1}$$
+$$\bar\theta \leftarrow r_n \bar\theta + (1 - r_n)\,\theta,
+  \qquad \bar\theta_0 = \theta_0. \tag{1}$$
 
 It is computed as $\bar\theta + (1 - r_n)(\theta - \bar\theta)$, so that a parameter that never
 moves is averaged to itself exactly, and a rule gives the *gain* $1 - r_n$: in float32 the
@@ -23,7 +24,7 @@ class AbstractEMA(eqx.Module):
 
     @abc.abstractmethod
     def gain(self, n: Int[Array, ""]) -> float | Float[Array, ""]:
-        """$1 - r_n$ of equation (1), where `n` counts optimiser steps, this one included (so from 1)."""
+        """$1 - r_n$ of equation (1); `n` counts optimiser steps from 1, this one included."""
 
 
 def _check_rate(owner: str, rate: float) -> None:

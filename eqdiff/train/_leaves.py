@@ -36,11 +36,18 @@ def named_leaves(tree: PyTree) -> dict[str, Any]:
 
 
 def record(leaf: Any) -> Record:
+    """What is compared: shape and dtype (that of a key names its generator)."""
     return {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
 
 
+def full_record(leaf: Any, array: np.ndarray) -> Record:
+    """What is stored: also the checksum, and what it takes to make a key of its data again."""
+    generator = {"generator": str(jax.random.key_impl(leaf))} if _is_key(leaf) else {}
+    return {**record(leaf), "crc32": checksum(array), **generator}
+
+
 def checksum(array: np.ndarray) -> int:
-    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
 def to_numpy(leaves: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -48,21 +55,22 @@ def to_numpy(leaves: dict[str, Any]) -> dict[str, np.ndarray]:
     return {name: np.asarray(array) for name, array in jax.device_get(data).items()}
 
 
-def _to_jax(array: np.ndarray, like: Any) -> jax.Array:
+def _to_jax(array: np.ndarray, entry: Record, like: Any) -> jax.Array:
     # Copied: a JAX array may be a view of a NumPy array, and the step that donates it would write
     # there.
     value = jnp.array(array, copy=True)
-    if _is_key(like):
-        value = jax.random.wrap_key_data(value, impl=jax.random.key_impl(like))
+    if "generator" in entry:
+        value = jax.random.wrap_key_data(value, impl=entry["generator"])
     placed = isinstance(like, jax.Array) and like.committed
     return jax.device_put(value, like.sharding) if placed else value
 
 
-def from_numpy(arrays: dict[str, np.ndarray], like: PyTree) -> PyTree:
+def from_numpy(arrays: dict[str, np.ndarray], records: dict[str, Record], like: PyTree) -> PyTree:
     """`like` with its arrays replaced, on the devices where they were."""
     dynamic, static = eqx.partition(like, _is_array)
     leaves, structure = jax.tree.flatten(dynamic)
-    values = [_to_jax(arrays[name], x) for name, x in zip(named_leaves(like), leaves, strict=True)]
+    names = named_leaves(like)
+    values = [_to_jax(arrays[k], records[k], x) for k, x in zip(names, leaves, strict=True)]
     return eqx.combine(jax.tree.unflatten(structure, values), static)
 
 

@@ -1,4 +1,4 @@
-"""Metrics on disk: one JSON object per line, readable while the run goes on and after it was killed.
+"""Metrics on disk: one JSON object per line, readable during the run and after it was killed.
 
 Each line is written whole and flushed, so kill −9 costs at most the line being written; a
 half-written last line is removed when the log is opened again. A resumed run drops the lines of
@@ -44,12 +44,13 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
 
     - `path`: the file.
     """
-    lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
+    # A kill may cut a line inside a character: what does not decode does not parse either.
+    lines = pathlib.Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
     return [entry for entry in map(_parse, lines) if entry is not None]
 
 
 class MetricLog:
-    """Appends metrics to a JSONL file, and to TensorBoard where asked. Usable as a context manager."""
+    """Appends metrics to a JSONL file, and to TensorBoard where asked; a context manager."""
 
     def __init__(
         self,

@@ -25,7 +25,7 @@ from .._timesteps import AbstractTimesteps
 from .._types import Scalar
 
 
-Interval = tuple[float | Array, float | Array]
+Interval = tuple[int | float | Array, int | float | Array]
 
 
 class StepMetrics(eqx.Module):
@@ -73,7 +73,7 @@ def quartiles(t: Shaped[Array, " n"], interval: Interval) -> Int[Array, " n"]:
 def quartile_metrics(
     t: Shaped[Array, " n"], values: dict[str, Float[Array, " n"]], interval: Interval | None
 ) -> tuple[dict[str, Float[Array, "4"]], Int[Array, "4"]]:
-    """Sums of each value over the quarters, and their counts; nothing where there is no interval."""
+    """Sums of each value over the quarters, and counts; nothing where there is no interval."""
     if interval is None:
         return {}, jnp.zeros(4, jnp.int32)
     index = quartiles(t, interval)
@@ -102,8 +102,8 @@ def summarise(metrics: Sequence[StepMetrics]) -> dict[str, float]:
         "grad_norm": float(np.mean([m.grad_norm for m in host])),
         "nonfinite": int(np.sum([m.nonfinite for m in host])),
     }
-    counts = np.sum([m.quartile_counts for m in host], axis=0)
+    counts = np.stack([m.quartile_counts for m in host]).sum(axis=0)
     for name in host[0].quartile_sums:
-        sums = np.sum([m.quartile_sums[name] for m in host], axis=0, dtype=np.float64)
+        sums = np.stack([m.quartile_sums[name] for m in host]).sum(axis=0, dtype=np.float64)
         summary |= {f"{name}_q{i}": float(sums[i] / counts[i]) for i in range(4) if counts[i] > 0}
     return summary

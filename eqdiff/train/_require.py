@@ -1,4 +1,4 @@
-"""Optional packages are imported where they are used, so that `eqdiff.train` needs the core alone."""
+"""Optional packages are imported where they are used: `eqdiff.train` needs the core alone."""
 
 import importlib
 from typing import Any
@@ -9,9 +9,8 @@ def require(module: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        top = module.split(".")[0]
-        if error.name != top:  # Installed, but broken inside: that message is the useful one.
-            raise
+        if not f"{module}.".startswith(f"{error.name}."):
+            raise  # Installed, but broken inside: that message is the useful one.
         raise ImportError(
             f"eqdiff.train needs {module} here, which is not installed: "
             f"pip install 'eqdiff[{extra}]'"

@@ -55,18 +55,18 @@ def split_examples(mesh: Mesh, accumulate: int) -> NamedSharding:
 
 
 def into_microbatches(tree: PyTree, accumulate: int) -> PyTree:
-    """`(n, …)` to `(accumulate, n / accumulate, …)`, in order; nothing where `accumulate` is 1."""
+    """`(n, …)` to `(accumulate, n / accumulate, …)`, in order; unchanged for one microbatch."""
     if accumulate == 1:
         return tree
     return jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), tree)
 
 
 def check_batch(batch: Any, mesh: Mesh | None, accumulate: int) -> None:
-    """**Raises:** `ValueError` unless `batch` is `(x0, args)` with one leading axis that divides evenly."""
+    """**Raises:** `ValueError` unless `batch` is `(x0, args)` and can be divided evenly."""
     if not (isinstance(batch, tuple) and len(batch) == 2):
         raise ValueError(
-            f"a batch is the pair (x0, args), got {type(batch).__name__}: write step(state, (x0, None)) "
-            "for data without conditions."
+            f"a batch is the pair (x0, args), got {type(batch).__name__}: "
+            "write step(state, (x0, None)) for data without conditions."
         )
     sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)}
     if len(sizes) != 1 or sizes == {()}:
@@ -81,8 +81,8 @@ def check_batch(batch: Any, mesh: Mesh | None, accumulate: int) -> None:
         below = size // unit * unit
         nearest = f"{below} or {below + unit}" if below else f"{unit}"
         raise ValueError(
-            f"a batch of {size} examples cannot be split evenly over {devices} devices × {accumulate} "
-            f"microbatches: use a multiple of {unit}, such as {nearest}."
+            f"a batch of {size} examples cannot be split evenly over {devices} devices × "
+            f"{accumulate} microbatches: use a multiple of {unit}, such as {nearest}."
         )
 
 

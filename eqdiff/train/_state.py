@@ -77,8 +77,9 @@ def _check_parameters(params: PyTree) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if leaf.dtype in (jnp.bfloat16, jnp.float16):
             raise ValueError(
-                f"the parameter net{jax.tree_util.keystr(path)} is {leaf.dtype}: its updates would be rounded away. "
-                "Keep parameters in float32 and let the network compute in a narrower type."
+                f"the parameter net{jax.tree_util.keystr(path)} is {leaf.dtype}: its updates would "
+                "be rounded away. Keep parameters in float32 and let the network compute in a "
+                "narrower type."
             )
 
 
@@ -89,8 +90,8 @@ def _as_typed_key(key: Key) -> Key:
     if "rbg" in implementation:
         # Measured: under vmap every example would draw from the first key alone.
         raise ValueError(
-            f"the training key is of the {implementation} generator, which repeats itself under jax.vmap: "
-            "write key=jax.random.key(seed, impl='threefry2x32')."
+            f"the training key is of the {implementation} generator, which repeats itself under "
+            "jax.vmap: write key=jax.random.key(seed, impl='threefry2x32')."
         )
     return key
 

@@ -47,12 +47,12 @@ Step = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
 def _as_scalar(name: str, value: Any) -> Scalar:
     if jnp.shape(value) != ():
         raise ValueError(
-            f"loss_fn is for one example and returns scalars, but {name} has shape {jnp.shape(value)}: "
-            "average it inside, for example with jnp.mean."
+            f"loss_fn is for one example and returns scalars, but {name} has shape "
+            f"{jnp.shape(value)}: average it inside, for example with jnp.mean."
         )
     value = jnp.asarray(value)
     # Means and sums over a batch need float32, whatever the network computes in.
-    return value.astype(jnp.promote_types(value.dtype, jnp.float32))
+    return value if value.dtype == jnp.float64 else value.astype(jnp.float32)
 
 
 def _call(loss_fn: LossFn, net: PyTree, example: tuple) -> tuple[Scalar, dict[str, Scalar]]:
@@ -60,8 +60,8 @@ def _call(loss_fn: LossFn, net: PyTree, example: tuple) -> tuple[Scalar, dict[st
     out = loss_fn(net, t, x0, args, key=key)
     if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], dict)):
         raise ValueError(
-            "loss_fn must return the pair (loss, terms), terms a dictionary of scalars to log (it may be empty): "
-            f"got {type(out).__name__}. Write `return loss, {{}}`."
+            "loss_fn must return the pair (loss, terms), terms a dictionary of scalars to log (it "
+            f"may be empty): got {type(out).__name__}. Write `return loss, {{}}`."
         )
     loss, terms = out
     return _as_scalar("the loss", loss), {
@@ -74,7 +74,7 @@ def _weighted_mean(weights: Float[Array, " n"], values: Float[Array, " n"]) -> S
 
 
 def _gradient(loss_fn: LossFn, net: PyTree, examples: tuple, accumulate: int):
-    """The gradient of equation (1), and the loss and terms of each example in the order of the batch."""
+    """The gradient of (1), and the loss and terms of each example in the order of the batch."""
     params, constants = eqx.partition(net, eqx.is_inexact_array)
 
     def mean_loss(params: PyTree, weights: Float[Array, " n"], *example: Any):
@@ -133,7 +133,7 @@ def _report(
 ) -> StepMetrics:
     loss = _weighted_mean(weights, losses)
     with jax.numpy_dtype_promotion("standard"):
-        grad_norm = optax.global_norm(gradient)
+        grad_norm = optax.tree.norm(gradient)
     interval = interval_of(timesteps) if interval is None else interval
     sums, counts = quartile_metrics(t, {"loss": losses, **terms}, interval)
     return StepMetrics(
@@ -214,7 +214,7 @@ def make_step(
             (new, metrics) if mesh is None else eqx.filter_shard((new, metrics), replicated(mesh))
         )
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+    def step(state: TrainState, batch: Any) -> tuple[TrainState, StepMetrics]:
         check_batch(batch, mesh, accumulate)
         # One leaf tells for all: they are only ever moved together, and asking hundreds would cost
         # milliseconds.

@@ -1,0 +1,153 @@
+"""How fast the networks are: forward and training images per second, compile time, parameters.
+
+    python benchmarks/networks.py --network unet_cifar10 unet_digits --batch 8 --dtype float32
+    python benchmarks/networks.py --batch 8 --rbg --remat
+
+A training step is what a trainer does: dropout on, the gradient of a mean squared error, Adam. The
+cases are measured in turns, one call each per round, so that whatever else the machine does hits
+all of them alike; the best round is reported, and the median beside it tells how quiet it was.
+"""
+
+import argparse
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+
+import eqdiff.nn as nn
+
+
+class Case(NamedTuple):
+    """One row of the table: two functions that block until they are done."""
+
+    name: str
+    batch: int
+    parameters: int
+    compile_seconds: float
+    forward: Callable[[], Any]
+    train: Callable[[], Any]
+
+
+def _mlp(*, compute_dtype, key):
+    if compute_dtype != jnp.float32:
+        raise SystemExit("mlp computes in float32; leave --dtype out.")
+    return nn.MLP(2, 2, key=key)
+
+
+# name -> (constructor, shape of one example)
+NETWORKS = {
+    "unet_cifar10": (nn.unet_cifar10, (3, 32, 32)),
+    "unet_digits": (nn.unet_digits, (1, 8, 8)),
+    "mlp": (_mlp, (2,)),
+}
+
+
+def _loss(params, static, labels, x, keys):
+    net = eqx.combine(params, static)
+    out = jax.vmap(lambda label, x, key: net(label, x, key=key))(labels, x, keys)
+    return jnp.mean((out[:, : x.shape[1]] - x) ** 2)
+
+
+def eqdiff_case(name: str, batch: int, dtype: str, *, remat: bool, rbg: bool) -> Case:
+    """One of our networks. Another library's case is another function that returns a `Case`."""
+    constructor, shape = NETWORKS[name]
+    options = {"remat": True} if remat else {}
+    net = constructor(compute_dtype=jnp.dtype(dtype), key=jax.random.key(0), **options)
+    params, static = eqx.partition(net, eqx.is_inexact_array)
+    optimiser = optax.adam(1e-4)
+    x = jax.random.normal(jax.random.key(1), (batch, *shape))
+    labels = jnp.linspace(0.0, 999.0, batch)
+    # Dropout alone may use rbg under vmap: its masks are then shared by the batch's examples.
+    keys = jax.random.split(jax.random.key(2, impl="rbg" if rbg else None), batch)
+
+    def forward(params, labels, x):
+        return jax.vmap(eqx.combine(params, static))(labels, x)
+
+    def train(params, state, labels, x, keys):
+        grads = jax.grad(_loss)(params, static, labels, x, keys)
+        updates, state = optimiser.update(grads, state)
+        return optax.apply_updates(params, updates), state
+
+    start = time.perf_counter()
+    state = optimiser.init(params)
+    forward = jax.jit(forward).lower(params, labels, x).compile()
+    # Donated like in a trainer: the parameters are updated in place.
+    train = jax.jit(train, donate_argnums=(0, 1))
+    train = train.lower(params, state, labels, x, keys).compile()
+    seconds = time.perf_counter() - start
+    parameters = sum(p.size for p in jax.tree.leaves(params))
+    carry = (jax.tree.map(jnp.copy, params), state)
+
+    def run_train():
+        nonlocal carry
+        carry = jax.block_until_ready(train(*carry, labels, x, keys))
+
+    def run_forward():
+        return jax.block_until_ready(forward(params, labels, x))
+
+    return Case(f"eqdiff.nn.{name} {dtype}", batch, parameters, seconds, run_forward, run_train)
+
+
+def measure(cases: list[Case], rounds: int) -> dict[str, list[list[float]]]:
+    """Seconds of each call, in turns over the cases; the first round is not counted."""
+    times = {case.name: [[], []] for case in cases}
+    for round_number in range(rounds + 1):
+        for case in cases:
+            for i, function in enumerate((case.forward, case.train)):
+                start = time.perf_counter()
+                function()
+                if round_number > 0:
+                    times[case.name][i].append(time.perf_counter() - start)
+    return times
+
+
+def print_table(cases: list[Case], times: dict[str, list[list[float]]]) -> None:
+    header = (
+        "network",
+        "batch",
+        "parameters",
+        "compile s",
+        "forward im/s",
+        "train im/s",
+        "(median)",
+    )
+    print(("{:32}" + "{:>14}" * 6).format(*header))
+    for case in cases:
+        forward, train = times[case.name]
+        rates = [case.batch / min(forward), case.batch / min(train)]
+        medians = "{:.1f}, {:.1f}".format(
+            *(case.batch / statistics.median(seconds) for seconds in (forward, train))
+        )
+        print(
+            f"{case.name:32}{case.batch:>14}{case.parameters:>14,}{case.compile_seconds:>14.1f}"
+            f"{rates[0]:>14.1f}{rates[1]:>14.1f}{medians:>14}"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--network", nargs="+", choices=NETWORKS, default=["unet_digits"])
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--dtype", nargs="+", default=["float32"])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--remat", action="store_true", help="rematerialise each block (U-Nets)")
+    parser.add_argument("--rbg", action="store_true", help="draw dropout with the rbg generator")
+    args = parser.parse_args()
+    device = jax.devices()[0]
+    print(f"jax {jax.__version__}, {device.device_kind or platform.machine()}")
+    cases = [
+        eqdiff_case(name, args.batch, dtype, remat=args.remat, rbg=args.rbg)
+        for name in args.network
+        for dtype in args.dtype
+    ]
+    print_table(cases, measure(cases, args.rounds))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""What the main job trains: data, network, denoiser and loss."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from _config import Config
+
+import eqdiff as eqd
+from eqdiff.data import Dataset
+
+
+def find_data(config: Config, accelerator: bool) -> Dataset:
+    """The data set asked for; only `auto` may choose another, and says so."""
+    data = config.data
+    if data.dataset == "folder":
+        if data.data_dir is None:
+            raise ValueError("--dataset folder: say where the images are with --data-dir.")
+        return eqd.data.image_folder(data.data_dir, image_size=data.image_size)
+    if data.image_size is not None:
+        raise ValueError("--image-size is for --dataset folder; the other data sets have one size.")
+    if data.dataset == "cifar10" or data.data_dir is not None and data.dataset == "auto":
+        return eqd.data.cifar10(data.data_dir)
+    if data.dataset == "auto" and accelerator:
+        try:
+            return eqd.data.cifar10()
+        except eqd.data.DownloadError as e:
+            print(f"{e}\nTraining on scikit-learn's digits instead.")
+    elif data.dataset == "auto":
+        print("No accelerator: training on scikit-learn's 8x8 digits (--dataset cifar10 for CIFAR-10).")
+    return eqd.data.digits()
+
+
+def make_schedule(config: Config) -> eqd.Schedule:
+    make = {"cosine": eqd.cosine_schedule, "linear": eqd.linear_schedule}[config.diffusion.schedule]
+    return make(config.diffusion.num_timesteps)
+
+
+def make_net(config: Config, data: Dataset, *, key: jax.Array) -> eqd.nn.UNet:
+    """Improved DDPM's U-Net, with as many levels as the sides of the images allow."""
+    model = config.model
+    if model.class_conditional and data.num_classes is None:
+        raise ValueError(
+            "--class-conditional: these images have no classes. Put each class into a sub-folder of its own."
+        )
+    channels, *sides = data.shape
+    levels = 1
+    while levels < 4 and all(s % 2**levels == 0 and s // 2**levels >= 4 for s in sides):
+        levels += 1
+    # Improved DDPM attends at 16x16 and 8x8; an 8x8 image already is that small, so there it is the lower level alone.
+    attention = [2**i for i in range(levels) if max(sides) // 2**i in (4, 8, 16)]
+    if max(sides) >= 32:
+        attention = [d for d in attention if max(sides) // d >= 8]
+    elif max(sides) == 8:
+        attention = [2]
+    return eqd.nn.UNet(
+        in_channels=channels,
+        out_channels=channels if config.diffusion.loss == "simple" else 2 * channels,
+        channels=model.channels,
+        num_res_blocks=model.num_res_blocks,
+        channel_mult=(1, 2, 2, 2)[:levels],
+        attention_downsamples=tuple(attention),
+        num_heads=4,
+        dropout=model.dropout,
+        num_classes=data.num_classes if model.class_conditional else None,
+        norm_groups=32 if model.channels % 32 == 0 else 8,
+        compute_dtype=jnp.dtype(model.compute_dtype),
+        key=key,
+    )
+
+
+def make_denoiser(net: eqd.nn.UNet, schedule: eqd.Schedule, config: Config) -> eqd.Denoiser:
+    learned = config.diffusion.loss != "simple"
+    variance = eqd.LearnedRange() if learned else eqd.FixedLarge()
+    return eqd.Denoiser(net, schedule, eqd.Noise(), variance=variance)
+
+
+def make_loss(config: Config, levels: int):
+    """The paper's objective for one example."""
+    schedule = make_schedule(config)
+    kind = config.diffusion.loss
+
+    def loss_fn(net, t, x0, args, *, key):
+        p = eqd.predict(make_denoiser(net, schedule, config), t, x0, args, key=key)
+        simple = eqd.l_simple(p)
+        # L_hybrid teaches the bound to the variance alone; L_vlb is the bound itself.
+        vlb = eqd.l_vlb(p if kind == "vlb" else eqd.stop_mean(p), levels=levels)
+        loss = {"hybrid": simple + 1e-3 * vlb, "simple": simple, "vlb": vlb}[kind]
+        return loss, {"simple": simple, "vlb": vlb}
+
+    return loss_fn
+
+
+def make_optimiser(config: Config) -> optax.GradientTransformation:
+    training = config.training
+    warmup = min(training.warmup, max(1, training.steps // 10))
+    rate = optax.linear_schedule(0.0, training.learning_rate, warmup)
+    if training.decay == "cosine":
+        decay = optax.cosine_decay_schedule(training.learning_rate, training.steps - warmup)
+        rate = optax.join_schedules([rate, decay], [warmup])
+    return optax.chain(optax.clip_by_global_norm(training.grad_clip), optax.adam(rate))
+
+
+def make_timesteps(config: Config) -> eqd.AbstractTimesteps:
+    make = {"uniform": eqd.Uniform, "low-discrepancy": eqd.LowDiscrepancy}
+    return make[config.diffusion.timesteps](config.diffusion.num_timesteps)
+
+
+def batch_args(labels, config: Config):
+    """What conditions the network: the labels, if it is class-conditional."""
+    return labels if config.model.class_conditional else None

@@ -1,0 +1,95 @@
+"""Bits per dimension and sample quality of a trained denoiser."""
+
+import dataclasses
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+import eqdiff as eqd
+from eqdiff.data import Dataset
+
+
+@dataclasses.dataclass(frozen=True)
+class Mean:
+    """A mean over images and its standard error, which covers whatever was drawn anew for each image."""
+
+    value: float
+    stderr: float
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> "Mean":
+        stderr = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
+        return cls(float(values.mean()), float(stderr))
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} ± {self.stderr:.3f}"
+
+
+def held_out(data: Dataset, num: int, conditional: bool):
+    """The first images of a fixed shuffle of the test set, on the grid, and their labels if they condition the network."""
+    order = np.random.RandomState(0).permutation(len(data.test))[:num]
+    images, labels = data.test.take(order)
+    return data.normalise(images), labels.astype(np.int32) if conditional else None
+
+
+def _each(name: str, function, images, labels, key, batch_size: int) -> np.ndarray:
+    """`function(image, label, key)` for every image, in compiled batches under a progress bar."""
+    batched = eqx.filter_jit(jax.vmap(function))
+    values = []
+    with tqdm(total=len(images), desc=name, unit="image") as bar:
+        for start in range(0, len(images), batch_size):
+            # The last batch is filled up, so that one program serves all.
+            index = np.arange(start, start + batch_size) % len(images)
+            keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(start, start + batch_size))
+            batch = jax.tree.map(lambda leaf: leaf[index], (images, labels))
+            num = min(batch_size, len(images) - start)
+            values.append(np.asarray(batched(*batch, keys))[:num])
+            bar.update(num)
+    return np.concatenate(values)
+
+
+def bound_bits(denoiser, images, labels, *, terms: int, levels: int, key, batch_size: int) -> Mean:
+    """The variational bound in bits/dim, from `terms` of its steps per image; x0 is clipped, as in the official evaluation."""
+    denoiser = eqd.Clip(denoiser)
+
+    def one(image, label, key):
+        return eqd.estimate_variational_bound(
+            denoiser, image, label, key=key, num_terms=terms, levels=levels
+        )
+
+    return Mean.of(_each("variational bound", one, images, labels, key, batch_size))
+
+
+def flow_bits(
+    denoiser, images, labels, *, dequantise, tolerance: float, key, batch_size: int
+) -> Mean:
+    """The probability flow's bits/dim, one dequantisation and one Hutchinson probe per image."""
+    continuous = eqx.tree_at(lambda d: d.process, denoiser, denoiser.process.continuous())
+
+    def one(image, label, key):
+        options = {"dequantise": dequantise, "rtol": tolerance, "atol": tolerance, "key": key}
+        return eqd.bits_per_dim(continuous, image, label, **options).value
+
+    return Mean.of(_each("probability flow", one, images, labels, key, batch_size))
+
+
+def draw(denoiser, shape, num: int, *, steps: int, num_classes: int | None, key, progress=True):
+    """Samples by ancestral sampling, x0 clipped; of every class in turn if the network is conditional."""
+    args = None if num_classes is None else np.arange(num, dtype=np.int32) % num_classes
+    sampler = eqd.Ancestral(steps)
+    return eqd.generate(
+        sampler, eqd.Clip(denoiser), num, shape, key=key, args=args, batch_size=100, progress=progress
+    )
+
+
+def classifier_scores(data: Dataset, samples: np.ndarray) -> dict:
+    """Confidence and class coverage of samples and of held-out real images, by a classifier of real images."""
+    train, test = (s.take(np.arange(len(s))) for s in (data.train, data.test))
+    score = eqd.metrics.ClassifierScore(data.normalise(train[0]), train[1])
+    # Samples are judged as they are shown: on the grey levels of the data.
+    shown = data.normalise(np.rint((np.clip(samples, -1, 1) + 1) / 2 * (data.levels - 1)).astype(np.uint8))
+    real, drawn = score(data.normalise(test[0])), score(shown)
+    return {"real": dataclasses.asdict(real), "samples": dataclasses.asdict(drawn)}

@@ -1,0 +1,287 @@
+"""Trains, samples and scores an image diffusion model: `python examples/train_cifar.py` (`--help` for its flags)."""
+
+import time
+
+import equinox as eqx
+import jax
+import numpy as np
+from _config import Config, parse, resolve
+from _job import (
+    batch_args,
+    find_data,
+    make_denoiser,
+    make_loss,
+    make_net,
+    make_optimiser,
+    make_schedule,
+    make_timesteps,
+)
+from _run import compilation_cache, EXPECTED, fail, Run
+from tqdm import tqdm
+
+import eqdiff as eqd
+from eqdiff.data import Dataset
+
+
+class Diverged(ValueError):
+    """The loss is no longer a number."""
+
+
+def main() -> None:
+    config = parse()
+    start = time.monotonic()
+    accelerator = jax.default_backend() != "cpu"
+    compilation_cache()
+    data = find_data(config, accelerator)
+    config = resolve(config, data.name, accelerator)
+    run = Run(config)
+    resuming = run.open(config, data.name)
+    state, seconds = train(config, data, run, resuming)
+    if state is not None:
+        evaluate(config, data, run, state, seconds, start)
+
+
+def train(config: Config, data: Dataset, run: Run, resuming: bool):
+    """Trains to the last step, from wherever the run is; `None` if it was stopped before."""
+    training = config.training
+    key = jax.random.key(training.seed)
+    net_key, state_key = jax.random.split(key)
+    optimiser = make_optimiser(config)
+    state = eqd.train.init(
+        eqx.filter_jit(lambda key: make_net(config, data, key=key))(net_key),
+        optimiser,
+        timesteps=make_timesteps(config),
+        ema=(eqd.train.EMAWarmup(training.ema),),
+        key=state_key,
+    )
+    batches = eqd.data.loader(
+        data.train, training.batch_size, seed=training.seed, horizontal_flip=config.data.horizontal_flip
+    )
+    extra = {"training": 0.0, "compilation": 0.0, "images": 0}
+    if resuming:
+        state, saved, step = run.checkpointer.restore(state)
+        batches.set_state(saved["batches"])
+        extra = saved["seconds"]
+        print(f"Resuming {run.folder} at step {step} of {training.steps}.")
+    describe(config, data, state.net)
+    mesh = eqd.train.data_mesh() if jax.device_count() > 1 else None
+    step_fn = eqd.train.make_step(
+        make_loss(config, data.levels), optimiser, mesh=mesh, accumulate=training.accumulate
+    )
+    last_step = int(state.step) if resuming else None
+    tensorboard = run.folder / "tensorboard" if config.output.tensorboard else None
+    with (
+        eqd.train.MetricLog(run.metrics, last_step=last_step, tensorboard=tensorboard) as log,
+        eqd.train.GracefulExit() as stop,
+    ):
+        loop = Loop(config, data, run, log, extra)
+        state = loop.run(state, step_fn, batches, stop)
+    return state, extra
+
+
+class Loop:
+    """Steps, and what happens between them: logging, pictures, checkpoints."""
+
+    def __init__(self, config: Config, data: Dataset, run: Run, log, extra: dict):
+        self.config, self.data, self.folder, self.log, self.extra = config, data, run, log, extra
+        self.pending: list[eqd.train.StepMetrics] = []
+        self.since = time.monotonic()
+
+    def run(self, state, step_fn, batches, stop):
+        output, total = self.config.output, self.config.training.steps
+        step = int(state.step)
+        with tqdm(total=total, initial=step, unit="step", desc="training", smoothing=0.05) as bar:
+            while step < total and not stop.requested:
+                images, labels = next(batches)
+                began = time.monotonic()
+                state, metrics = step_fn(state, (images, batch_args(labels, self.config)))
+                step += 1
+                self.pending.append(metrics)
+                if self.extra["images"] == 0:
+                    jax.block_until_ready(metrics)
+                    self.extra["compilation"] = time.monotonic() - began
+                    self.since = time.monotonic()
+                self.extra["images"] += len(images)
+                bar.update()
+                last = step == total or stop.requested
+                if step % output.log_every == 0 or last:
+                    self.write_log(step, bar, len(images))
+                if step % output.sample_every == 0 and not last:
+                    self.pause(lambda: self.picture(state, step))
+                if step % output.checkpoint_every == 0 or last:
+                    self.write_log(step, bar, len(images))
+                    self.pause(lambda: self.checkpoint(state, batches, step))
+        if step < total:
+            assert stop.signal is not None
+            print(
+                f"\n{stop.signal.name}: saved step {step} to {self.folder.folder}. The same command resumes."
+            )
+            return None
+        return state
+
+    def write_log(self, step: int, bar, batch_size: int) -> None:
+        """Waits for the steps since the last line, checks them and logs them."""
+        if not self.pending:
+            return
+        summary = eqd.train.summarise(self.pending)
+        elapsed = time.monotonic() - self.since
+        self.extra["training"] += elapsed
+        summary["images_per_second"] = len(self.pending) * batch_size / elapsed
+        self.pending.clear()
+        self.since = time.monotonic()
+        if summary["nonfinite"]:
+            raise Diverged(self.diverged(step))
+        self.log.write(step, summary)
+        bar.set_postfix(
+            loss=f"{summary['loss']:.4f}", images_s=f"{summary['images_per_second']:.0f}"
+        )
+
+    def diverged(self, step: int) -> str:
+        good = self.folder.checkpointer.latest_step()
+        kept = (
+            "There is no checkpoint yet."
+            if good is None
+            else f"The last good checkpoint is of step {good} in {self.folder.checkpointer.directory}, and the same "
+            "command resumes from it."
+        )
+        return (
+            f"the loss became NaN or infinite by step {step}. {kept} Try a lower --learning-rate, a longer --warmup, a "
+            "smaller --grad-clip or --compute-dtype float32 (these start a new run: --run-dir)."
+        )
+
+    def pause(self, work) -> None:
+        """Does something that is not training, without counting its time as such."""
+        self.since, began = self.since, time.monotonic()
+        work()
+        self.since += time.monotonic() - began
+
+    def picture(self, state, step: int) -> None:
+        from _score import draw
+
+        denoiser = make_denoiser(state.ema_net(), make_schedule(self.config), self.config)
+        num_classes = self.data.num_classes if self.config.model.class_conditional else None
+        key = jax.random.key(self.config.training.seed + 1)
+        num = 40 if num_classes == 10 else 36
+        samples = draw(
+            denoiser, self.data.shape, num, steps=50, num_classes=num_classes, key=key, progress=False
+        )
+        path = self.folder.folder / "samples" / f"step_{step:08d}.png"
+        columns = 10 if num_classes == 10 else None
+        if np.all(np.isfinite(samples)):
+            eqd.data.write_grid(path, samples, levels=self.data.levels, columns=columns)
+
+    def checkpoint(self, state, batches, step: int) -> None:
+        extra = {"batches": batches.get_state(), "seconds": self.extra}
+        self.folder.checkpointer.save(step, state, extra)
+        denoiser = make_denoiser(state.ema_net(), make_schedule(self.config), self.config)
+        eqd.save_model(self.folder.model, denoiser, overwrite=True)
+
+
+def describe(config: Config, data: Dataset, net: eqd.nn.UNet) -> None:
+    """What is about to be trained, in two lines."""
+    size = "x".join(map(str, data.shape))
+    device = jax.devices()[0].device_kind
+    print(
+        f"{data.name}: {len(data.train)} training images of {size}, {data.levels} grey levels, on {jax.device_count()} x {device}."
+    )
+    model, training, diffusion = config.model, config.training, config.diffusion
+    print(
+        f"U-Net of {count(net) / 1e6:.2f} M parameters ({model.compute_dtype}), {diffusion.num_timesteps} {diffusion.schedule} "
+        f"steps, L_{diffusion.loss}; {training.steps} steps of {training.batch_size} images into {config.output.run_dir}."
+    )
+
+
+def count(net) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(net, eqx.is_inexact_array)))
+
+
+def evaluate(config: Config, data: Dataset, run: Run, state, seconds: dict, start: float) -> None:
+    """Samples, bits/dim and the report."""
+    import _report
+    import _score
+
+    began = time.monotonic()
+    evaluation = config.evaluation
+    conditional = bool(config.model.class_conditional)
+    schedule = make_schedule(config)
+    denoiser = make_denoiser(state.ema_net(), schedule, config)
+    key = jax.random.key(config.training.seed + 2)
+    sample_key, bound_key, flow_key = jax.random.split(key, 3)
+
+    samples = _score.draw(
+        denoiser,
+        data.shape,
+        evaluation.eval_samples,
+        steps=evaluation.eval_sample_steps,
+        num_classes=data.num_classes if conditional else None,
+        key=sample_key,
+    )
+    shown = min(100, len(samples))
+    columns = data.num_classes if conditional and data.num_classes <= 20 else None
+    eqd.data.write_grid(
+        run.folder / "samples.png", samples[:shown], levels=data.levels, columns=columns
+    )
+    images, labels = _score.held_out(data, evaluation.eval_images, conditional)
+    batch_size = min(50, len(images))
+    options = {"batch_size": batch_size, "key": bound_key}
+    bound = _score.bound_bits(
+        denoiser, images, labels, terms=evaluation.bound_terms, levels=data.levels, **options
+    )
+    tolerance = 1e-3
+    flow = _score.flow_bits(
+        denoiser,
+        images,
+        labels,
+        dequantise=eqd.GaussianDequantisation(data.levels),
+        tolerance=tolerance,
+        key=flow_key,
+        batch_size=batch_size,
+    )
+    _report.loss_curve(run.metrics, run.folder / "loss.png")
+    now = time.monotonic()
+    report = {
+        "data": {"name": data.name, "shape": data.shape, "levels": data.levels},
+        "model": {"parameters": count(state.net)},
+        "step": int(state.step),
+        "batch_size": config.training.batch_size,
+        "samples": {
+            "num": len(samples),
+            "shown": shown,
+            "steps": evaluation.eval_sample_steps,
+            "conditional": conditional,
+        },
+        "bits": {
+            "num_images": len(images),
+            "bound": bound,
+            "bound_value": bound.value,
+            "bound_stderr": bound.stderr,
+            "flow": flow,
+            "flow_value": flow.value,
+            "flow_stderr": flow.stderr,
+            "dequantisation": "Gaussian",
+            "tolerance": tolerance,
+            "terms": evaluation.bound_terms,
+            "chain": schedule.num_steps,
+        },
+        "time": {
+            "total": now - start,
+            "training": seconds["training"] + seconds["compilation"],
+            "compilation": seconds["compilation"],
+            "evaluation": now - began,
+            "images_per_second": seconds["images"] / max(seconds["training"], 1e-9),
+        },
+        "command": _report.command(),
+        "versions": _report.versions(),
+    }
+    if data.name == "digits":
+        report["classifier"] = _score.classifier_scores(data, samples)
+    _report.write(run.folder, report)
+    print(f"Variational bound {bound} bits/dim, probability flow {flow} bits/dim.")
+    print(f"Report and pictures: {run.folder / 'report.md'}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except EXPECTED as error:
+        fail(error)

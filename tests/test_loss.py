@@ -1,0 +1,325 @@
+"""Losses against the official numbers and their gradients, quadrature-free identities and call counts."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import assert_golden, load_golden
+from toys import (
+    idiff_denoiser,
+    PARAMETERISATIONS,
+    sde_denoiser,
+    VARIANCES,
+    without_rescaling,
+)
+
+import eqdiff as eqd
+
+
+LOSSES = "public_idiff_losses"
+SDE_LOSSES = "public_sde_losses"
+CHAINS = {
+    "base_cosine1000": without_rescaling(eqd.cosine_schedule(1000)),
+    "spaced_cosine4000_100_rescaled": eqd.respace(
+        eqd.cosine_schedule(4000), eqd.section_timesteps(4000, (100,))
+    ),
+}
+chains = pytest.mark.parametrize("chain_name", CHAINS)
+
+
+def golden_float32(actual, key):
+    """Held to the official float32 error, whatever precision ours had (gradients are stored as float64)."""
+    assert_golden(np.asarray(actual, np.float32), LOSSES, key)
+
+
+def terms(denoiser, t, x0, noise):
+    """What improved-diffusion's `LossType`s are made of, per example."""
+    p = eqd.predict_from_noise(denoiser, t, x0, noise)
+    return {
+        "mse": eqd.l_simple(p),
+        "vb": eqd.bound_term(eqd.stop_mean(p)),
+        "kl": eqd.bound_term(p),
+        "hybrid": eqd.l_hybrid(p),
+        "vlb": eqd.l_vlb(p),
+    }
+
+
+@chains
+@pytest.mark.parametrize("mean_type", PARAMETERISATIONS)
+@pytest.mark.parametrize("variance_type", VARIANCES)
+def test_golden_training_losses(chain_name, mean_type, variance_type):
+    """MSE, RESCALED_MSE, KL and RESCALED_KL are compositions; values and gradients are the official ones."""
+    g, chain = load_golden(LOSSES), CHAINS[chain_name]
+    base = f"losses/{chain_name}"
+    x0, noise = (jnp.asarray(g[f"{base}/{key}"], float) for key in ("x0", "noise"))
+    t = jnp.asarray(g[f"{base}/t"], jnp.int32)
+    denoiser = idiff_denoiser(chain, g[f"{base}/toy_abcd"], mean_type, variance_type, float)
+
+    def batch(parameters):
+        model = eqx.tree_at(lambda d: d.net.parameters, denoiser, parameters)
+        return jax.vmap(lambda *a: terms(model, *a))(t, x0, noise)
+
+    def values_and_gradients(parameters):
+        values, pullback = jax.vjp(batch, parameters)
+        zero = jax.tree.map(jnp.zeros_like, values)
+        return values, {
+            key: pullback({**zero, key: jnp.full_like(values[key], 1 / t.size)})[0]
+            for key in values
+        }
+
+    values, gradients = jax.jit(values_and_gradients)(denoiser.net.parameters)
+    steps, learned = chain.num_steps, int(denoiser.variance.learned)
+    # loss type -> weights of (mse, vb with the mean frozen, kl with nothing frozen)
+    types = {
+        "MSE": (1, learned, 0),
+        "RESCALED_MSE": (1, learned * steps / 1000, 0),
+        "KL": (0, 0, 1),
+        "RESCALED_KL": (0, 0, steps),
+    }
+    for loss_type, weights in types.items():
+        case = f"{base}/{loss_type}-{mean_type}-{variance_type}"
+        for kind, source in (("loss", values), ("grad", gradients)):
+            total = sum(w * source[k] for w, k in zip(weights, ("mse", "vb", "kl"), strict=True))
+            golden_float32(total, f"{case}/{kind}")
+        if weights[0]:
+            golden_float32(values["mse"], f"{case}/mse")
+        if weights[1]:
+            golden_float32(weights[1] * values["vb"], f"{case}/vb")
+    # The library's own names for two of them.
+    np.testing.assert_allclose(values["vlb"], steps * values["kl"], rtol=1e-6)
+    np.testing.assert_allclose(
+        values["hybrid"], values["mse"] + 1e-3 * steps * values["vb"], rtol=1e-5
+    )
+    # The frozen bound does not reach the mean's parameters, and does reach a learned variance's.
+    assert np.all(gradients["vb"][:4] == 0)
+    assert np.all(np.asarray(gradients["vb"][4:]) != 0) == bool(learned)
+
+
+@chains
+@pytest.mark.parametrize("clip", [0, 1])
+@pytest.mark.parametrize("mean_type", ["EPSILON", "START_X"])
+@pytest.mark.parametrize("variance_type", VARIANCES)
+def test_golden_vb_terms(chain_name, clip, mean_type, variance_type):
+    """`_vb_terms_bpd` at an x_t given outright: the noise that leads there is what is fed."""
+    g, chain, base = load_golden(LOSSES), CHAINS[chain_name], f"vb/{chain_name}"
+    x0, xt = (jnp.asarray(g[f"{base}/{key}"], float) for key in ("x0", "xt"))
+    t = jnp.asarray(g[f"{base}/t"], jnp.int32)
+    abcd = g["losses/base_cosine1000/toy_abcd"]
+    denoiser = idiff_denoiser(chain, abcd, mean_type, variance_type, float)
+    denoiser = eqd.Clip(denoiser) if clip else denoiser
+
+    @jax.jit
+    @jax.vmap
+    def run(t, x0, xt):
+        noise = (xt - chain.alpha(t).astype(x0.dtype) * x0) / chain.sigma(t).astype(x0.dtype)
+        p = eqd.predict_from_noise(denoiser, t, x0, noise)
+        # Exactly the given x_t, not one rounded on the way there and back.
+        p = eqx.tree_at(lambda p: (p.x, p.estimate), p, (xt, denoiser(t, xt)))
+        return eqd.bound_term(p), jnp.mean(p.estimate.x0)
+
+    output, x0_mean = run(t, x0, xt)
+    case = f"{base}/{mean_type}-{variance_type}-clip{clip}"
+    golden_float32(output, f"{case}/output")
+    golden_float32(x0_mean, f"{case}/pred_xstart_mean")
+
+
+@pytest.mark.parametrize("likelihood", [0, 1])
+@pytest.mark.parametrize("name", ["VESDE", "VPSDE", "subVPSDE"])
+def test_golden_score_matching(name, likelihood):
+    g = load_golden(SDE_LOSSES)
+    sde = {"VESDE": eqd.VESDE(), "VPSDE": eqd.VPSDE(), "subVPSDE": eqd.SubVPSDE()}[name]
+    x0 = jnp.asarray(g[f"{name}/in/batch"], jnp.float32)
+    denoiser = sde_denoiser(sde, g[f"{name}/in/p"], jnp.float32)
+    weighting = eqd.LikelihoodWeighting() if likelihood else eqd.NoiseWeighting()
+    dims = x0[0].size
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(parameters, t, z):
+        model = eqx.tree_at(lambda d: d.net.parameters, denoiser, parameters)
+
+        def one(t, x0, z):
+            return eqd.score_matching(eqd.predict_from_noise(model, t, x0, z), weighting)
+
+        return jnp.mean(jax.vmap(one)(t, x0, z))
+
+    for reduce_mean in (1, 0):
+        case = f"{name}/sde_cont1_lw{likelihood}_rm{reduce_mean}"
+        t, z = (jnp.asarray(g[f"{case}/{key}"], jnp.float32) for key in ("t", "z"))
+        value, gradient = loss(denoiser.net.parameters, t, z)
+        # The official other reduction is half the sum over dimensions.
+        factor = 1 if reduce_mean else dims / 2
+        assert_golden(factor * value, SDE_LOSSES, f"{case}/loss")
+        assert_golden(factor * gradient, SDE_LOSSES, f"{case}/grad")
+
+
+@pytest.mark.parametrize("reduce_mean", [1, 0])
+def test_golden_ddpm_loss_is_l_simple(reduce_mean):
+    """score_sde's discrete loss under VP regresses on the noise, at DDPM's own levels."""
+    g, case = load_golden(SDE_LOSSES), f"VPSDE/ddpm_rm{reduce_mean}"
+    chain = without_rescaling(eqd.linear_schedule(1000))
+    net = sde_denoiser(eqd.VPSDE(), g["VPSDE/in/p"], jnp.float32).net
+    denoiser = eqd.Denoiser(net, chain)
+    x0, z = (jnp.asarray(g[k], jnp.float32) for k in ("VPSDE/in/batch", f"{case}/z"))
+    t = jnp.asarray(g[f"{case}/labels"], jnp.int32)
+    losses = jax.jit(
+        jax.vmap(lambda t, x, z: eqd.l_simple(eqd.predict_from_noise(denoiser, t, x, z)))
+    )(t, x0, z)
+    factor = 1 if reduce_mean else x0[0].size / 2
+    assert_golden(factor * jnp.mean(losses), SDE_LOSSES, f"{case}/loss")
+
+
+def gaussian_prediction(denoiser, t, x0, key):
+    return eqd.predict(denoiser, t, x0, key=key)
+
+
+PROCESSES = {"vp": eqd.VPSDE(), "sub_vp": eqd.SubVPSDE(), "ve": eqd.VESDE()}
+
+
+@pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
+def test_score_matching_by_its_definition(process, getkey, x64):
+    """Written with scores, as in the paper, at a time where nothing is small."""
+    t, x0 = 0.6, jax.random.normal(getkey(), (4,))
+    p = gaussian_prediction(eqd.GaussianDenoiser(process, 0.3, 0.5), t, x0, getkey())
+    sigma, g = process.sigma(t), process.diffusion(t)
+    score = -p.estimate.noise / sigma
+    truth = -(p.x - process.alpha(t) * x0) / sigma**2
+    squared = jnp.mean((score - truth) ** 2)
+    np.testing.assert_allclose(eqd.score_matching(p), sigma**2 * squared, rtol=1e-9)
+    weighted = eqd.score_matching(p, eqd.LikelihoodWeighting())
+    np.testing.assert_allclose(weighted, g**2 * squared, rtol=1e-9)
+
+
+def test_minimal_loss_of_a_gaussian(getkey, x64):
+    """E‖ε̂ − ε‖² = α²s²/(α²s² + σ²) for the exact denoiser, and any other does worse."""
+    process, t = eqd.VPSDE(), 0.3
+    keys = jax.random.split(getkey(), 4000)
+
+    def loss(std, key):
+        data_key, key = jax.random.split(key)
+        x0 = 0.2 + 0.7 * jax.random.normal(data_key, (8,))
+        return eqd.l_simple(eqd.predict(eqd.GaussianDenoiser(process, 0.2, std), t, x0, key=key))
+
+    values = {
+        std: np.asarray(jax.jit(jax.vmap(lambda k, s=std: loss(s, k)))(keys)) for std in (0.7, 0.5)
+    }
+    a2, s2 = float(process.alpha(t)) ** 2 * 0.49, float(process.sigma(t)) ** 2
+    error = values[0.7].std() / np.sqrt(4000)
+    assert abs(values[0.7].mean() - a2 / (a2 + s2)) < 4 * error
+    assert values[0.5].mean() > values[0.7].mean() + 4 * error
+
+
+@pytest.mark.parametrize(
+    "parameterisation",
+    [eqd.Noise(), eqd.Data(), eqd.Velocity(), eqd.Score(), eqd.PreviousMean()],
+    ids=lambda p: type(p).__name__,
+)
+def test_l_simple_is_the_squared_error_of_the_raw_output(parameterisation, getkey, x64):
+    """Whatever the network predicts, and although only (x̂0, ε̂) are handed on."""
+    chain = eqd.cosine_schedule(50)
+    x0, noise, output = jax.random.normal(getkey(), (3, 6))
+    denoiser = eqd.Denoiser(lambda *a, key: output, chain, parameterisation)
+    for t in (0, 1, 25, 49):
+        p = eqd.predict_from_noise(denoiser, t, x0, noise)
+        target = parameterisation.target(chain, t, x0, noise)
+        np.testing.assert_allclose(
+            eqd.l_simple(p), jnp.mean((output - target) ** 2), rtol=1e-7, err_msg=str(t)
+        )
+
+
+def test_bound_terms_by_their_definition(getkey, x64):
+    """KL of two Gaussians given by mean and variance, each computed the long way."""
+    chain = eqd.cosine_schedule(50)
+    x0, noise, raw = jax.random.uniform(getkey(), (3, 6), minval=-1)
+    net = lambda label, x, args, *, key: jnp.concatenate([jnp.tanh(x), raw])  # noqa: E731
+    denoiser = eqd.Denoiser(net, chain, variance=eqd.LearnedRange())
+    for t in (1, 20, 49):
+        p = eqd.predict_from_noise(denoiser, t, x0, noise)
+        mean1 = chain.posterior_mean(t, x0, p.x)
+        mean2 = chain.posterior_mean(t, p.estimate.x0, p.x)
+        v1 = chain.posterior_variance[t]
+        v2 = jnp.exp(eqd.LearnedRange().log_variance(chain, t, raw))
+        kl = 0.5 * (v1 / v2 - 1 - jnp.log(v1 / v2) + (mean1 - mean2) ** 2 / v2)
+        np.testing.assert_allclose(eqd.bound_term(p), jnp.mean(kl) / np.log(2), rtol=1e-7)
+    p = eqd.predict_from_noise(denoiser, 0, x0, noise)
+    log_std = 0.5 * eqd.LearnedRange().log_variance(chain, 0, raw)
+    log_p = eqd.discretised_gaussian_log_likelihood(x0, p.estimate.x0, log_std, levels=17)
+    np.testing.assert_allclose(
+        eqd.bound_term(p, levels=17), -jnp.mean(log_p) / np.log(2), rtol=1e-10
+    )
+    assert float(eqd.bound_term(p)) != float(eqd.bound_term(p, levels=17))
+
+
+def test_stop_mean_lets_the_bound_reach_only_the_variance(getkey):
+    class Two(eqx.Module):
+        mean: jax.Array
+        variance: jax.Array
+
+        def __call__(self, label, x, args, *, key=None):
+            return jnp.concatenate([self.mean * x, self.variance * jnp.ones_like(x)])
+
+    chain, x0, key = eqd.cosine_schedule(50), jnp.linspace(-1, 1, 6), getkey()
+
+    def loss(net, t, function):
+        denoiser = eqd.Denoiser(net, chain, variance=eqd.LearnedRange())
+        return function(eqd.predict(denoiser, t, x0, key=key))
+
+    net = Two(jnp.asarray(0.3), jnp.asarray(0.2))
+    for t in (0, 1, 30):
+        gradient = jax.grad(loss)
+        frozen = gradient(net, t, lambda p: eqd.l_vlb(eqd.stop_mean(p)))
+        free = gradient(net, t, eqd.l_vlb)
+        hybrid = gradient(net, t, eqd.l_hybrid)
+        simple = gradient(net, t, eqd.l_simple)
+        assert float(frozen.mean) == 0 and float(frozen.variance) != 0
+        assert float(free.mean) != 0
+        np.testing.assert_allclose(free.variance, frozen.variance, rtol=1e-5)
+        np.testing.assert_allclose(hybrid.mean, simple.mean, rtol=1e-5)
+        np.testing.assert_allclose(hybrid.variance, 1e-3 * frozen.variance, rtol=1e-4)
+        assert float(simple.variance) == 0
+        # Nothing else of the record changes.
+        p = eqd.predict(eqd.Denoiser(net, chain, variance=eqd.LearnedRange()), t, x0, key=key)
+        assert eqx.tree_equal(eqd.stop_mean(p), p)
+
+
+def test_one_network_call_per_prediction(getkey):
+    calls = []
+
+    def net(label, x, args, *, key):
+        calls.append(key)
+        return jnp.concatenate([x, x])
+
+    denoiser = eqd.Denoiser(net, eqd.cosine_schedule(50), variance=eqd.LearnedRange())
+    p = eqd.predict(denoiser, 3, jnp.ones(4), key=getkey())
+    for loss in (eqd.l_simple, eqd.bound_term, eqd.l_vlb, eqd.l_hybrid, eqd.score_matching):
+        loss(p)
+    assert len(calls) == 1
+
+
+def test_the_noise_and_the_dropout_draw_from_different_keys(getkey):
+    keys = []
+
+    def net(label, x, args, *, key):
+        keys.append(key)
+        return jax.random.normal(key, x.shape, x.dtype)
+
+    key = getkey()
+    p = eqd.predict(eqd.Denoiser(net, eqd.VPSDE()), 0.5, jnp.zeros(1000), key=key)
+    assert abs(np.corrcoef(p.noise, p.estimate.noise)[0, 1]) < 0.15
+    np.testing.assert_allclose(p.x, eqd.VPSDE().perturb(0.5, p.x0, p.noise))
+    again = eqd.predict(eqd.Denoiser(net, eqd.VPSDE()), 0.5, jnp.zeros(1000), key=key)
+    np.testing.assert_array_equal(p.noise, again.noise)
+    given = eqd.predict_from_noise(eqd.Denoiser(net, eqd.VPSDE()), 0.5, p.x0, p.noise, key=keys[0])
+    assert eqx.tree_equal(given.estimate, p.estimate)
+
+
+def test_the_bound_needs_a_chain(getkey):
+    p = eqd.predict(eqd.GaussianDenoiser(eqd.VPSDE()), 0.5, jnp.zeros(3), key=getkey())
+    for loss in (eqd.bound_term, eqd.l_vlb, eqd.l_hybrid):
+        with pytest.raises(ValueError, match="discrete chain, but the process is VPSDE.*discretise"):
+            loss(p)
+    p = eqd.predict(eqd.GaussianDenoiser(eqd.cosine_schedule(9)), 5, jnp.zeros(3), key=getkey())
+    with pytest.raises(ValueError, match=r"schedule.continuous\(\)"):
+        eqd.score_matching(p, eqd.LikelihoodWeighting())
+    eqd.score_matching(p)

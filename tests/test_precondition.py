@@ -1,0 +1,278 @@
+"""What a network's output means: parameterisations, variances, the denoiser and clipping."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import assert_golden, load_golden
+from toys import idiff_denoiser, PARAMETERISATIONS, VARIANCES
+
+import eqdiff as eqd
+
+
+SAMPLING = "public_idiff_sampling"
+CHAIN = eqd.cosine_schedule(50)
+PROCESSES = {
+    "vp": eqd.VPSDE(),
+    "sub_vp": eqd.SubVPSDE(),
+    "ve": eqd.VESDE(),
+    "chain": CHAIN,
+    "bridge": CHAIN.continuous(),
+}
+ANYWHERE = {"noise": eqd.Noise(), "data": eqd.Data(), "v": eqd.Velocity(), "score": eqd.Score()}
+CASES = {
+    **{f"{p}-{q}": (PROCESSES[p], ANYWHERE[q]) for p in PROCESSES for q in ANYWHERE},
+    "chain-previous": (CHAIN, eqd.PreviousMean()),
+}
+cases = pytest.mark.parametrize("process,parameterisation", CASES.values(), ids=CASES)
+
+
+def times(process):
+    if isinstance(process, eqd.Schedule):
+        return jnp.asarray([0, 1, 10, 25, 48, 49], jnp.int32)
+    span = process.t1 - process.t0
+    return jnp.asarray([process.t0, process.t0 + 1e-3 * span, process.t0 + 0.5 * span, process.t1])
+
+
+def levels(process, t, dtype=float):
+    alpha, sigma = jax.vmap(process.alpha)(t), jax.vmap(process.sigma)(t)
+    return np.asarray(alpha, np.float64)[:, None], np.asarray(sigma, np.float64)[:, None]
+
+
+@cases
+def test_estimates_add_up_and_invert_the_target(process, parameterisation, getkey, x64):
+    t = times(process)
+    x0, noise, output = jax.random.normal(getkey(), (3, t.size, 7))
+
+    @jax.jit
+    @jax.vmap
+    def run(t, x0, noise, output):
+        x = process.perturb(t, x0, noise)
+        target = parameterisation.target(process, t, x0, noise)
+        exact = parameterisation.estimate(process, t, x, target)
+        any_estimate = parameterisation.estimate(process, t, x, output)
+        again = parameterisation.target(process, t, *any_estimate)
+        return x, exact, any_estimate, again
+
+    x, exact, (some_x0, some_noise), again = run(t, x0, noise, output)
+    alpha, sigma = levels(process, t)
+    # Through a division by α or σ the rounding of x is amplified: that much is anyone's error.
+    slack = 1e-12 * (np.abs(x) + 1)
+    assert np.all(np.abs(exact[0] - x0) <= slack / np.minimum(alpha, 1))
+    assert np.all(np.abs(exact[1] - noise) <= slack / np.minimum(sigma, 1) * 10)
+    # x = αx̂0 + σε̂, for any output and not only for a perfect one.
+    scale = alpha * np.abs(some_x0) + sigma * np.abs(some_noise) + 1
+    assert np.all(np.abs(alpha * some_x0 + sigma * some_noise - x) <= 1e-12 * scale)
+    # estimate∘target is the identity on outputs as well: l_simple relies on it.
+    np.testing.assert_allclose(again, output, rtol=1e-7, atol=1e-7)
+
+
+def test_the_definitions(getkey, x64):
+    """Against the equations of the papers, written out by hand at one time."""
+    x, f = jax.random.normal(getkey(), (2, 5))
+    t = 0.4
+    for process in (PROCESSES["vp"], PROCESSES["sub_vp"], PROCESSES["ve"]):
+        a, s = float(process.alpha(t)), float(process.sigma(t))
+        for parameterisation, x0 in (
+            (eqd.Noise(), (x - s * f) / a),
+            (eqd.Data(), f),
+            (eqd.Velocity(), (a * x - s * f) / (a * a + s * s)),
+            (eqd.Score(), (x + s * s * f) / a),
+        ):
+            estimate = eqd.Denoiser(lambda *_, key: f, process, parameterisation)(t, x)
+            np.testing.assert_allclose(estimate.x0, x0, rtol=1e-12)
+            np.testing.assert_allclose(estimate.noise, (x - a * x0) / s, rtol=1e-10)
+    np.testing.assert_allclose(
+        eqd.score(eqd.Denoiser(lambda *_, key: f, PROCESSES["ve"], eqd.Score()), t, x), f, rtol=1e-12
+    )
+
+
+@pytest.mark.parametrize("name", ["vp", "sub_vp", "ve"])
+@pytest.mark.parametrize("which", ["noise", "v", "score"])
+def test_float32_keeps_the_noise_estimate_at_small_sigma(name, which, getkey, x64):
+    """Recomputing ε̂ as (x − αx̂0)/σ would lose it: σ is 1e-6 for sub-VP at t0."""
+    process, parameterisation = PROCESSES[name], ANYWHERE[which]
+    t = jnp.asarray(1e-5)
+    x0, noise = jax.random.normal(getkey(), (2, 64))
+    high = parameterisation.target(process, t, x0, noise)
+    x = process.perturb(t, x0, noise)
+    low = parameterisation.estimate(
+        process, t.astype(jnp.float32), x.astype(jnp.float32), high.astype(jnp.float32)
+    )
+    assert low[0].dtype == low[1].dtype == jnp.float32
+    np.testing.assert_allclose(low[0], x0, atol=2e-6)
+    np.testing.assert_allclose(low[1], noise, atol=2e-6)
+    if name == "sub_vp":
+        lost = (x.astype(jnp.float32) - low[0]) / process.sigma(t).astype(jnp.float32)
+        assert np.max(np.abs(lost - noise.astype(jnp.float32))) > 1e-2
+
+
+def test_previous_mean_is_the_chains_posterior(getkey, x64):
+    x, output = jax.random.normal(getkey(), (2, 5))
+    denoiser = eqd.Denoiser(lambda *_, key: output, CHAIN, eqd.PreviousMean())
+    for t in (0, 1, 30, 49):
+        estimate = denoiser(t, x)
+        np.testing.assert_allclose(CHAIN.posterior_mean(t, estimate.x0, x), output, rtol=1e-9)
+    np.testing.assert_allclose(denoiser(0, x).x0, output, rtol=1e-9)
+    with pytest.raises(ValueError, match="PreviousMean.*VPSDE.*cosine_schedule"):
+        eqd.Denoiser(lambda *_, key: output, eqd.VPSDE(), eqd.PreviousMean())(0.5, x)
+
+
+def step_inputs(dtype):
+    g = load_golden(SAMPLING)
+    chain = eqd.respace(eqd.cosine_schedule(4000), eqd.section_timesteps(4000, (100,)))
+    return chain, jnp.asarray(g["step/x"], dtype), jnp.asarray(g["step/t"], jnp.int32)
+
+
+def mean_and_variance(denoiser, chain, t, x):
+    @jax.jit
+    @jax.vmap
+    def run(t, x):
+        estimate = denoiser(t, x)
+        log_variance = denoiser.variance.log_variance(chain, t, estimate.raw_variance)
+        mean = chain.posterior_mean(t, estimate.x0, x)
+        return mean, estimate.x0, jnp.broadcast_to(log_variance.astype(x.dtype), x.shape)
+
+    return run(t, x)
+
+
+@pytest.mark.parametrize("clip", [0, 1])
+@pytest.mark.parametrize("mean_type", ["EPSILON", "START_X", "PREVIOUS_X"])
+@pytest.mark.parametrize("variance_type", VARIANCES)
+def test_golden_p_mean_variance(mean_type, variance_type, clip):
+    if mean_type == "PREVIOUS_X" and clip:
+        pytest.skip("the official clip then changes x̂0 but not the mean; ours keeps them consistent")
+    g = load_golden(SAMPLING)
+    chain, x, t = step_inputs(float)
+    denoiser = idiff_denoiser(chain, g["step/toy_abcd"], mean_type, variance_type, float)
+    if clip:
+        denoiser = eqd.Clip(denoiser)
+    mean, x0, log_variance = mean_and_variance(denoiser, chain, t, x)
+    case = f"p_mean_variance/{mean_type}-{variance_type}-clip{clip}"
+    for key, actual in (("mean", mean), ("pred_xstart", x0)):
+        np.testing.assert_array_equal(np.isfinite(actual), True)
+        assert_golden(actual, SAMPLING, f"{case}/{key}")
+    # Clipping does not change the variance: the official numbers are stored with clipping alone.
+    case = f"p_mean_variance/{mean_type}-{variance_type}-clip1"
+    assert_golden(log_variance, SAMPLING, f"{case}/log_variance")
+    variance = np.exp(log_variance)
+    if variance_type == "FIXED_SMALL":
+        # The official variance, unlike its own log-variance, is 0 at t = 0. No noise is added there.
+        variance = np.where(np.asarray(t)[:, None, None, None] == 0, 0, variance)
+    assert_golden(variance, SAMPLING, f"{case}/variance")
+
+
+@pytest.mark.parametrize("name", VARIANCES)
+def test_variances_by_definition_on_a_respaced_chain(name, x64):
+    chain = eqd.respace(eqd.cosine_schedule(200), eqd.section_timesteps(200, (20,)))
+    before = np.append(1.0, chain.alpha_bar[:-1])
+    small = (1 - before) / (1 - chain.alpha_bar) * chain.betas
+    small[0] = small[1]
+    large = chain.betas.copy()
+    raw = np.linspace(-1.5, 1.5, 7)
+    w = 0.5 * (raw + 1)
+    for t in range(20):
+        truth = {
+            "FIXED_SMALL": np.log(small[t]),
+            "FIXED_LARGE": np.log(large[t] if t else small[1]),
+            "LEARNED": raw,
+            "LEARNED_RANGE": w * np.log(large[t]) + (1 - w) * np.log(small[t]),
+        }[name]
+        actual = VARIANCES[name].log_variance(chain, t, jnp.asarray(raw))
+        np.testing.assert_allclose(actual, truth, rtol=1e-9)
+
+
+def test_learned_range_spans_the_fixed_variances(x64):
+    for t in (1, 20, 49):
+        for raw, fixed in ((-1.0, eqd.FixedSmall()), (1.0, eqd.FixedLarge())):
+            ranged = eqd.LearnedRange().log_variance(CHAIN, t, jnp.asarray([raw]))
+            np.testing.assert_allclose(ranged, [fixed.log_variance(CHAIN, t, None)], rtol=1e-12)
+
+
+def test_what_the_network_is_called_with(getkey):
+    calls = []
+
+    def net(label, x, args, *, key):
+        calls.append((label, x, args, key))
+        return x.astype(jnp.float16)
+
+    x, key = jnp.ones((2, 3), jnp.float32), getkey()
+    for process, t, label in (
+        (eqd.VPSDE(), 0.25, 999 * 0.25),
+        (eqd.SubVPSDE(), 1, 999.0),
+        (eqd.VESDE(0.01, 50.0), 1.0, np.log(50)),
+        (eqd.cosine_schedule(4000), 8, 2.0),
+        (CHAIN.continuous(), 3.5, 3.5 * 20),
+    ):
+        estimate = eqd.Denoiser(net, process)(t, x, "args", key=key)
+        seen, given, args, passed = calls.pop()
+        assert not calls, "one call"
+        np.testing.assert_allclose(seen, label, rtol=1e-6)
+        assert seen.dtype == given.dtype == jnp.float32 and args == "args" and passed is key
+        # Whatever the network computes in, the estimate is in the precision of x.
+        assert estimate.x0.dtype == estimate.noise.dtype == jnp.float32
+        assert estimate.raw_variance is None
+    eqd.Denoiser(net, eqd.VPSDE(), label=lambda t: 7 * t)(0.5, x)
+    np.testing.assert_allclose(calls.pop()[0], 3.5)
+
+
+def test_learned_variances_are_the_second_half_of_the_channels():
+    net = lambda label, x, args, *, key: jnp.concatenate([x, 2 * x, 3 * x, 4 * x])  # noqa: E731
+    x = jnp.ones((2, 3))
+    denoiser = eqd.Denoiser(
+        lambda *a, key: jnp.arange(12.0).reshape(4, 3), CHAIN, variance=eqd.LearnedRange()
+    )
+    estimate = denoiser(3, x)
+    np.testing.assert_array_equal(estimate.noise, np.arange(6).reshape(2, 3))
+    np.testing.assert_array_equal(estimate.raw_variance, np.arange(6, 12).reshape(2, 3))
+    with pytest.raises(ValueError, match=r"returned shape \(8, 3\).*expected \(4, 3\).*twice"):
+        eqd.Denoiser(net, CHAIN, variance=eqd.LearnedRange())(0, x)
+    with pytest.raises(ValueError, match=r"expected \(2, 3\).*FixedLarge.*LearnedRange\(\)"):
+        eqd.Denoiser(lambda *a, key: jnp.zeros((4, 3)), CHAIN)(0, x)
+    with pytest.raises(ValueError, match=r"expected \(2, 3\)"):
+        eqd.Denoiser(lambda *a, key: jnp.zeros(3), CHAIN)(0, x)
+    with pytest.raises(ValueError, match=r"write x\[None\]"):
+        eqd.Denoiser(lambda *a, key: jnp.zeros(()), CHAIN, variance=eqd.Learned())(0, jnp.zeros(()))
+    assert eqd.Denoiser(lambda *a, key: jnp.zeros(()), CHAIN)(0, jnp.ones(())).x0.shape == ()
+
+
+@pytest.mark.parametrize("process", [*PROCESSES.values()], ids=PROCESSES)
+def test_clip_moves_both_estimates(process, getkey, x64):
+    t = times(process)
+    x = 3 * jax.random.normal(getkey(), (t.size, 40))
+    inner = eqd.GaussianDenoiser(process, 0.2, 2.0, variance=eqd.FixedSmall())
+    plain = jax.vmap(inner)(t, x)
+    clipped = jax.vmap(eqd.Clip(inner, -0.5, 0.9))(t, x)
+    np.testing.assert_allclose(clipped.x0, np.clip(plain.x0, -0.5, 0.9), rtol=1e-12, atol=1e-15)
+    alpha, sigma = levels(process, t)
+    rest = alpha * clipped.x0 + sigma * clipped.noise
+    np.testing.assert_allclose(rest, x, rtol=1e-9, atol=1e-9 * float(alpha.max()))
+    # Where nothing is clipped nothing changes, to the last bit.
+    inside = (np.asarray(plain.x0) > -0.5) & (np.asarray(plain.x0) < 0.9)
+    assert 0 < inside.sum() < inside.size
+    np.testing.assert_array_equal(
+        np.asarray(clipped.noise)[inside], np.asarray(plain.noise)[inside]
+    )
+
+
+def test_clip_passes_everything_else_on():
+    inner = eqd.Denoiser(
+        lambda *a, key: jnp.full((4, 3), 5.0), CHAIN, eqd.Data(), variance=eqd.LearnedRange()
+    )
+    clip = eqd.Clip(inner)
+    estimate = clip(3, jnp.ones((2, 3)))
+    np.testing.assert_array_equal(estimate.x0, 1)
+    np.testing.assert_array_equal(estimate.raw_variance, 5)
+    for name in ("process", "parameterisation", "variance"):
+        assert getattr(clip, name) is getattr(inner, name)
+    with pytest.raises(ValueError, match=r"Clip\(low=1.0, high=-1.0\)"):
+        eqd.Clip(inner, 1.0, -1.0)
+
+
+@pytest.mark.parametrize("name", PARAMETERISATIONS)
+def test_only_the_network_has_leaves(name):
+    """A trained denoiser's gradient is its network's: no coefficient is an array."""
+    denoiser = idiff_denoiser(CHAIN, np.ones(4), name, "LEARNED_RANGE")
+    arrays = jax.tree.leaves(eqx.filter(denoiser, eqx.is_array))
+    assert [a.shape for a in arrays] == [(6,)]

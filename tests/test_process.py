@@ -1,0 +1,251 @@
+"""Processes against their own SDE, the official code, and float64."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.integrate
+import scipy.stats
+from helpers import assert_golden, load_golden
+from toys import sde_denoiser
+
+import eqdiff as eqd
+
+
+BASICS = "public_sde_basics"
+VP, SUB_VP, VE = eqd.VPSDE(), eqd.SubVPSDE(), eqd.VESDE()
+BRIDGE = eqd.cosine_schedule(50).continuous()
+GOLDEN = {"VPSDE": VP, "subVPSDE": SUB_VP, "VESDE": VE}
+SDES = {**GOLDEN, "odd VPSDE": eqd.VPSDE(0.3, 7.0, t0=1e-4, t1=0.9), "bridge": BRIDGE}
+sdes = pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
+golden_sdes = pytest.mark.parametrize("name", GOLDEN)
+
+
+def times(sde, n=41, dtype=None):
+    """Half of them evenly spaced, half crowding to t0, where precision is lost."""
+    t0, t1 = max(float(sde.t0), 1e-3 * float(sde.t1) * (float(sde.t0) == 0)), float(sde.t1)
+    return jnp.asarray(np.concatenate([np.geomspace(t0, t1, n), np.linspace(t0, t1, n)]), dtype)
+
+
+def over(function, t):
+    return np.asarray(jax.jit(jax.vmap(function))(t), np.float64)
+
+
+@sdes
+def test_coefficients_are_those_of_the_sde(sde, x64):
+    # Away from whole times, where the bridge's second derivative jumps.
+    t = times(sde) + (0.317 if sde is BRIDGE else 0.0)
+    t = t[t < sde.t1]
+
+    def all_of(t):
+        alpha, sigma = sde.alpha(t), sde.sigma(t)
+        alpha_dot, sigma_dot = jax.grad(sde.alpha)(t), jax.grad(sde.sigma)(t)
+        f = alpha_dot / alpha
+        g2 = 2 * sigma * sigma_dot - 2 * f * sigma**2
+        x = jnp.array([1.5, -2.0])
+        return {
+            "alpha_dot": (sde.alpha_dot(t), alpha_dot),
+            "sigma_dot": (sde.sigma_dot(t), sigma_dot),
+            "drift": (sde.drift(t, x), f * x),
+            "diffusion": (sde.diffusion(t) ** 2, g2),
+            "log_snr": (sde.log_snr(t), 2 * jnp.log(alpha / sigma)),
+        }
+
+    for name, (actual, truth) in jax.jit(jax.vmap(all_of))(t).items():
+        np.testing.assert_allclose(actual, truth, rtol=1e-7, atol=1e-12, err_msg=name)
+
+
+@pytest.mark.parametrize("name", ["VPSDE", "subVPSDE", "odd VPSDE"])
+def test_marginal_solves_the_moment_equations(name, x64):
+    """The variance of a linear SDE obeys V' = 2fV + g², its mean m' = fm: integrated by SciPy."""
+    sde = SDES[name]
+    t0, t1 = 1e-3, float(sde.t1)
+    coefficients = jax.jit(lambda t: (sde.drift(t, jnp.ones(())), sde.diffusion(t)))
+
+    def field(t, y):
+        f, g = (float(c) for c in coefficients(t))
+        return [f * y[0], 2 * f * y[1] + g**2]
+
+    start = [float(sde.alpha(t0)), float(sde.sigma(t0)) ** 2]
+    end = scipy.integrate.solve_ivp(field, (t0, t1), start, rtol=1e-9, atol=1e-12).y[:, -1]
+    truth = [float(sde.alpha(t1)), float(sde.sigma(t1)) ** 2]
+    np.testing.assert_allclose(end, truth, rtol=1e-6)
+
+
+@sdes
+def test_time_inverts_log_snr(sde, x64):
+    t = times(sde)
+    log_snr = over(sde.log_snr, t)
+    np.testing.assert_allclose(over(sde.time, jnp.asarray(log_snr)), t, rtol=1e-9, atol=1e-13)
+    order = np.argsort(np.asarray(t), kind="stable")
+    assert np.all(np.diff(log_snr[order])[np.diff(np.asarray(t)[order]) > 0] < 0)
+
+
+@sdes
+def test_derivative_of_the_inverse(sde, x64):
+    t = times(sde, 5) + (0.317 if sde is BRIDGE else 0.0)
+    t = t[t < sde.t1]
+    slope = over(jax.grad(sde.log_snr), t)
+    inverse_slope = over(lambda t: jax.grad(sde.time)(sde.log_snr(t)), t)
+    np.testing.assert_allclose(inverse_slope * slope, 1, rtol=1e-6)
+
+
+@sdes
+@pytest.mark.parametrize(
+    "method", ["alpha", "sigma", "diffusion", "alpha_dot", "sigma_dot", "label", "log_snr"]
+)
+def test_float32_is_accurate_over_the_whole_interval(sde, method, x64):
+    # The same float32 times in both precisions: what is measured is the arithmetic.
+    t32 = times(sde, dtype=jnp.float32)
+    function = getattr(sde, method)
+    low = jax.jit(jax.vmap(function))(t32)
+    assert low.dtype == jnp.float32, "a float32 time gives a float32 answer"
+    truth = over(function, t32.astype(jnp.float64))
+    # λ (and the label of VE) is a logarithm (an absolute error of it is a relative error of α/σ); its derivative on the bridge
+    # amplifies the rounding of t within a step.
+    atol = 4e-6 if method in ("log_snr", "label") else 1e-30
+    if sde is BRIDGE:
+        rtol, atol = 1e-5, 2e-5
+    else:
+        rtol = 2e-6
+    np.testing.assert_allclose(np.asarray(low, np.float64), truth, rtol=rtol, atol=atol)
+
+
+def test_sub_vp_standard_deviation_is_vp_variance(x64):
+    t = times(SUB_VP)
+    b = over(SUB_VP._integral, t)
+    np.testing.assert_allclose(over(SUB_VP.sigma, t), -np.expm1(-b), rtol=1e-13)
+    np.testing.assert_allclose(over(SUB_VP.sigma, t), over(VP.sigma, t) ** 2, rtol=1e-12)
+    np.testing.assert_allclose(over(SUB_VP.alpha, t), over(VP.alpha, t), rtol=1e-13)
+    # B(t) itself, by quadrature of β.
+    for i in (3, 60, 81):
+        truth, _ = scipy.integrate.quad(lambda s: 0.1 + s * 19.9, 0, float(t[i]))
+        np.testing.assert_allclose(b[i], truth, rtol=1e-12)
+
+
+def test_ve_is_geometric(x64):
+    t = times(VE)
+    truth = 0.01 * (50 / 0.01) ** np.asarray(t)
+    np.testing.assert_allclose(over(VE.sigma, t), truth, rtol=1e-13)
+    np.testing.assert_allclose(over(VE.label, t), np.log(truth), rtol=1e-12, atol=1e-13)
+    assert np.all(over(VE.alpha, t) == 1)
+
+
+@golden_sdes
+def test_golden_marginals(name):
+    sde, g = GOLDEN[name], load_golden(BASICS)
+    x, t = jnp.asarray(g["in/x"]), jnp.asarray(g["in/t"])
+    assert x.dtype == t.dtype == jnp.float32
+    assert_golden(jax.vmap(sde.drift)(t, x), BASICS, f"{name}/forward/drift")
+    assert_golden(jax.vmap(sde.diffusion)(t), BASICS, f"{name}/forward/diffusion")
+    assert_golden(jax.vmap(sde.sigma)(t), BASICS, f"{name}/forward/std")
+    mean = jax.vmap(lambda t, x: sde.perturb(t, x, jnp.zeros_like(x)))(t, x)
+    assert_golden(mean, BASICS, f"{name}/forward/mean")
+    noisy = jax.vmap(lambda t, z: sde.perturb(t, jnp.zeros_like(z), z))(t, x)
+    np.testing.assert_allclose(
+        noisy, jax.vmap(sde.sigma)(t)[:, None, None, None] * x, rtol=1e-6, atol=1e-12
+    )
+
+
+@golden_sdes
+def test_golden_prior(name):
+    sde, g = GOLDEN[name], load_golden(BASICS)
+    z = jnp.asarray(g["in/z"])
+    scaled = 20 * z if name == "VESDE" else z
+    assert_golden(jax.vmap(sde.prior_log_prob)(scaled), BASICS, f"{name}/forward/prior_logp")
+    scale = sde.prior_scale().astype(z.dtype)
+    assert_golden(scale * z, BASICS, f"{name}/prior_sampling/out")
+
+
+@golden_sdes
+def test_golden_score_and_reverse_drift(name):
+    sde, g = GOLDEN[name], load_golden(BASICS)
+    x, t = jnp.asarray(g["in/x"]), jnp.asarray(g["in/t"])
+    denoiser = sde_denoiser(sde, g["in/p"], jnp.float32)
+    score = jax.jit(jax.vmap(lambda t, x: eqd.score(denoiser, t, x)))(t, x)
+    assert_golden(score, BASICS, f"{name}/score_fn_cont1/score")
+    label = denoiser.label or sde.label
+    assert_golden(jax.vmap(label)(t), BASICS, f"{name}/score_fn_cont1/labels")
+    g2 = jax.vmap(sde.diffusion)(t)[:, None, None, None] ** 2
+    drift = jax.vmap(sde.drift)(t, x)
+    assert_golden(drift - g2 * score, BASICS, f"{name}/reverse_cont1_pf0/drift")
+    assert_golden(drift - 0.5 * g2 * score, BASICS, f"{name}/reverse_cont1_pf1/drift")
+
+
+@pytest.mark.parametrize("process", [*GOLDEN.values(), eqd.linear_schedule(30), BRIDGE])
+def test_prior_sample_has_the_priors_law(process, getkey):
+    z = np.asarray(process.prior_sample((20000,), key=getkey()), np.float64)
+    scale = float(process.prior_scale())
+    assert scipy.stats.kstest(z / scale, "norm").pvalue > 1e-3
+    truth = scipy.stats.norm(0, scale).logpdf(z[:50]).sum()
+    np.testing.assert_allclose(process.prior_log_prob(jnp.asarray(z[:50])), truth, rtol=1e-5)
+
+
+def test_prior_stands_for_the_last_marginal():
+    for process in (VP, SUB_VP, VE, eqd.linear_schedule(), eqd.cosine_schedule()):
+        last = process.grid(2)[0]
+        sigma, alpha = float(process.sigma(last)), float(process.alpha(last))
+        np.testing.assert_allclose(sigma, process.prior_scale(), rtol=1e-4)
+        # What is left of the data is small beside the noise.
+        assert alpha / sigma < 0.025
+
+
+@sdes
+def test_grid_and_place_span_the_interval(sde):
+    grid = sde.grid(5)
+    assert grid.shape == (5,) and jnp.issubdtype(grid.dtype, jnp.floating)
+    np.testing.assert_allclose(grid, np.linspace(float(sde.t1), float(sde.t0), 5), rtol=1e-6)
+    ends = sde.place(jnp.array([0.0, 0.5, 1.0]))
+    np.testing.assert_allclose(ends, [sde.t0, (sde.t0 + sde.t1) / 2, sde.t1], rtol=1e-6)
+
+
+@sdes
+def test_times_may_be_numbers_of_any_kind(sde):
+    truth = float(sde.sigma(1.0)) if sde is BRIDGE or sde.t1 == 1.0 else float(sde.sigma(0.5))
+    value = 1 if sde is BRIDGE or sde.t1 == 1.0 else 0.5
+    for t in (value, float(value), jnp.asarray(value), jnp.asarray(value, jnp.float32)):
+        np.testing.assert_allclose(sde.sigma(t), truth, rtol=1e-6)
+
+
+def test_array_hyper_parameters_do_not_recompile_and_agree():
+    traces = []
+
+    @eqx.filter_jit
+    def sigma(sde, t):
+        traces.append(None)
+        return sde.sigma(t), sde.log_snr(t), sde.diffusion(t), sde.time(sde.log_snr(t))
+
+    t = jnp.asarray(0.3)
+    for make in (eqd.VPSDE, eqd.SubVPSDE, eqd.VESDE):
+        traces.clear()
+        for low, high in ((0.1, 20.0), (0.2, 10.0)):
+            arrays = sigma(make(jnp.asarray(low), jnp.asarray(high)), t)
+            np.testing.assert_allclose(arrays, sigma.__wrapped__(make(low, high), t), rtol=1e-5)
+        assert len(traces) == 3, "one trace for both, and one plain call each"
+
+
+def test_perturb_keeps_the_precision_of_the_data(x64):
+    x = jnp.ones((2, 3), jnp.float32)
+    for process in (VP, eqd.linear_schedule(30), BRIDGE):
+        assert process.perturb(1, x, x).dtype == jnp.float32
+        if isinstance(process, eqd.AbstractSDE):
+            assert process.drift(0.5, x).dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    "make,match",
+    [
+        (lambda: eqd.VPSDE(beta_min=0.0), "positive finite"),
+        (lambda: eqd.VPSDE(beta_max=float("inf")), "positive finite"),
+        (lambda: eqd.SubVPSDE(beta_max=-1.0), "positive finite"),
+        (lambda: eqd.VESDE(sigma_min=float("nan")), "positive finite"),
+        (lambda: eqd.VESDE(sigma_min=2.0, sigma_max=1.0), "sigma_min < sigma_max"),
+        (lambda: eqd.VPSDE(t0=0.0), "0 < t0 < t1"),
+        (lambda: eqd.VESDE(t0=0.5, t1=0.1), "0 < t0 < t1"),
+        (lambda: eqd.SubVPSDE(t1=1.5), "0 < t0 < t1"),
+    ],
+)
+def test_errors(make, match):
+    with pytest.raises(ValueError, match=match):
+        make()

@@ -1,0 +1,328 @@
+"""The discrete chain, its spacing and its respacing: against the official tables and their definitions."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+from helpers import load_golden
+from toys import without_rescaling
+
+import eqdiff as eqd
+
+
+TABLES = "public_idiff_schedules"
+NAMED = {
+    "linear_1000": lambda: eqd.linear_schedule(1000),
+    "linear_100": lambda: eqd.linear_schedule(100),
+    "cosine_4000": lambda: eqd.cosine_schedule(4000),
+    "cosine_100": lambda: eqd.cosine_schedule(100),
+}
+SPACED = {
+    "cosine_4000_100": lambda: eqd.respace(
+        eqd.cosine_schedule(4000), eqd.section_timesteps(4000, (100,))
+    ),
+    "linear_1000_ddim50": lambda: eqd.respace(
+        eqd.linear_schedule(1000), eqd.ddim_timesteps(1000, 50)
+    ),
+    "linear_300_10,15,20": lambda: eqd.respace(
+        eqd.linear_schedule(300), eqd.section_timesteps(300, (10, 15, 20))
+    ),
+    "cosine_100_[100]": lambda: eqd.respace(
+        eqd.cosine_schedule(100), eqd.section_timesteps(100, (100,))
+    ),
+}
+
+
+@pytest.fixture
+def untyped(monkeypatch):
+    """Users run without jaxtyping's checks, and meet our own messages."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+def official_tables(schedule):
+    """Everything improved-diffusion stores, under its own names."""
+    alpha_bar = schedule.alpha_bar
+    coef1, coef2 = jax.vmap(schedule.posterior_mean_coefficients)(jnp.arange(schedule.num_steps))
+    every = jnp.arange(schedule.num_steps)
+    alpha, sigma = jax.vmap(schedule.alpha)(every), jax.vmap(schedule.sigma)(every)
+    log_snr = jax.vmap(schedule.log_snr)(every)
+    return {
+        "betas": schedule.betas,
+        "alphas_cumprod": alpha_bar,
+        "alphas_cumprod_prev": schedule.alpha_bar_previous,
+        "alphas_cumprod_next": np.append(alpha_bar[1:], 0.0),
+        "sqrt_alphas_cumprod": alpha,
+        "sqrt_one_minus_alphas_cumprod": sigma,
+        "log_one_minus_alphas_cumprod": 2 * jnp.log(alpha) - log_snr,
+        "sqrt_recip_alphas_cumprod": 1 / alpha,
+        "sqrt_recipm1_alphas_cumprod": jnp.exp(-0.5 * log_snr),
+        "posterior_variance": schedule.posterior_variance,
+        "posterior_log_variance_clipped": schedule.posterior_log_variance,
+        "posterior_mean_coef1": coef1,
+        "posterior_mean_coef2": coef2,
+    }
+
+
+@pytest.mark.parametrize(
+    "case", [*(f"schedule/{name}" for name in NAMED), *(f"spaced/{name}" for name in SPACED)]
+)
+def test_golden_tables(case, x64):
+    kind, name = case.split("/")
+    schedule = (NAMED if kind == "schedule" else SPACED)[name]()
+    tables = official_tables(schedule)
+    keys = [key for key in load_golden(TABLES) if key.startswith(f"{case}/")]
+    assert len(keys) >= 6
+    for key in keys:
+        table = key.removeprefix(f"{case}/")
+        truth = load_golden(TABLES)[key]
+        if table == "timestep_map":
+            np.testing.assert_array_equal(schedule.timesteps, truth)
+            continue
+        # Each entry on its own, not relative to the largest. log(1 − ᾱ) is a difference of two of our quantities;
+        # near t = 0 the official 1 − ᾱ itself cancels to some 1e-12.
+        atol = 1e-14 if table.startswith("log_one") else 1e-15
+        np.testing.assert_allclose(tables[table], truth, rtol=1e-11, atol=atol, err_msg=key)
+        if table in ("betas", "alphas_cumprod", "posterior_variance"):
+            np.testing.assert_allclose(tables[table], truth, rtol=1e-12, atol=0, err_msg=key)
+
+
+@pytest.mark.parametrize("name", SPACED)
+def test_golden_labels(name):
+    schedule, g = SPACED[name](), load_golden(TABLES)
+    seen = []
+
+    def net(label, x, args, *, key):
+        seen.append(label)
+        return x
+
+    for rescale, labelled in ((1, schedule), (0, without_rescaling(schedule))):
+        seen.clear()
+        # What the wrapped network receives, not only what the table says.
+        denoiser = eqd.Denoiser(net, labelled)
+        for t in (0, 1, schedule.num_steps // 2, schedule.num_steps - 1):
+            denoiser(t, jnp.zeros(1))
+            truth = g[f"spaced_model_t/{name}_rescale{rescale}/model_t"][t]
+            np.testing.assert_allclose(seen[-1], truth, rtol=1e-6)
+        truth = g[f"spaced_model_t/{name}_rescale{rescale}/model_t"]
+        np.testing.assert_allclose(labelled.labels, truth, rtol=2e-7)
+
+
+def test_labels_without_rescaling_survive_respacing():
+    original = without_rescaling(eqd.cosine_schedule(4000))
+    thin = eqd.respace(original, eqd.section_timesteps(4000, (100,)))
+    truth = load_golden(TABLES)["spaced_model_t/cosine_4000_100_rescale0/model_t"]
+    np.testing.assert_array_equal(thin.labels, truth)
+
+
+@pytest.mark.parametrize(
+    "num_steps,spec",
+    [(300, "10,15,20"), (100, "[100]"), (1000, "250"), (4000, "100"), (1001, "3,7,5"), (50, "[5,5]")],
+)
+def test_golden_section_timesteps(num_steps, spec):
+    counts = tuple(int(c) for c in spec.strip("[]").split(","))
+    steps = eqd.section_timesteps(num_steps, counts)
+    truth = load_golden(TABLES)[f"space_timesteps/{num_steps}_{spec}/steps"]
+    np.testing.assert_array_equal(steps, truth)
+
+
+@pytest.mark.parametrize("count", [50, 100])
+def test_golden_ddim_timesteps(count):
+    truth = load_golden(TABLES)[f"space_timesteps/1000_ddim{count}/steps"]
+    np.testing.assert_array_equal(eqd.ddim_timesteps(1000, count), truth)
+
+
+def test_timesteps_that_the_official_code_refuses_are_refused():
+    g = load_golden(TABLES)
+    for case in ("1000_ddim51", "100_[101]", "10_6,3"):
+        assert f"space_timesteps_error/{case}/raises" in g
+    with pytest.raises(ValueError, match="exactly 51 steps.*section_timesteps"):
+        eqd.ddim_timesteps(1000, 51)
+    with pytest.raises(ValueError, match="between 1 and 100, but it is 101"):
+        eqd.section_timesteps(100, (101,))
+    with pytest.raises(ValueError, match="section 0 has 5 steps"):
+        eqd.section_timesteps(10, (6, 3))
+    with pytest.raises(ValueError, match="section 1 has"):
+        eqd.section_timesteps(10, (3, 0))
+    with pytest.raises(ValueError, match="one count per section"):
+        eqd.section_timesteps(10, ())
+    with pytest.raises(ValueError, match="exactly 1 steps"):
+        eqd.ddim_timesteps(1000, 1)
+
+
+def test_which_ddim_counts_exist():
+    """62 counts work at T = 1000 (every count that some whole stride gives, bar a stride past the end)."""
+
+    def works(count):
+        try:
+            steps = eqd.ddim_timesteps(1000, count)
+        except ValueError:
+            return False
+        stride = steps[1] - steps[0]
+        np.testing.assert_array_equal(steps, np.arange(0, 1000, stride))
+        return len(steps) == count
+
+    counts = [count for count in range(1, 1001) if works(count)]
+    assert len(counts) == 62
+    assert not {150, 300, 400, 600} & set(counts)
+
+
+def test_nearest_counts_of_the_error_work():
+    with pytest.raises(ValueError) as error:
+        eqd.ddim_timesteps(1000, 300)
+    nearest = str(error.value).split("that work are ")[1].split(". ")[0].split(", ")
+    for count in map(int, nearest):
+        assert len(eqd.ddim_timesteps(1000, count)) == count
+
+
+def test_one_step_sections_keep_their_noisiest_step():
+    np.testing.assert_array_equal(eqd.section_timesteps(1000, (1,)), [999])
+    np.testing.assert_array_equal(eqd.section_timesteps(10, (1, 2)), [4, 5, 9])
+
+
+@pytest.mark.parametrize("make", [eqd.linear_schedule, eqd.cosine_schedule])
+def test_tables_are_their_definitions(make, x64):
+    """Independent of the official numbers, in exact rational arithmetic for ᾱ."""
+    from fractions import Fraction
+
+    schedule = make(40)
+    product, alpha_bar = Fraction(1), []
+    for beta in schedule.betas:
+        product *= 1 - Fraction(beta)
+        alpha_bar.append(product)
+    before = [Fraction(1), *alpha_bar[:-1]]
+    beta = [Fraction(b) for b in schedule.betas]
+    variance = [(1 - p) / (1 - a) * b for p, a, b in zip(before, alpha_bar, beta, strict=True)]
+    np.testing.assert_allclose(schedule.alpha_bar, [float(a) for a in alpha_bar], rtol=1e-13)
+    np.testing.assert_allclose(
+        schedule.posterior_variance, [float(v) for v in variance], rtol=1e-11, atol=0
+    )
+    # The posterior is a proper Gaussian conditional: of x_{t−1} = √ᾱ' x0 + √(1−ᾱ') z, x_t = √(1−β) x_{t−1} + √β w.
+    for t in range(1, 40):
+        prior, likelihood = 1 / float(1 - before[t]), float((1 - beta[t]) / beta[t])
+        np.testing.assert_allclose(
+            schedule.posterior_variance[t], 1 / (prior + likelihood), rtol=1e-9
+        )
+        c1, c2 = schedule.posterior_mean_coefficients(t)
+        v = 1 / (prior + likelihood)
+        np.testing.assert_allclose(c1, v * prior * float(before[t]) ** 0.5, rtol=1e-9)
+        np.testing.assert_allclose(c2, v * float(1 - beta[t]) ** 0.5 / float(beta[t]), rtol=1e-9)
+
+
+def test_respacing_to_all_steps_is_the_identity(x64):
+    for schedule in (eqd.linear_schedule(60), eqd.cosine_schedule(60)):
+        same = eqd.respace(schedule, np.arange(60))
+        np.testing.assert_allclose(same.betas, schedule.betas, rtol=1e-10)
+        np.testing.assert_array_equal(same.labels, schedule.labels)
+
+
+def test_respacing_keeps_the_marginals_and_composes(x64):
+    schedule = eqd.cosine_schedule(200)
+    first = eqd.respace(schedule, np.arange(0, 200, 2))
+    twice = eqd.respace(first, np.arange(1, 100, 5))
+    once = eqd.respace(schedule, np.arange(2, 200, 10))
+    np.testing.assert_array_equal(twice.timesteps, once.timesteps)
+    np.testing.assert_array_equal(twice.labels, once.labels)
+    np.testing.assert_allclose(twice.alpha_bar, schedule.alpha_bar[once.timesteps], rtol=1e-11)
+    np.testing.assert_allclose(twice.betas, once.betas, rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "steps", [[], [3, 2], [2, 2], [-1, 3], [0, 50], [0.0, 1.0], [[0, 1]]], ids=str
+)
+def test_respace_errors(steps, untyped):
+    with pytest.raises(ValueError, match="increasing whole numbers from 0 to 49"):
+        eqd.respace(eqd.linear_schedule(50), np.array(steps))
+
+
+def test_chain_of_one_step(x64):
+    """x_T drawn from one jump: the posterior at t = 0 is x0, and β is the only variance there is."""
+    chain = eqd.respace(eqd.linear_schedule(1000), eqd.section_timesteps(1000, (1,)))
+    assert chain.num_steps == 1 and chain.timesteps[0] == 999 and chain.labels[0] == 999
+    np.testing.assert_allclose(chain.betas, 1 - eqd.linear_schedule(1000).alpha_bar[-1:], rtol=1e-12)
+    for variance in (eqd.FixedSmall(), eqd.FixedLarge(), eqd.LearnedRange()):
+        log_variance = variance.log_variance(chain, 0, jnp.zeros(2))
+        np.testing.assert_allclose(log_variance, np.log(chain.betas[0]) * np.ones(()), rtol=1e-12)
+    np.testing.assert_allclose(chain.posterior_mean_coefficients(0), [1, 0], atol=1e-12)
+    assert list(chain.grid(1)) == [0]
+
+
+def test_times_are_whole(x64):
+    schedule = eqd.linear_schedule(30)
+    for t in (7, 7.0, 7.4, 6.6, jnp.asarray(7), jnp.asarray(7, jnp.int32), jnp.asarray(7.2)):
+        assert float(schedule.alpha(t)) == np.sqrt(schedule.alpha_bar[7])
+    grid = schedule.grid(4)
+    assert jnp.issubdtype(grid.dtype, jnp.integer) and list(grid) == [29, 19, 10, 0]
+    np.testing.assert_array_equal(schedule.spaced(30), np.arange(30))
+    u = jnp.asarray([0.0, 0.0333, 0.0334, 0.5, 1 - 1e-12, 1.0])
+    np.testing.assert_array_equal(schedule.place(u), [0, 0, 1, 15, 29, 29])
+
+
+def test_a_schedule_is_static_and_equal_ones_share_a_compilation():
+    traces = []
+
+    @eqx.filter_jit
+    def run(schedule, x):
+        traces.append(None)
+        thin = eqd.respace(schedule, eqd.section_timesteps(schedule.num_steps, (5,)))
+        bridge = thin.continuous()
+        return thin.alpha(2) * x + bridge.sigma(jnp.asarray(1.5))
+
+    assert jax.tree.leaves(eqd.cosine_schedule(40)) == []
+    assert jax.tree.leaves(eqd.cosine_schedule(40).continuous()) == []
+    first = run(eqd.cosine_schedule(40), jnp.ones(2))
+    second = run(eqd.cosine_schedule(40), jnp.ones(2))
+    assert len(traces) == 1
+    np.testing.assert_array_equal(first, second)
+    assert eqd.cosine_schedule(40) == eqd.cosine_schedule(40)
+    assert hash(eqd.cosine_schedule(40)) == hash(eqd.cosine_schedule(40))
+    other = run(eqd.linear_schedule(40), jnp.ones(2))
+    assert len(traces) == 2 and not np.allclose(other, first)
+    # Labels and rates both count.
+    run(without_rescaling(eqd.cosine_schedule(40)), jnp.ones(2))
+    assert len(traces) == 3
+
+
+def test_tables_cannot_be_written():
+    with pytest.raises(ValueError, match="read-only"):
+        eqd.linear_schedule(30).betas[0] = 1.0
+
+
+def test_tables_do_not_lose_float64_to_the_caller():
+    """The first steps need log(1 − ᾱ) in float64: cast once, after."""
+    schedule = eqd.cosine_schedule(4000)
+    assert schedule.betas.dtype == schedule.labels.dtype == np.float64
+    alpha_bar = schedule.alpha_bar
+    truth = np.log(alpha_bar) - np.log1p(-alpha_bar)
+    actual = np.asarray(jax.vmap(schedule.log_snr)(jnp.arange(4000)), np.float64)
+    np.testing.assert_allclose(actual, truth, rtol=2e-7)
+
+
+def test_alpha_bar_schedule_makes_the_cosine_and_any_other(x64):
+    made = eqd.alpha_bar_schedule(lambda u: np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2, 50)
+    np.testing.assert_allclose(made.betas, eqd.cosine_schedule(50).betas, rtol=1e-12)
+    # ᾱ = e^{−5u} has constant rates 1 − e^{−5/T}.
+    flat = eqd.alpha_bar_schedule(lambda u: 3.0 * np.exp(-5 * u), 50)
+    np.testing.assert_allclose(flat.betas, 1 - np.exp(-0.1), rtol=1e-12)
+    clipped = eqd.alpha_bar_schedule(lambda u: 1 - u, 10, max_beta=0.7)
+    assert clipped.betas[-1] == 0.7
+
+
+@pytest.mark.parametrize(
+    "make,match",
+    [
+        (lambda: eqd.linear_schedule(20), r"betas\[19\] = 1 "),
+        (lambda: eqd.linear_schedule(10), "more than 20 steps"),
+        (lambda: eqd.linear_schedule(0), "positive whole number"),
+        (lambda: eqd.alpha_bar_schedule(lambda u: 1 + u, 5), "must be positive and decreasing"),
+        (lambda: eqd.alpha_bar_schedule(lambda u: 0.5 - u, 5), r"alpha_bar\(3/5\)"),
+        (lambda: eqd.Schedule(np.array([0.1, np.nan])), r"betas\[1\]"),
+        (lambda: eqd.Schedule(np.array([])), r"shape \(0,\)"),
+        (lambda: eqd.Schedule(np.array([0.1]), labels=np.zeros(2)), "labels has shape"),
+        (lambda: eqd.Schedule(np.array([0.1]), timesteps=np.arange(2)), "timesteps has shape"),
+    ],
+)
+def test_errors(make, match, untyped):
+    with pytest.raises(ValueError, match=match):
+        make()

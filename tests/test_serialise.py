@@ -1,0 +1,241 @@
+"""A saved denoiser comes back whole, or says why not."""
+
+import json
+import os
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors
+import safetensors.numpy
+
+import eqdiff as eqd
+from helpers import randomise
+
+
+SCHEDULE = eqd.cosine_schedule(40)
+PROCESSES = {
+    "vp": eqd.VPSDE(0.2, 15.0, t0=1e-4),
+    "sub_vp": eqd.SubVPSDE(t1=0.9),
+    "ve": eqd.VESDE(0.02, 30.0),
+    "ve_arrays": eqd.VESDE(jnp.asarray(0.02), jnp.asarray(30.0)),
+    "chain": SCHEDULE,
+    "unscaled": eqd.Schedule(SCHEDULE.betas, labels=np.arange(40)),
+    "respaced": eqd.respace(eqd.linear_schedule(1000), eqd.section_timesteps(1000, (7,))),
+    "continuous": SCHEDULE.continuous(),
+}
+PARAMETERISATIONS = [eqd.Noise(), eqd.Data(), eqd.Velocity(), eqd.Score(), eqd.PreviousMean()]
+VARIANCES = [eqd.FixedSmall(), eqd.FixedLarge(), eqd.Learned(), eqd.LearnedRange()]
+
+
+def mlp(out_size: int = 2) -> eqd.nn.MLP:
+    return randomise(eqd.nn.MLP(2, out_size, width=8, depth=1, key=jax.random.key(0)))
+
+
+def assert_same(loaded: eqd.Denoiser, saved: eqd.Denoiser) -> None:
+    assert eqx.tree_equal(loaded, saved, typematch=True)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_processes_come_back(name, tmp_path):
+    denoiser = eqd.Denoiser(mlp(), PROCESSES[name])
+    eqd.save_model(tmp_path / "model", denoiser)
+    assert_same(eqd.load_model(tmp_path / "model"), denoiser)
+
+
+def test_tables_are_exact_float64(tmp_path):
+    schedule = PROCESSES["respaced"]
+    eqd.save_model(tmp_path / "model", eqd.Denoiser(mlp(), schedule))
+    loaded = eqd.load_model(tmp_path / "model").process
+    for table in ("betas", "labels", "timesteps", "alpha_bar", "posterior_log_variance"):
+        ours, theirs = getattr(loaded, table), getattr(schedule, table)
+        assert ours.dtype == theirs.dtype and ours.tobytes() == theirs.tobytes()
+    # Equal tables are one static field: nothing is compiled again.
+    assert hash(loaded._betas) == hash(schedule._betas)
+
+
+@pytest.mark.parametrize("parameterisation", PARAMETERISATIONS, ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize("variance", VARIANCES, ids=lambda v: type(v).__name__)
+def test_meanings_come_back(parameterisation, variance, tmp_path):
+    net = mlp(4 if variance.learned else 2)
+    denoiser = eqd.Denoiser(net, SCHEDULE, parameterisation, variance=variance)
+    eqd.save_model(tmp_path / "model", denoiser)
+    assert_same(eqd.load_model(tmp_path / "model"), denoiser)
+
+
+def test_unet_comes_back_bit_for_bit(tmp_path):
+    net = eqd.nn.UNet(
+        in_channels=1,
+        out_channels=2,
+        channels=8,
+        num_res_blocks=1,
+        channel_mult=(1, 2),
+        attention_downsamples=(2,),
+        num_heads=2,
+        dropout=0.1,
+        num_classes=3,
+        norm_groups=4,
+        compute_dtype=jnp.bfloat16,
+        key=jax.random.key(0),
+    )
+    denoiser = eqd.Denoiser(randomise(net), SCHEDULE, eqd.Velocity(), variance=eqd.LearnedRange())
+    eqd.save_model(tmp_path / "model.safetensors", denoiser)
+    assert_same(eqd.load_model(tmp_path / "model.safetensors"), denoiser)
+
+
+def test_the_loaded_network_computes_the_same(tmp_path, getkey):
+    denoiser = eqd.Denoiser(mlp(), eqd.VPSDE())
+    eqd.save_model(tmp_path / "model", denoiser)
+    loaded = eqd.load_model(tmp_path / "model")
+    x = jax.random.normal(getkey(), (2,), jnp.float32)
+    run = eqx.filter_jit(lambda d, x: d(0.3, x))
+    np.testing.assert_array_equal(run(loaded, x).x0, run(denoiser, x).x0)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_weights_come_back(dtype, tmp_path):
+    net = jax.tree.map(lambda w: w.astype(dtype), mlp())
+    denoiser = eqd.Denoiser(net, eqd.VPSDE())
+    eqd.save_model(tmp_path / "model", denoiser)
+    assert_same(eqd.load_model(tmp_path / "model"), denoiser)
+
+
+class Wrapped(eqx.Module):
+    """A network of one's own: with a part that has a key, a table, and an argument that is an array."""
+
+    inner: eqd.nn.MLP
+    shift: jax.Array
+    table: np.ndarray
+    scales: tuple[float, ...] = eqx.field(static=True)
+
+    def __init__(self, inner, shift, table, scales):
+        self.inner, self.shift, self.table, self.scales = inner, shift, table, scales
+
+    def __call__(self, label, x, args=None, *, key=None):
+        return self.scales[0] * self.inner(label, x, args, key=key) + self.shift
+
+
+class Forgetful(eqx.Module):
+    weight: jax.Array
+
+    def __init__(self, size, *, key):
+        self.weight = jax.random.normal(key, (size,))
+
+    def __call__(self, label, x, args=None, *, key=None):
+        return self.weight * x
+
+
+def test_a_class_of_ones_own(tmp_path):
+    table = np.arange(3) / 7
+    net = Wrapped(mlp(), jnp.array([0.25, -1.0], jnp.float32), table, (0.5, 2.0))
+    denoiser = eqd.Denoiser(net, eqd.VPSDE())
+    path = tmp_path / "model"
+    with pytest.raises(ValueError, match=r"write classes=\(YourClass,\)"):
+        eqd.save_model(path, denoiser)
+    eqd.save_model(path, denoiser, classes=(Wrapped,))
+    loaded = eqd.load_model(path, classes=(Wrapped,))
+    assert isinstance(loaded.net, Wrapped)
+    assert_same(loaded, denoiser)
+    with pytest.raises(ValueError, match=r"load_model\(path, classes=\(Wrapped,\)\)"):
+        eqd.load_model(path)
+
+
+def test_a_class_that_forgets_its_arguments(tmp_path):
+    denoiser = eqd.Denoiser(Forgetful(2, key=jax.random.key(0)), eqd.VPSDE())
+    with pytest.raises(ValueError, match="constructor takes size, but it has no attribute"):
+        eqd.save_model(tmp_path / "model", denoiser, classes=(Forgetful,))
+    assert os.listdir(tmp_path) == []
+
+
+def test_existing_files_are_kept(tmp_path):
+    path = tmp_path / "model"
+    eqd.save_model(path, eqd.Denoiser(mlp(), eqd.VPSDE()))
+    before = path.read_bytes()
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        eqd.save_model(path, eqd.Denoiser(mlp(), eqd.VESDE()))
+    assert path.read_bytes() == before
+    eqd.save_model(path, eqd.Denoiser(mlp(), eqd.VESDE()), overwrite=True)
+    assert isinstance(eqd.load_model(path).process, eqd.VESDE)
+
+
+def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
+    path = tmp_path / "model"
+    eqd.save_model(path, eqd.Denoiser(mlp(), eqd.VPSDE()))
+    before = path.read_bytes()
+    write = safetensors.numpy.save_file
+
+    def fail(tensors, filename, metadata):
+        write(tensors, filename, metadata)
+        with open(filename, "r+b") as file:
+            file.truncate(100)
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(safetensors.numpy, "save_file", fail)
+    with pytest.raises(OSError, match="no space"):
+        eqd.save_model(path, eqd.Denoiser(mlp(), eqd.VESDE()), overwrite=True)
+    assert os.listdir(tmp_path) == ["model"] and path.read_bytes() == before
+
+
+def test_what_cannot_be_saved(tmp_path):
+    label = eqd.Denoiser(mlp(), eqd.VPSDE(), label=lambda t: 2 * t)
+    with pytest.raises(ValueError, match="label function of its own"):
+        eqd.save_model(tmp_path / "model", label)
+    with pytest.raises(ValueError, match="net is a builtins.function"):
+        eqd.save_model(tmp_path / "model", eqd.Denoiser(lambda *a, key: a[1], eqd.VPSDE()))
+    assert os.listdir(tmp_path) == []
+
+
+def rewritten(path, *, metadata=None, tensors=None):
+    """The file with some of its metadata or tensors replaced."""
+    with safetensors.safe_open(path, "numpy") as file:
+        old_metadata = file.metadata()
+        old = {name: file.get_tensor(name) for name in file.keys()}
+    new = {k: v for k, v in (old | (tensors or {})).items() if v is not None}
+    safetensors.numpy.save_file(new, path, old_metadata | (metadata or {}))
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    path = tmp_path / "model"
+    with pytest.raises(FileNotFoundError, match="no model file"):
+        eqd.load_model(path)
+    eqd.save_model(path, eqd.Denoiser(mlp(), eqd.VPSDE()))
+    whole = path.read_bytes()
+    for size in (0, 20, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match="truncated or not a safetensors file"):
+            eqd.load_model(path)
+    safetensors.numpy.save_file({"weight": np.zeros(3)}, path)
+    with pytest.raises(ValueError, match=r"not one written by eqdiff\.save_model"):
+        eqd.load_model(path)
+    path.write_bytes(whole)
+    rewritten(path, metadata={"format_version": "2", "eqdiff_version": "9.0"})
+    with pytest.raises(ValueError, match=r"written by eqdiff 9\.0 in format 2.*Upgrade"):
+        eqd.load_model(path)
+    path.write_bytes(whole)
+    model = {"class": "os.system", "arguments": {"command": "true"}}
+    rewritten(path, metadata={"model": json.dumps({"net": model})})
+    with pytest.raises(ValueError, match=r"needs the class os\.system"):
+        eqd.load_model(path)
+
+
+def test_weights_that_do_not_fit_are_named(tmp_path):
+    path = tmp_path / "model"
+    eqd.save_model(path, eqd.Denoiser(mlp(), eqd.VPSDE()))
+    rewritten(
+        path,
+        tensors={
+            "net/linear_in.weight": np.zeros((8, 3), np.float32),
+            "net/linear_out.weight": None,
+            "net/linear_far_out.weight": np.zeros(1),
+        },
+    )
+    with pytest.raises(ValueError, match="do not fit") as error:
+        eqd.load_model(path)
+    for problem in (
+        "missing linear_out.weight",
+        "unexpected linear_far_out.weight",
+        "linear_in.weight has shape (8, 3), expected (8, 2)",
+    ):
+        assert problem in str(error.value)
