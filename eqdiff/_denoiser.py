@@ -50,7 +50,9 @@ class AbstractDenoiser(eqx.Module):
     variance: eqx.AbstractVar[AbstractVariance]
 
     @abc.abstractmethod
-    def __call__(self, t: Time, x: Example, args: Args = None, *, key: Key | None = None) -> Estimate:
+    def __call__(
+        self, t: Time, x: Example, args: Args = None, *, key: Key | None = None
+    ) -> Estimate:
         r"""Estimates $x_0$ and ε from $x = x_t$.
 
         **Arguments:**
@@ -97,7 +99,9 @@ class Denoiser(AbstractDenoiser):
         self.net, self.process, self.parameterisation = net, process, parameterisation
         self.variance, self.label = variance, label
 
-    def __call__(self, t: Time, x: Example, args: Args = None, *, key: Key | None = None) -> Estimate:
+    def __call__(
+        self, t: Time, x: Example, args: Args = None, *, key: Key | None = None
+    ) -> Estimate:
         label = self.process.label(t) if self.label is None else self.label(jnp.asarray(t))
         scale = self.parameterisation.scale_in(self.process, t).astype(x.dtype)
         output = self.net(label.astype(x.dtype), scale * x, args, key=key)

@@ -5,6 +5,7 @@ is given. Sample $i$ depends on the key and on $i$ alone: not on the chunk size,
 are drawn.
 """
 
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -77,7 +78,7 @@ def generate(
     starts = range(0, num, batch_size)
     for start in _bar(starts, num, batch_size) if progress else starts:
         indices = np.arange(start, start + batch_size)
-        batch = jax.tree.map(lambda leaf: np.asarray(leaf)[np.minimum(indices, num - 1)], args)
+        batch = jax.tree.map(partial(np.take, indices=np.minimum(indices, num - 1), axis=0), args)
         inputs = (batch, jnp.asarray(indices, jnp.uint32))
         if mesh is not None:
             spec = jax.sharding.PartitionSpec(mesh.axis_names[0])

@@ -211,5 +211,3 @@ def decode(
 ) -> Example:
     r"""The inverse of [`eqdiff.encode`][]: $x(t_0)$ from $x(t_1)$, without a final denoising. Arguments as there."""
     return _flow(denoiser, latent, args, "decode", False, solver, rtol, atol, max_steps, adjoint)
-
-

@@ -115,7 +115,9 @@ class GaussianMixtureDenoiser(AbstractDenoiser):
         log_probs = jax.vmap(lambda c: c.log_prob(alpha, sigma, x))(self._in_precision_of(x))
         return self.log_weights.astype(x.dtype) + log_probs
 
-    def __call__(self, t: Time, x: Example, args: Args = None, *, key: Key | None = None) -> Estimate:
+    def __call__(
+        self, t: Time, x: Example, args: Args = None, *, key: Key | None = None
+    ) -> Estimate:
         alpha, sigma = self._levels(t, x)
         responsibility = jax.nn.softmax(self._log_joint(alpha, sigma, x))
         x0, noise = jax.vmap(lambda c: c.estimate(alpha, sigma, x))(self._in_precision_of(x))
@@ -178,7 +180,9 @@ class GaussianDenoiser(AbstractDenoiser):
         residual = x - alpha * self.mean.astype(x.dtype)
         return alpha, sigma, variance, residual, alpha**2 * variance + sigma**2
 
-    def __call__(self, t: Time, x: Example, args: Args = None, *, key: Key | None = None) -> Estimate:
+    def __call__(
+        self, t: Time, x: Example, args: Args = None, *, key: Key | None = None
+    ) -> Estimate:
         alpha, sigma, variance, residual, total = self._moments(t, x)
         x0 = self.mean.astype(x.dtype) + alpha * variance / total * residual
         return Estimate(x0, sigma / total * residual)

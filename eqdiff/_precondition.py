@@ -33,9 +33,7 @@ class AbstractParameterisation(eqx.Module):
         r"""$(\hat x_0, \hat\varepsilon)$ from the network's output, equation (1)."""
 
     @abc.abstractmethod
-    def target(
-        self, process: AbstractProcess, t: Time, x0: Example, noise: Example
-    ) -> Example:
+    def target(self, process: AbstractProcess, t: Time, x0: Example, noise: Example) -> Example:
         r"""The output that would give $(x_0, \varepsilon)$: what the network regresses on."""
 
 

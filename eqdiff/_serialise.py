@@ -12,6 +12,7 @@ import inspect
 import json
 import os
 from collections.abc import Iterable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -145,12 +146,10 @@ def save_model(
         for part in ("net", "process", "parameterisation", "variance")
     }
     weights = {f"net/{name}": np.asarray(leaf) for name, leaf in _leaves(denoiser.net).items()}
-    from . import __version__
-
     metadata = {
         "format": "eqdiff",
         "format_version": str(_FORMAT_VERSION),
-        "eqdiff_version": __version__,
+        "eqdiff_version": version("eqdiff"),
         "model": json.dumps(model),
     }
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -195,7 +194,9 @@ def load_model(path: str | os.PathLike, *, classes: Iterable[type] = ()) -> Deno
     reader = _Reader(_table(classes), tensors, path)
     model = json.loads(metadata["model"])
     net = reader.network(model["net"])
-    rest = {name: reader.object(model[name]) for name in ("process", "parameterisation", "variance")}
+    rest = {
+        name: reader.object(model[name]) for name in ("process", "parameterisation", "variance")
+    }
     return Denoiser(net, rest["process"], rest["parameterisation"], variance=rest["variance"])
 
 

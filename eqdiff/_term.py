@@ -17,8 +17,8 @@ The right-hand form of (2) stays finite where α or σ vanishes, and is what is 
 
 **Clocks.** ODE terms keep natural time and may be solved in either direction. The reverse SDE lives on the *increasing* clock
 $\tau = -t$, from $-t_1$ to $-t_0$: solved with a negative step, Diffrax's stochastic Runge–Kutta methods (ShARK, SRA1, SPaRK,
-SEA) silently return garbage, so the term refuses it, and positive times too. The clock is a negation and not $t_1 - t$, which in float32 would lose
-the times near the data.
+SEA) silently return garbage, so the term refuses it, and positive times too. The clock is a negation and not $t_1 - t$, which
+in float32 would lose the times near the data.
 """
 
 from typing import Any
@@ -69,7 +69,9 @@ def probability_flow(denoiser: AbstractDenoiser) -> diffrax.ODETerm:
     return diffrax.ODETerm(lambda t, x, args: velocity(denoiser, t, x, args))
 
 
-def augmented_flow(denoiser: AbstractDenoiser, trace: AbstractTrace, probes: Any) -> diffrax.ODETerm:
+def augmented_flow(
+    denoiser: AbstractDenoiser, trace: AbstractTrace, probes: Any
+) -> diffrax.ODETerm:
     r"""The probability flow with its log-density, equation (3), on states $(x, \ell)$.
 
     Solved from $t_0$ to $t_1$ with $\ell(t_0) = 0$, $\log p_{t_0}(x(t_0)) = \log p_{t_1}(x(t_1)) + \ell(t_1)$
@@ -147,9 +149,7 @@ class _ReverseDiffusion(diffrax.AbstractTerm):
         return vf.astype(noise.dtype) * noise
 
 
-def forward_sde(
-    process: AbstractSDE, brownian: diffrax.AbstractBrownianPath
-) -> diffrax.MultiTerm:
+def forward_sde(process: AbstractSDE, brownian: diffrax.AbstractBrownianPath) -> diffrax.MultiTerm:
     r"""The noising SDE $\mathrm dx = f x\,\mathrm dt + g\,\mathrm dw$, equation (1), from $t_0$ to $t_1$.
 
     **Arguments:**

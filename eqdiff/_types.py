@@ -27,4 +27,15 @@ Network = Callable[..., Example]
 
 Key = PRNGKeyArray
 
-__all__ = ["Args", "Array", "ArrayLike", "Example", "Float", "Int", "Key", "Network", "Scalar", "Time"]
+__all__ = [
+    "Args",
+    "Array",
+    "ArrayLike",
+    "Example",
+    "Float",
+    "Int",
+    "Key",
+    "Network",
+    "Scalar",
+    "Time",
+]

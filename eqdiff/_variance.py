@@ -23,9 +23,7 @@ class AbstractVariance(eqx.Module):
     learned: eqx.AbstractClassVar[bool]
 
     @abc.abstractmethod
-    def log_variance(
-        self, schedule: Schedule, t: Time, raw: Example | None
-    ) -> Float[Array, "..."]:
+    def log_variance(self, schedule: Schedule, t: Time, raw: Example | None) -> Float[Array, "..."]:
         r"""$\log\Sigma_t$: a scalar, or one per element where the variance is learned.
 
         **Arguments:**

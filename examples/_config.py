@@ -191,7 +191,10 @@ def resolve(config: Config, dataset: str, accelerator: bool) -> Config:
             if getattr(group, f.name) is None and f.name in preset
         }
         groups[name] = dataclasses.replace(group, **left_out)
-    groups["data"] = dataclasses.replace(groups["data"], dataset=dataset)
+    data_dir = groups["data"].data_dir
+    groups["data"] = dataclasses.replace(
+        groups["data"], dataset=dataset, data_dir=None if data_dir is None else data_dir.absolute()
+    )
     steps = groups["training"].steps
     output = groups["output"]
     groups["output"] = dataclasses.replace(

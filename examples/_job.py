@@ -9,25 +9,29 @@ import eqdiff as eqd
 from eqdiff.data import Dataset
 
 
-def find_data(config: Config, accelerator: bool) -> Dataset:
-    """The data set asked for; only `auto` may choose another, and says so."""
+def find_data(config: Config, accelerator: bool) -> tuple[str, Dataset]:
+    """The data set asked for and what `--dataset` calls it; only `auto` may choose another, and says so."""
     data = config.data
     if data.dataset == "folder":
         if data.data_dir is None:
             raise ValueError("--dataset folder: say where the images are with --data-dir.")
-        return eqd.data.image_folder(data.data_dir, image_size=data.image_size)
+        return "folder", eqd.data.image_folder(data.data_dir, image_size=data.image_size)
     if data.image_size is not None:
         raise ValueError("--image-size is for --dataset folder; the other data sets have one size.")
-    if data.dataset == "cifar10" or data.data_dir is not None and data.dataset == "auto":
-        return eqd.data.cifar10(data.data_dir)
+    if data.dataset == "digits" and data.data_dir is not None:
+        raise ValueError("--data-dir is not for --dataset digits, which scikit-learn ships.")
+    if data.dataset == "cifar10" or (data.dataset == "auto" and data.data_dir is not None):
+        return "cifar10", eqd.data.cifar10(data.data_dir)
     if data.dataset == "auto" and accelerator:
         try:
-            return eqd.data.cifar10()
+            return "cifar10", eqd.data.cifar10()
         except eqd.data.DownloadError as e:
             print(f"{e}\nTraining on scikit-learn's digits instead.")
     elif data.dataset == "auto":
-        print("No accelerator: training on scikit-learn's 8x8 digits (--dataset cifar10 for CIFAR-10).")
-    return eqd.data.digits()
+        print(
+            "No accelerator: training on scikit-learn's 8x8 digits (--dataset cifar10 for CIFAR-10)."
+        )
+    return "digits", eqd.data.digits()
 
 
 def make_schedule(config: Config) -> eqd.Schedule:

@@ -82,13 +82,10 @@ def _markdown(r: dict) -> str:
         "| how | bits/dim | what it is |",
         "|---|---|---|",
         f"| variational bound | {r['bits']['bound']} | upper bound on the discrete likelihood of the {r['bits']['chain']}-step "
-        f"chain, {r['bits']['terms']} terms an image; no dequantisation |",
+        f"chain, {r['bits']['terms']} terms an image; x0 clipped; no dequantisation |",
+        f"| probability flow | {r['bits']['flow']} | likelihood of the flow through `schedule.continuous()`, Gaussian "
+        f"dequantisation at t0, one Rademacher probe, tolerance {r['bits']['tolerance']:g} |",
     ]
-    if "flow" in r["bits"]:
-        lines.append(
-            f"| probability flow | {r['bits']['flow']} | likelihood of the flow through `schedule.continuous()`, Gaussian "
-            f"dequantisation at t0, one Rademacher probe, tolerance {r['bits']['tolerance']:g} |"
-        )
     if "classifier" in r:
         lines += _classifier_lines(r["classifier"])
     lines += [

@@ -10,6 +10,7 @@ import jax
 from _config import Config, differences, flat
 
 import eqdiff as eqd
+from eqdiff.data import Dataset
 
 
 # What a run writes; --overwrite removes these and nothing else.
@@ -33,7 +34,7 @@ class Run:
     def metrics(self) -> Path:
         return self.folder / "metrics.jsonl"
 
-    def open(self, config: Config, data_name: str) -> bool:
+    def open(self, config: Config, data: Dataset) -> bool:
         """Prepares the folder; says whether there is a run to resume.
 
         Raises `ValueError` if the folder holds a run of other settings, or files that are no run's.
@@ -58,7 +59,8 @@ class Run:
                     "--run-dir, or start anew with --overwrite."
                 )
         self.checkpointer.check_writable()
-        write_text(saved, json.dumps({**flat(config), "data": data_name}, indent=2) + "\n")
+        settings = {**flat(config), "shape": data.shape, "levels": data.levels}
+        write_text(saved, json.dumps(settings, indent=2) + "\n")
         return self.checkpointer.latest_step() is not None
 
     def _remove(self) -> None:
@@ -89,6 +91,14 @@ def load(folder: Path) -> tuple[eqd.Denoiser, dict]:
     if not (folder / "model.safetensors").is_file():
         raise FileNotFoundError(f"{folder} has no model.safetensors yet: the run saved none.")
     return eqd.load_model(folder / "model.safetensors"), json.loads(settings.read_text())
+
+
+def load_data(settings: dict, data_dir: Path | None) -> Dataset:
+    """The data set a run was trained on, from where it was found then or from another folder."""
+    where = settings["data_dir"] if data_dir is None else data_dir
+    if settings["dataset"] == "folder":
+        return eqd.data.image_folder(where, image_size=settings["image_size"])
+    return eqd.data.digits() if settings["dataset"] == "digits" else eqd.data.cifar10(where)
 
 
 def compilation_cache() -> None:

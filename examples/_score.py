@@ -4,7 +4,6 @@ import dataclasses
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -38,15 +37,15 @@ def held_out(data: Dataset, num: int, conditional: bool):
 def _each(name: str, function, images, labels, key, batch_size: int) -> np.ndarray:
     """`function(image, label, key)` for every image, in compiled batches under a progress bar."""
     batched = eqx.filter_jit(jax.vmap(function))
+    keys = jax.random.split(key, len(images))
     values = []
     with tqdm(total=len(images), desc=name, unit="image") as bar:
         for start in range(0, len(images), batch_size):
-            # The last batch is filled up, so that one program serves all.
+            # The last batch is filled up with images from the front, so that one program serves all.
             index = np.arange(start, start + batch_size) % len(images)
-            keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(start, start + batch_size))
-            batch = jax.tree.map(lambda leaf: leaf[index], (images, labels))
+            batch = (images[index], None if labels is None else labels[index], keys[index])
             num = min(batch_size, len(images) - start)
-            values.append(np.asarray(batched(*batch, keys))[:num])
+            values.append(np.asarray(batched(*batch))[:num])
             bar.update(num)
     return np.concatenate(values)
 
@@ -81,7 +80,14 @@ def draw(denoiser, shape, num: int, *, steps: int, num_classes: int | None, key,
     args = None if num_classes is None else np.arange(num, dtype=np.int32) % num_classes
     sampler = eqd.Ancestral(steps)
     return eqd.generate(
-        sampler, eqd.Clip(denoiser), num, shape, key=key, args=args, batch_size=100, progress=progress
+        sampler,
+        eqd.Clip(denoiser),
+        num,
+        shape,
+        key=key,
+        args=args,
+        batch_size=100,
+        progress=progress,
     )
 
 
@@ -90,6 +96,8 @@ def classifier_scores(data: Dataset, samples: np.ndarray) -> dict:
     train, test = (s.take(np.arange(len(s))) for s in (data.train, data.test))
     score = eqd.metrics.ClassifierScore(data.normalise(train[0]), train[1])
     # Samples are judged as they are shown: on the grey levels of the data.
-    shown = data.normalise(np.rint((np.clip(samples, -1, 1) + 1) / 2 * (data.levels - 1)).astype(np.uint8))
+    shown = data.normalise(
+        np.rint((np.clip(samples, -1, 1) + 1) / 2 * (data.levels - 1)).astype(np.uint8)
+    )
     real, drawn = score(data.normalise(test[0])), score(shown)
     return {"real": dataclasses.asdict(real), "samples": dataclasses.asdict(drawn)}

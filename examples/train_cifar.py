@@ -2,10 +2,12 @@
 
 import time
 
+import _score
 import equinox as eqx
 import jax
 import numpy as np
 from _config import Config, parse, resolve
+from _evaluate import count_parameters, evaluate
 from _job import (
     batch_args,
     find_data,
@@ -32,10 +34,10 @@ def main() -> None:
     start = time.monotonic()
     accelerator = jax.default_backend() != "cpu"
     compilation_cache()
-    data = find_data(config, accelerator)
-    config = resolve(config, data.name, accelerator)
+    dataset, data = find_data(config, accelerator)
+    config = resolve(config, dataset, accelerator)
     run = Run(config)
-    resuming = run.open(config, data.name)
+    resuming = run.open(config, data)
     state, seconds = train(config, data, run, resuming)
     if state is not None:
         evaluate(config, data, run, state, seconds, start)
@@ -55,7 +57,10 @@ def train(config: Config, data: Dataset, run: Run, resuming: bool):
         key=state_key,
     )
     batches = eqd.data.loader(
-        data.train, training.batch_size, seed=training.seed, horizontal_flip=config.data.horizontal_flip
+        data.train,
+        training.batch_size,
+        seed=training.seed,
+        horizontal_flip=config.data.horizontal_flip,
     )
     extra = {"training": 0.0, "compilation": 0.0, "images": 0}
     if resuming:
@@ -107,10 +112,10 @@ class Loop:
                 if step % output.log_every == 0 or last:
                     self.write_log(step, bar, len(images))
                 if step % output.sample_every == 0 and not last:
-                    self.pause(lambda: self.picture(state, step))
+                    self.pause(self.picture, state, step)
                 if step % output.checkpoint_every == 0 or last:
                     self.write_log(step, bar, len(images))
-                    self.pause(lambda: self.checkpoint(state, batches, step))
+                    self.pause(self.checkpoint, state, batches, step)
         if step < total:
             assert stop.signal is not None
             print(
@@ -149,21 +154,25 @@ class Loop:
             "smaller --grad-clip or --compute-dtype float32 (these start a new run: --run-dir)."
         )
 
-    def pause(self, work) -> None:
+    def pause(self, work, *args) -> None:
         """Does something that is not training, without counting its time as such."""
-        self.since, began = self.since, time.monotonic()
-        work()
+        began = time.monotonic()
+        work(*args)
         self.since += time.monotonic() - began
 
     def picture(self, state, step: int) -> None:
-        from _score import draw
-
         denoiser = make_denoiser(state.ema_net(), make_schedule(self.config), self.config)
         num_classes = self.data.num_classes if self.config.model.class_conditional else None
         key = jax.random.key(self.config.training.seed + 1)
         num = 40 if num_classes == 10 else 36
-        samples = draw(
-            denoiser, self.data.shape, num, steps=50, num_classes=num_classes, key=key, progress=False
+        samples = _score.draw(
+            denoiser,
+            self.data.shape,
+            num,
+            steps=50,
+            num_classes=num_classes,
+            key=key,
+            progress=False,
         )
         path = self.folder.folder / "samples" / f"step_{step:08d}.png"
         columns = 10 if num_classes == 10 else None
@@ -180,104 +189,16 @@ class Loop:
 def describe(config: Config, data: Dataset, net: eqd.nn.UNet) -> None:
     """What is about to be trained, in two lines."""
     size = "x".join(map(str, data.shape))
-    device = jax.devices()[0].device_kind
+    device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     print(
-        f"{data.name}: {len(data.train)} training images of {size}, {data.levels} grey levels, on {jax.device_count()} x {device}."
+        f"{data.name}: {len(data.train)} training images of {size}, {data.levels} grey levels, on {device}."
     )
     model, training, diffusion = config.model, config.training, config.diffusion
     print(
-        f"U-Net of {count(net) / 1e6:.2f} M parameters ({model.compute_dtype}), {diffusion.num_timesteps} {diffusion.schedule} "
-        f"steps, L_{diffusion.loss}; {training.steps} steps of {training.batch_size} images into {config.output.run_dir}."
+        f"U-Net of {count_parameters(net) / 1e6:.2f} M parameters ({model.compute_dtype}), {diffusion.num_timesteps} "
+        f"{diffusion.schedule} steps, L_{diffusion.loss}; {training.steps} steps of {training.batch_size} images into "
+        f"{config.output.run_dir}."
     )
-
-
-def count(net) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(net, eqx.is_inexact_array)))
-
-
-def evaluate(config: Config, data: Dataset, run: Run, state, seconds: dict, start: float) -> None:
-    """Samples, bits/dim and the report."""
-    import _report
-    import _score
-
-    began = time.monotonic()
-    evaluation = config.evaluation
-    conditional = bool(config.model.class_conditional)
-    schedule = make_schedule(config)
-    denoiser = make_denoiser(state.ema_net(), schedule, config)
-    key = jax.random.key(config.training.seed + 2)
-    sample_key, bound_key, flow_key = jax.random.split(key, 3)
-
-    samples = _score.draw(
-        denoiser,
-        data.shape,
-        evaluation.eval_samples,
-        steps=evaluation.eval_sample_steps,
-        num_classes=data.num_classes if conditional else None,
-        key=sample_key,
-    )
-    shown = min(100, len(samples))
-    columns = data.num_classes if conditional and data.num_classes <= 20 else None
-    eqd.data.write_grid(
-        run.folder / "samples.png", samples[:shown], levels=data.levels, columns=columns
-    )
-    images, labels = _score.held_out(data, evaluation.eval_images, conditional)
-    batch_size = min(50, len(images))
-    options = {"batch_size": batch_size, "key": bound_key}
-    bound = _score.bound_bits(
-        denoiser, images, labels, terms=evaluation.bound_terms, levels=data.levels, **options
-    )
-    tolerance = 1e-3
-    flow = _score.flow_bits(
-        denoiser,
-        images,
-        labels,
-        dequantise=eqd.GaussianDequantisation(data.levels),
-        tolerance=tolerance,
-        key=flow_key,
-        batch_size=batch_size,
-    )
-    _report.loss_curve(run.metrics, run.folder / "loss.png")
-    now = time.monotonic()
-    report = {
-        "data": {"name": data.name, "shape": data.shape, "levels": data.levels},
-        "model": {"parameters": count(state.net)},
-        "step": int(state.step),
-        "batch_size": config.training.batch_size,
-        "samples": {
-            "num": len(samples),
-            "shown": shown,
-            "steps": evaluation.eval_sample_steps,
-            "conditional": conditional,
-        },
-        "bits": {
-            "num_images": len(images),
-            "bound": bound,
-            "bound_value": bound.value,
-            "bound_stderr": bound.stderr,
-            "flow": flow,
-            "flow_value": flow.value,
-            "flow_stderr": flow.stderr,
-            "dequantisation": "Gaussian",
-            "tolerance": tolerance,
-            "terms": evaluation.bound_terms,
-            "chain": schedule.num_steps,
-        },
-        "time": {
-            "total": now - start,
-            "training": seconds["training"] + seconds["compilation"],
-            "compilation": seconds["compilation"],
-            "evaluation": now - began,
-            "images_per_second": seconds["images"] / max(seconds["training"], 1e-9),
-        },
-        "command": _report.command(),
-        "versions": _report.versions(),
-    }
-    if data.name == "digits":
-        report["classifier"] = _score.classifier_scores(data, samples)
-    _report.write(run.folder, report)
-    print(f"Variational bound {bound} bits/dim, probability flow {flow} bits/dim.")
-    print(f"Report and pictures: {run.folder / 'report.md'}")
 
 
 if __name__ == "__main__":

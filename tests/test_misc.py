@@ -44,7 +44,9 @@ def test_log1mexp_gradient_is_finite_at_both_ends():
     np.testing.assert_allclose(gradient, 1 / np.expm1(np.asarray(x, np.float64)), rtol=1e-5)
 
 
-@pytest.mark.parametrize("m1,s1,m2,s2", [(0.3, 1.0, -0.4, 1.5), (0.0, 0.2, 0.1, 0.05), (1, 2, 1, 2)])
+@pytest.mark.parametrize(
+    "m1,s1,m2,s2", [(0.3, 1.0, -0.4, 1.5), (0.0, 0.2, 0.1, 0.05), (1, 2, 1, 2)]
+)
 def test_gaussian_kl_is_the_integral(m1, s1, m2, s2, x64):
     p, q = scipy.stats.norm(m1, s1), scipy.stats.norm(m2, s2)
     truth, _ = scipy.integrate.quad(

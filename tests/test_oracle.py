@@ -97,7 +97,9 @@ def test_mixture_of_points_is_a_weighted_mean(x64):
 def test_data_log_prob_is_scipys(x64):
     x = np.array([0.2, 0.1])
     expected = scipy_log_prob(1.0, 0.0, x)
-    np.testing.assert_allclose(mixture(eqd.VPSDE()).data_log_prob(jnp.asarray(x)), expected, rtol=1e-9)
+    np.testing.assert_allclose(
+        mixture(eqd.VPSDE()).data_log_prob(jnp.asarray(x)), expected, rtol=1e-9
+    )
 
 
 def test_data_sample_moments():

@@ -84,7 +84,9 @@ def test_the_definitions(getkey, x64):
             np.testing.assert_allclose(estimate.x0, x0, rtol=1e-12)
             np.testing.assert_allclose(estimate.noise, (x - a * x0) / s, rtol=1e-10)
     np.testing.assert_allclose(
-        eqd.score(eqd.Denoiser(lambda *_, key: f, PROCESSES["ve"], eqd.Score()), t, x), f, rtol=1e-12
+        eqd.score(eqd.Denoiser(lambda *_, key: f, PROCESSES["ve"], eqd.Score()), t, x),
+        f,
+        rtol=1e-12,
     )
 
 
@@ -142,7 +144,9 @@ def mean_and_variance(denoiser, chain, t, x):
 @pytest.mark.parametrize("variance_type", VARIANCES)
 def test_golden_p_mean_variance(mean_type, variance_type, clip):
     if mean_type == "PREVIOUS_X" and clip:
-        pytest.skip("the official clip then changes x̂0 but not the mean; ours keeps them consistent")
+        pytest.skip(
+            "the official clip then changes x̂0 but not the mean; ours keeps them consistent"
+        )
     g = load_golden(SAMPLING)
     chain, x, t = step_inputs(float)
     denoiser = idiff_denoiser(chain, g["step/toy_abcd"], mean_type, variance_type, float)

@@ -37,7 +37,9 @@ def toy(mean: str, variance: str):
     """The golden file's toy network (its README gives the formula)."""
     a, b, c, d = load_golden(FILE)["step/toy_abcd"]
     scale, shift = {"LEARNED": (1.5, -3.0), "LEARNED_RANGE": (0.8, 0.0)}.get(variance, (0.0, 0.0))
-    on_x, on_h = {"EPSILON": (0.0, 1.0), "START_X": (0.998, 0.01), "PREVIOUS_X": (0.995, 0.01)}[mean]
+    on_x, on_h = {"EPSILON": (0.0, 1.0), "START_X": (0.998, 0.01), "PREVIOUS_X": (0.995, 0.01)}[
+        mean
+    ]
 
     def net(label, x, args, *, key=None):
         channel = jnp.arange(3, dtype=x.dtype).reshape(3, 1, 1) - 1

@@ -118,7 +118,14 @@ def test_labels_without_rescaling_survive_respacing():
 
 @pytest.mark.parametrize(
     "num_steps,spec",
-    [(300, "10,15,20"), (100, "[100]"), (1000, "250"), (4000, "100"), (1001, "3,7,5"), (50, "[5,5]")],
+    [
+        (300, "10,15,20"),
+        (100, "[100]"),
+        (1000, "250"),
+        (4000, "100"),
+        (1001, "3,7,5"),
+        (50, "[5,5]"),
+    ],
 )
 def test_golden_section_timesteps(num_steps, spec):
     counts = tuple(int(c) for c in spec.strip("[]").split(","))
@@ -240,7 +247,9 @@ def test_chain_of_one_step(x64):
     """x_T drawn from one jump: the posterior at t = 0 is x0, and β is the only variance there is."""
     chain = eqd.respace(eqd.linear_schedule(1000), eqd.section_timesteps(1000, (1,)))
     assert chain.num_steps == 1 and chain.timesteps[0] == 999 and chain.labels[0] == 999
-    np.testing.assert_allclose(chain.betas, 1 - eqd.linear_schedule(1000).alpha_bar[-1:], rtol=1e-12)
+    np.testing.assert_allclose(
+        chain.betas, 1 - eqd.linear_schedule(1000).alpha_bar[-1:], rtol=1e-12
+    )
     for variance in (eqd.FixedSmall(), eqd.FixedLarge(), eqd.LearnedRange()):
         log_variance = variance.log_variance(chain, 0, jnp.zeros(2))
         np.testing.assert_allclose(log_variance, np.log(chain.betas[0]) * np.ones(()), rtol=1e-12)

@@ -39,7 +39,9 @@ def test_is_variance_preserving_and_strictly_noisier_between(chain, x64):
     t = np.linspace(0, bridge.t1, 50 * chain.num_steps + 1)
     assert np.all(np.diff(over(bridge.log_snr, t)) < 0)
     assert np.all(np.diff(over(bridge.label, t)) > 0)
-    np.testing.assert_allclose(over(bridge.alpha, t) ** 2 + over(bridge.sigma, t) ** 2, 1, rtol=1e-12)
+    np.testing.assert_allclose(
+        over(bridge.alpha, t) ** 2 + over(bridge.sigma, t) ** 2, 1, rtol=1e-12
+    )
     inside = t[1:-1]
     assert np.all(over(bridge.diffusion, inside) > 0)
     # No overshoot: between two steps the log-SNR stays between theirs.
@@ -132,7 +134,9 @@ def test_discretised_vp_is_ddpm_up_to_one_over_n():
 
 
 @pytest.mark.parametrize(
-    "process", [eqd.VPSDE(), eqd.VPSDE(t1=0.8), eqd.cosine_schedule(60).continuous()], ids=["a", "b", "c"]
+    "process",
+    [eqd.VPSDE(), eqd.VPSDE(t1=0.8), eqd.cosine_schedule(60).continuous()],
+    ids=["a", "b", "c"],
 )
 def test_discretised_levels_and_labels_are_the_process_own(process, x64):
     num_steps = 40

@@ -202,5 +202,7 @@ def test_terms_need_continuous_time():
         lambda d: eqd.reverse_sde(d, unsafe()(jax.random.key(0))),
         lambda d: velocity(d, 3, jnp.zeros(2)),
     ):
-        with pytest.raises(ValueError, match=r"on a Schedule. Build it on schedule\.continuous\(\)"):
+        with pytest.raises(
+            ValueError, match=r"on a Schedule. Build it on schedule\.continuous\(\)"
+        ):
             make(denoiser)

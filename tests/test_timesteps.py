@@ -36,7 +36,9 @@ def test_a_number_a_schedule_and_its_length_draw_alike(make, getkey):
 
 
 @strategies
-@pytest.mark.parametrize("process", [eqd.VPSDE(t0=0.1, t1=0.7), eqd.cosine_schedule(60).continuous()])
+@pytest.mark.parametrize(
+    "process", [eqd.VPSDE(t0=0.1, t1=0.7), eqd.cosine_schedule(60).continuous()]
+)
 def test_times_of_an_sde(make, process, getkey):
     t, weights = draw(make(process), 4000, getkey())
     assert jnp.issubdtype(t.dtype, jnp.floating)

@@ -49,7 +49,9 @@ class Clip(AbstractDenoiser):
     def variance(self) -> AbstractVariance:
         return self.denoiser.variance
 
-    def __call__(self, t: Time, x: Example, args: Args = None, *, key: Key | None = None) -> Estimate:
+    def __call__(
+        self, t: Time, x: Example, args: Args = None, *, key: Key | None = None
+    ) -> Estimate:
         estimate = self.denoiser(t, x, args, key=key)
         clipped = jnp.clip(estimate.x0, self.low, self.high)
         return estimate.move(clipped - estimate.x0, self.process.alpha(t), self.process.sigma(t))

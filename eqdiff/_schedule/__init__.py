@@ -1,7 +1,7 @@
 from .chain import Schedule as Schedule
 from .continuous import ContinuousSchedule as ContinuousSchedule
-from .discretise import discretise as discretise
-from .respace import respace as respace
+from .discretisation import discretise as discretise
+from .respacing import respace as respace
 from .schedules import (
     alpha_bar_schedule as alpha_bar_schedule,
     cosine_schedule as cosine_schedule,

@@ -148,5 +148,3 @@ def _end_slope(step: float, parabola: float) -> float:
     if parabola * step <= 0:
         return 0.0
     return float(np.sign(step) * min(abs(parabola), 2 * abs(step)))
-
-

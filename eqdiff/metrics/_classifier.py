@@ -51,7 +51,9 @@ class ClassifierScore:
             from sklearn.calibration import CalibratedClassifierCV
             from sklearn.svm import SVC
         except ImportError as e:
-            raise ImportError("ClassifierScore needs scikit-learn: pip install 'eqdiff[metrics]'.") from e
+            raise ImportError(
+                "ClassifierScore needs scikit-learn: pip install 'eqdiff[metrics]'."
+            ) from e
         if len(np.unique(labels)) < 2:
             raise ValueError("ClassifierScore: expected images of at least two classes, got one.")
         # Calibrated on held-out folds: a margin is no probability, and confidence is what is measured.
@@ -70,7 +72,9 @@ class ClassifierScore:
         shares = np.bincount(probabilities.argmax(axis=1), minlength=num_classes) / len(best)
         return SampleScore(
             confidence=float(best.mean()),
-            confidence_stderr=float(best.std(ddof=1) / np.sqrt(len(best))) if len(best) > 1 else 0.0,
+            confidence_stderr=float(best.std(ddof=1) / np.sqrt(len(best)))
+            if len(best) > 1
+            else 0.0,
             coverage=int(np.sum(shares >= 0.5 / num_classes)),
             shares=shares,
         )

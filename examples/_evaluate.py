@@ -1,0 +1,130 @@
+"""What is measured at the end of the main job, and written as its report."""
+
+import time
+
+import _report
+import _score
+import equinox as eqx
+import jax
+from _config import Config
+from _job import make_denoiser, make_schedule
+from _run import Run
+
+import eqdiff as eqd
+from eqdiff.data import Dataset
+
+
+# Relative and absolute, of the probability flow's solver. Its error is far below the standard errors quoted.
+_TOLERANCE = 1e-3
+
+
+def count_parameters(net: eqd.nn.UNet) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(net, eqx.is_inexact_array)))
+
+
+def evaluate(
+    config: Config,
+    data: Dataset,
+    run: Run,
+    state: eqd.train.TrainState,
+    seconds: dict,
+    start: float,
+) -> None:
+    """Samples, bits/dim and the report of a finished run.
+
+    `seconds` is what training took, `start` when this command began.
+    """
+    began = time.monotonic()
+    denoiser = make_denoiser(state.ema_net(), make_schedule(config), config)
+    sample_key, bits_key = jax.random.split(jax.random.key(config.training.seed + 2))
+    samples, shown = _samples(config, data, denoiser, run, sample_key)
+    bits = _bits(config, data, denoiser, bits_key)
+    _report.loss_curve(run.metrics, run.folder / "loss.png")
+    now = time.monotonic()
+    report = {
+        "data": {"name": data.name, "shape": data.shape, "levels": data.levels},
+        "model": {"parameters": count_parameters(state.net)},
+        "step": int(state.step),
+        "batch_size": config.training.batch_size,
+        "samples": {
+            "num": len(samples),
+            "shown": shown,
+            "steps": config.evaluation.eval_sample_steps,
+            "conditional": bool(config.model.class_conditional),
+        },
+        "bits": bits,
+        "time": {
+            "total": now - start,
+            "training": seconds["training"] + seconds["compilation"],
+            "compilation": seconds["compilation"],
+            "evaluation": now - began,
+            "images_per_second": seconds["images"] / max(seconds["training"], 1e-9),
+        },
+        "command": _report.command(),
+        "versions": _report.versions(),
+    }
+    if config.data.dataset == "digits":
+        report["classifier"] = _score.classifier_scores(data, samples)
+    _report.write(run.folder, report)
+    print(f"Variational bound {bits['bound']}, probability flow {bits['flow']} bits/dim.")
+    print(f"Report and pictures: {run.folder / 'report.md'}")
+
+
+def _samples(config: Config, data: Dataset, denoiser: eqd.Denoiser, run: Run, key):
+    """Draws the report's samples and their picture; how many of them it shows."""
+    evaluation = config.evaluation
+    num_classes = data.num_classes if config.model.class_conditional else None
+    samples = _score.draw(
+        denoiser,
+        data.shape,
+        evaluation.eval_samples,
+        steps=evaluation.eval_sample_steps,
+        num_classes=num_classes,
+        key=key,
+    )
+    shown = min(100, len(samples))
+    columns = num_classes if num_classes is not None and num_classes <= 20 else None
+    picture = run.folder / "samples.png"
+    eqd.data.write_grid(picture, samples[:shown], levels=data.levels, columns=columns)
+    return samples, shown
+
+
+def _bits(config: Config, data: Dataset, denoiser: eqd.Denoiser, key) -> dict:
+    """Both bits/dim of held-out images."""
+    evaluation = config.evaluation
+    conditional = bool(config.model.class_conditional)
+    images, labels = _score.held_out(data, evaluation.eval_images, conditional)
+    bound_key, flow_key = jax.random.split(key)
+    batch_size = min(50, len(images))
+    bound = _score.bound_bits(
+        denoiser,
+        images,
+        labels,
+        terms=evaluation.bound_terms,
+        levels=data.levels,
+        key=bound_key,
+        batch_size=batch_size,
+    )
+    # The network saw grid values: uniform noise would fall between the spikes of its density.
+    flow = _score.flow_bits(
+        denoiser,
+        images,
+        labels,
+        dequantise=eqd.GaussianDequantisation(data.levels),
+        tolerance=_TOLERANCE,
+        key=flow_key,
+        batch_size=batch_size,
+    )
+    return {
+        "num_images": len(images),
+        "bound": str(bound),
+        "bound_value": bound.value,
+        "bound_stderr": bound.stderr,
+        "flow": str(flow),
+        "flow_value": flow.value,
+        "flow_stderr": flow.stderr,
+        "dequantisation": "Gaussian",
+        "tolerance": _TOLERANCE,
+        "terms": evaluation.bound_terms,
+        "chain": config.diffusion.num_timesteps,
+    }
