@@ -73,7 +73,8 @@ def generate(
     if mesh is not None:
         # Weights that sit on one device could not meet inputs that are spread over several.
         everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-        sampler, denoiser, key = eqx.filter_shard((sampler, denoiser, key), everywhere)
+        arrays, rest = eqx.partition((sampler, denoiser, key), eqx.is_array)
+        sampler, denoiser, key = eqx.combine(jax.device_put(arrays, everywhere), rest)
     samples = []
     starts = range(0, num, batch_size)
     for start in _bar(starts, num, batch_size) if progress else starts:

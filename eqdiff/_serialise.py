@@ -145,7 +145,10 @@ def save_model(
         part: writer.object(getattr(denoiser, part), part)
         for part in ("net", "process", "parameterisation", "variance")
     }
-    weights = {f"net/{name}": np.asarray(leaf) for name, leaf in _leaves(denoiser.net).items()}
+    leaves = _leaves(denoiser.net)
+    weights = {f"net/{name}": np.asarray(leaf) for name, leaf in leaves.items()}
+    # Tables that are NumPy's in a network stay so.
+    model["tables"] = [name for name, leaf in leaves.items() if isinstance(leaf, np.ndarray)]
     metadata = {
         "format": "eqdiff",
         "format_version": str(_FORMAT_VERSION),
@@ -193,7 +196,7 @@ def load_model(path: str | os.PathLike, *, classes: Iterable[type] = ()) -> Deno
         )
     reader = _Reader(_table(classes), tensors, path)
     model = json.loads(metadata["model"])
-    net = reader.network(model["net"])
+    net = reader.network(model["net"], model["tables"])
     rest = {
         name: reader.object(model[name]) for name in ("process", "parameterisation", "variance")
     }
@@ -232,14 +235,16 @@ class _Reader:
             )
         return self.table[name], {k: self.object(v) for k, v in value["arguments"].items()}
 
-    def network(self, value: dict[str, Any]) -> eqx.Module:
+    def network(self, value: dict[str, Any], tables: list[str]) -> eqx.Module:
         net = self.object(value)
         weights = {k[4:]: v for k, v in self.tensors.items() if k.startswith("net/")}
         self._check(_leaves(net), weights)
 
         def fill(path, leaf):
             name = jax.tree_util.keystr(path, simple=True, separator=".")
-            return jnp.asarray(weights[name]) if name in weights else leaf
+            if name not in weights:
+                return leaf
+            return weights[name] if name in tables else jnp.asarray(weights[name])
 
         return jax.tree_util.tree_map_with_path(fill, net)
 

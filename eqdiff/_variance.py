@@ -7,6 +7,7 @@ $$\log\Sigma = w\log\beta_t + (1 - w)\log\tilde\beta_t, \qquad w = \tfrac12 (v +
 """
 
 import abc
+from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -37,7 +38,7 @@ class AbstractVariance(eqx.Module):
 class FixedSmall(AbstractVariance):
     r"""$\Sigma_t = \tilde\beta_t$, the lower bound; its first entry is the second's (the official clip)."""
 
-    learned = False
+    learned: ClassVar[bool] = False
 
     def log_variance(self, schedule, t, raw):
         return schedule.lookup(schedule.posterior_log_variance, t)
@@ -46,7 +47,7 @@ class FixedSmall(AbstractVariance):
 class FixedLarge(AbstractVariance):
     r"""$\Sigma_t = \beta_t$, the upper bound; its first entry is $\tilde\beta_1$, for a better decoder (official)."""
 
-    learned = False
+    learned: ClassVar[bool] = False
 
     def log_variance(self, schedule, t, raw):
         table = np.log(schedule.betas)
@@ -57,7 +58,7 @@ class FixedLarge(AbstractVariance):
 class Learned(AbstractVariance):
     r"""$\log\Sigma_t$ is the network's extra output itself."""
 
-    learned = True
+    learned: ClassVar[bool] = True
 
     def log_variance(self, schedule, t, raw):
         return raw
@@ -73,7 +74,7 @@ class LearnedRange(AbstractVariance):
         Nichol & Dhariwal, *Improved Denoising Diffusion Probabilistic Models*, ICML 2021, equation 15.
     """
 
-    learned = True
+    learned: ClassVar[bool] = True
 
     def log_variance(self, schedule, t, raw):
         low = schedule.lookup(schedule.posterior_log_variance, t).astype(raw.dtype)

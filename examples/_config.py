@@ -27,9 +27,9 @@ class Model:
     """The U-Net of Improved DDPM. Where no default is given it depends on data set and device and is printed."""
 
     channels: int | None = None
-    """Width of the first level (CIFAR-10 on a GPU: 128; digits: 48)."""
+    """Width of the first level (CIFAR-10 on a GPU: 128; on a CPU: 32)."""
     num_res_blocks: int | None = None
-    """Residual blocks per level (CIFAR-10 on a GPU: 3; digits: 1)."""
+    """Residual blocks per level (on a GPU: 3; on a CPU: 1)."""
     dropout: float | None = None
     """Probability of dropout (CIFAR-10 on a GPU: 0.3; on a CPU: 0)."""
     class_conditional: bool | None = None
@@ -57,10 +57,10 @@ class Training:
     """The optimiser's run."""
 
     steps: int | None = None
-    """Optimiser steps (CIFAR-10 on a GPU: 100000; digits: 2400; other on a CPU: 1000). A finished run is continued if this
+    """Optimiser steps (CIFAR-10 on a GPU: 100000; digits: 1500; other on a CPU: 1000). A finished run is continued if this
     is raised."""
     batch_size: int | None = None
-    """Images per step (digits: 64; otherwise 128)."""
+    """Images per step (on a GPU: 128; on a CPU: 64)."""
     accumulate: int = 1
     """Microbatches per step, to save memory."""
     learning_rate: float | None = None
@@ -157,9 +157,8 @@ _CPU = _GPU | {
     "eval_samples": 36,
 }
 _DIGITS = _CPU | {
-    "channels": 48,
     "class_conditional": True,
-    "steps": 2400,
+    "steps": 1500,
     "eval_images": 200,
     "eval_samples": 400,
 }

@@ -1,5 +1,8 @@
 """What is measured at the end of the main job, and written as its report."""
 
+# A resolved Config has no None left (`_config.resolve`), which its types cannot say.
+# pyright: reportArgumentType=false, reportOptionalOperand=false, reportOperatorIssue=false
+
 import time
 
 import _report

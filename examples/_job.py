@@ -1,5 +1,8 @@
 """What the main job trains: data, network, denoiser and loss."""
 
+# A resolved Config has no None left (`_config.resolve`), which its types cannot say.
+# pyright: reportArgumentType=false, reportOptionalOperand=false, reportOperatorIssue=false
+
 import jax
 import jax.numpy as jnp
 import optax

@@ -6,6 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import equinox as eqx
 import jax
 from _config import Config, differences, flat
 
@@ -91,6 +92,18 @@ def load(folder: Path) -> tuple[eqd.Denoiser, dict]:
     if not (folder / "model.safetensors").is_file():
         raise FileNotFoundError(f"{folder} has no model.safetensors yet: the run saved none.")
     return eqd.load_model(folder / "model.safetensors"), json.loads(settings.read_text())
+
+
+def continuous(denoiser: eqd.Denoiser) -> eqd.Denoiser:
+    """The same network in continuous time."""
+    assert isinstance(denoiser.process, eqd.Schedule)
+    return eqx.tree_at(lambda d: d.process, denoiser, denoiser.process.continuous())
+
+
+def num_classes_of(denoiser: eqd.Denoiser) -> int | None:
+    """How many classes the network knows; `None` if it is not class-conditional."""
+    assert isinstance(denoiser.net, eqd.nn.UNet)
+    return denoiser.net.num_classes
 
 
 def load_data(settings: dict, data_dir: Path | None) -> Dataset:

@@ -5,6 +5,7 @@ import dataclasses
 import equinox as eqx
 import jax
 import numpy as np
+from _run import continuous
 from tqdm import tqdm
 
 import eqdiff as eqd
@@ -66,11 +67,11 @@ def flow_bits(
     denoiser, images, labels, *, dequantise, tolerance: float, key, batch_size: int
 ) -> Mean:
     """The probability flow's bits/dim, one dequantisation and one Hutchinson probe per image."""
-    continuous = eqx.tree_at(lambda d: d.process, denoiser, denoiser.process.continuous())
+    flow = continuous(denoiser)
 
     def one(image, label, key):
         options = {"dequantise": dequantise, "rtol": tolerance, "atol": tolerance, "key": key}
-        return eqd.bits_per_dim(continuous, image, label, **options).value
+        return eqd.bits_per_dim(flow, image, label, **options).value
 
     return Mean.of(_each("probability flow", one, images, labels, key, batch_size))
 

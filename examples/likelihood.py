@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import jax
 import tyro
-from _run import compilation_cache, EXPECTED, fail, load, load_data
+from _run import compilation_cache, EXPECTED, fail, load, load_data, num_classes_of
 from _score import bound_bits, flow_bits, held_out
 
 import eqdiff as eqd
@@ -44,7 +44,7 @@ def main(options: Likelihood) -> None:
             f"--num {options.num}, --batch-size {options.batch_size}: expected at least 1."
         )
     data = load_data(settings, options.data_dir)
-    images, labels = held_out(data, options.num, denoiser.net.num_classes is not None)
+    images, labels = held_out(data, options.num, num_classes_of(denoiser) is not None)
     bound_key, flow_key = jax.random.split(jax.random.key(options.seed))
     batch_size = min(options.batch_size, len(images))
     bound = bound_bits(

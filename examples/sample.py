@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import diffrax
-import equinox as eqx
 import jax
 import numpy as np
 import tyro
-from _run import compilation_cache, EXPECTED, fail, load
+from _run import compilation_cache, continuous, EXPECTED, fail, load, num_classes_of
 
 import eqdiff as eqd
 
@@ -45,14 +44,13 @@ class Sample:
 
 
 def make_sampler(options: Sample) -> eqd.AbstractSampler:
-    tolerances = {"rtol": options.tolerance, "atol": options.tolerance}
     if options.sampler == "ancestral":
         return eqd.Ancestral(options.num_steps)
     if options.sampler == "ddim":
         return eqd.DDIM(options.num_steps, eta=options.eta)
     if options.sampler == "ode":
-        return eqd.ProbabilityFlow(diffrax.Tsit5(), **tolerances)
-    return eqd.ReverseSDE(diffrax.ShARK(), **tolerances)
+        return eqd.ProbabilityFlow(diffrax.Tsit5(), rtol=options.tolerance, atol=options.tolerance)
+    return eqd.ReverseSDE(diffrax.ShARK(), rtol=options.tolerance, atol=options.tolerance)
 
 
 def classes(options: Sample, num_classes: int | None) -> np.ndarray | None:
@@ -80,8 +78,8 @@ def main(options: Sample) -> None:
             raise FileExistsError(f"{path} exists: choose another name with --out, or --overwrite.")
     if options.sampler in ("ode", "sde"):
         # The same network, in continuous time.
-        denoiser = eqx.tree_at(lambda d: d.process, denoiser, denoiser.process.continuous())
-    labels = classes(options, denoiser.net.num_classes)
+        denoiser = continuous(denoiser)
+    labels = classes(options, num_classes_of(denoiser))
     samples = eqd.generate(
         make_sampler(options),
         eqd.Clip(denoiser),
@@ -96,9 +94,8 @@ def main(options: Sample) -> None:
     grid = samples[:100]
     eqd.data.write_grid(picture, grid, levels=levels, columns=10 if len(grid) % 10 == 0 else None)
     images = eqd.data.to_uint8(samples, levels=levels).transpose(0, 2, 3, 1)
-    named = {} if labels is None else {"arr_1": labels}
     temporary = arrays.with_name(f".{arrays.name}.tmp.npz")
-    np.savez(temporary, images, **named)
+    np.savez(temporary, *([images] if labels is None else [images, labels]))
     os.replace(temporary, arrays)
     print(
         f"{picture}\n{arrays}: {images.shape[0]} images of {'x'.join(map(str, images.shape[1:]))}"

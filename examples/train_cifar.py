@@ -1,5 +1,8 @@
 """Trains, samples and scores an image diffusion model: `python examples/train_cifar.py` (`--help` for its flags)."""
 
+# A resolved Config has no None left (`_config.resolve`), which its types cannot say.
+# pyright: reportArgumentType=false, reportOptionalOperand=false, reportOperatorIssue=false
+
 import time
 
 import _score

@@ -62,7 +62,7 @@ def train(config: Config, sde: eqd.VPSDE) -> eqd.Denoiser:
         key=state_key,
     )
     step = eqd.train.make_step(loss_fn, optimiser)
-    data, _ = make_moons(100_000, noise=0.05, random_state=config.seed)
+    data = np.asarray(make_moons(100_000, noise=0.05, random_state=config.seed)[0])
     data = ((data - data.mean(0)) / data.std()).astype(np.float32)
     rng = np.random.default_rng(config.seed)
     bar = trange(config.steps, desc="training", unit="step")

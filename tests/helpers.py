@@ -10,6 +10,7 @@ import functools as ft
 import json
 import pathlib
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -70,3 +71,21 @@ def randomise(net, seed: int = 0, scale: float = 0.05):
         return leaf + jnp.asarray(scale * rng.standard_normal(leaf.shape), leaf.dtype)
 
     return jax.tree.map(noisy, net)
+
+
+def random_network(build, seed: int = 0):
+    """`build(key)` with random numbers in every array, without compiling its initialisation.
+
+    No map is zero, matrices keep the scale of their input, and vectors are around one half.
+    """
+    rng = np.random.default_rng(seed)
+
+    def fill(leaf):
+        if not isinstance(leaf, jax.ShapeDtypeStruct):
+            return leaf
+        noise = rng.standard_normal(leaf.shape)
+        if leaf.ndim == 1:
+            return jnp.asarray(0.5 + 0.1 * noise, leaf.dtype)
+        return jnp.asarray(noise / np.sqrt(np.prod(leaf.shape[:-1])), leaf.dtype)
+
+    return jax.tree.map(fill, eqx.filter_eval_shape(build, jax.random.key(0)))

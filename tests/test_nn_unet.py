@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import load_golden, load_golden_config, randomise
+from helpers import load_golden, load_golden_config, random_network, randomise
 
 import eqdiff.nn as nn
 
@@ -14,6 +14,10 @@ def _unet(key, **kwargs):
     # One level compiles in half the time of two; tests that resample ask for two.
     options = dict(channels=8, num_res_blocks=1, channel_mult=(1,), attention_downsamples=())
     return nn.UNet(2, 4, **{**options, "num_heads": 2, "norm_groups": 4, **kwargs}, key=key)
+
+
+def _random_unet(**kwargs):
+    return random_network(lambda key: _unet(key, **kwargs))
 
 
 # Two levels, of which the lower has attention.
@@ -62,7 +66,8 @@ def test_cifar10_preset_is_the_readme():
 
 @pytest.mark.parametrize("learned_variance", [True, False])
 def test_digits(getkey, learned_variance):
-    net = nn.unet_digits(learned_variance=learned_variance, num_classes=10, key=getkey())
+    options = dict(learned_variance=learned_variance, num_classes=10)
+    net = random_network(lambda key: nn.unet_digits(**options, key=key))
     x = jax.random.normal(getkey(), (1, 8, 8), jnp.float32)
     out = _call(net, 3, x, jnp.asarray(4))
     assert out.shape == (2 if learned_variance else 1, 8, 8)
@@ -82,7 +87,7 @@ def test_zero_at_first_in_the_dtype_of_x(getkey, dtype):
 
 def test_parameters_are_float32_and_nothing_else_is_an_array(getkey):
     # An array that is not a parameter would be trained, averaged and decayed.
-    net = _unet(getkey(), num_classes=3)
+    net = _random_unet(num_classes=3)
     leaves = jax.tree_util.tree_leaves_with_path(net)
     assert all(leaf.dtype == jnp.float32 for _, leaf in leaves)
     assert {path[-1].name for path, _ in leaves} == {"weight", "bias"}
@@ -102,7 +107,7 @@ def test_initialisation_is_pytorchs(getkey):
 
 
 def test_dropout_happens_where_there_is_a_key(getkey):
-    net = randomise(_unet(getkey(), dropout=0.5))
+    net = _random_unet(dropout=0.5)
     x = jax.random.normal(getkey(), (2, 8, 8), jnp.float32)
     key1, key2 = getkey(), getkey()
     none, one, two = (_call(net, 1.0, x, key=key) for key in (None, key1, key2))
@@ -111,7 +116,7 @@ def test_dropout_happens_where_there_is_a_key(getkey):
     assert not jnp.allclose(one, two)
     assert not jnp.allclose(one, none)
     # A rate of zero draws nothing.
-    net = randomise(_unet(getkey(), dropout=0.0))
+    net = _random_unet(dropout=0.0)
     assert jnp.array_equal(_call(net, 1.0, x, key=key1), _call(net, 1.0, x))
 
 
@@ -126,7 +131,7 @@ def test_dropout_keeps_the_mean(getkey):
 
 
 def test_time_and_class_reach_the_output(getkey):
-    net = randomise(_unet(getkey(), num_classes=3))
+    net = _random_unet(num_classes=3)
     x = jax.random.normal(getkey(), (2, 8, 8), jnp.float32)
     outs = [
         _call(net, jnp.asarray(t), x, jnp.asarray(c)) for t, c in [(1.0, 0), (2.0, 0), (1.0, 1)]
@@ -139,7 +144,7 @@ def test_time_and_class_reach_the_output(getkey):
 
 
 def test_a_class_that_does_not_exist_is_loud(getkey):
-    net = randomise(_unet(getkey(), num_classes=3))
+    net = _random_unet(num_classes=3)
     x = jnp.ones((2, 4, 4), jnp.float32)
     for index in (-1, 3):
         assert jnp.all(jnp.isnan(_call(net, 1.0, x, jnp.asarray(index))))
@@ -147,7 +152,7 @@ def test_a_class_that_does_not_exist_is_loud(getkey):
 
 def test_sides_need_not_be_equal(getkey):
     # Height and width play the same role: transposed image and kernels give a transposed output.
-    net = randomise(_unet(getkey(), **_TWO))
+    net = _random_unet(**_TWO)
     x = jax.random.normal(getkey(), (2, 4, 12), jnp.float32)
     swapped = jax.tree.map(lambda p: jnp.swapaxes(p, 0, 1) if p.ndim == 4 else p, net)
     out = _call(net, 7.0, x)
@@ -157,7 +162,7 @@ def test_sides_need_not_be_equal(getkey):
 
 
 def test_batch_is_a_loop(getkey):
-    net = randomise(_unet(getkey(), dropout=0.3, num_classes=3, **_TWO))
+    net = _random_unet(dropout=0.3, num_classes=3, **_TWO)
     x = jax.random.normal(getkey(), (3, 2, 8, 8), jnp.float32)
     t, y, keys = jnp.arange(3.0), jnp.arange(3), jax.random.split(getkey(), 3)
     loop = jnp.stack([_call(net, t[i], x[i], y[i], keys[i]) for i in range(3)])
@@ -168,7 +173,7 @@ def test_batch_is_a_loop(getkey):
 def test_batch_is_one_convolution_per_layer(getkey):
     # Channels last, with the batch where the convolution has its own batch axis: no grouped
     # convolutions and no transpose beside the two at the ends.
-    net = _unet(getkey(), **_TWO)
+    net = _random_unet(**_TWO)
     x = jnp.ones((5, 2, 8, 8), jnp.float32)
     jaxpr = jax.make_jaxpr(jax.vmap(net, in_axes=(None, 0)))(1.0, x)
     found = []
@@ -195,7 +200,7 @@ def test_batch_is_one_convolution_per_layer(getkey):
 @pytest.mark.parametrize(("conv_resample", "scale_shift_norm"), [(True, True), (False, False)])
 def test_gradients_are_finite_differences(getkey, x64, conv_resample, scale_shift_norm):
     options = dict(conv_resample=conv_resample, scale_shift_norm=scale_shift_norm)
-    net = randomise(_unet(getkey(), compute_dtype=jnp.float64, **options, **_TWO))
+    net = _random_unet(compute_dtype=jnp.float64, **options, **_TWO)
     params, static = eqx.partition(net, eqx.is_inexact_array)
     params = jax.tree.map(lambda p: p.astype(jnp.float64), params)
     tangent = randomise(jax.tree.map(jnp.zeros_like, params), seed=1)
@@ -221,7 +226,7 @@ def test_gradients_are_finite_differences(getkey, x64, conv_resample, scale_shif
 
 def test_second_derivatives(getkey, x64):
     # Forward over reverse (guidance through a network, exact traces) against finite differences.
-    net = randomise(_unet(getkey(), compute_dtype=jnp.float64))
+    net = _random_unet(compute_dtype=jnp.float64)
     x = jax.random.normal(getkey(), (2, 4, 4), jnp.float64)
     v = jax.random.normal(getkey(), x.shape, x.dtype)
     grad = jax.jit(jax.grad(lambda x: jnp.sum(net(3.0, x) ** 2)))
@@ -232,18 +237,18 @@ def test_second_derivatives(getkey, x64):
 
 
 def test_remat_gives_the_same_gradients(getkey):
-    key, x = getkey(), jax.random.normal(getkey(), (2, 8, 8), jnp.float32)
+    x = jax.random.normal(getkey(), (2, 8, 8), jnp.float32)
 
     @eqx.filter_jit
     @eqx.filter_grad
     def grad(net):
         return jnp.sum(net(5.0, x, key=jax.random.key(1)) ** 2)
 
-    plain = grad(randomise(_unet(key, dropout=0.2)))
-    remat = grad(randomise(_unet(key, dropout=0.2, remat=True)))
+    plain = grad(_random_unet(dropout=0.2))
+    remat = grad(_random_unet(dropout=0.2, remat=True))
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(remat), strict=True):
         assert _relative(b, a) < 1e-4
-    jaxpr = str(jax.make_jaxpr(_unet(key, remat=True))(1.0, x))
+    jaxpr = str(jax.make_jaxpr(_random_unet(remat=True))(1.0, x))
     assert "checkpoint" in jaxpr or "remat" in jaxpr
 
 
@@ -270,7 +275,7 @@ def _message(function):
 
 
 def test_errors_of_calls(getkey):
-    net = _unet(getkey(), channel_mult=(1, 1, 1))
+    net = _random_unet(channel_mult=(1, 1, 1))
     x = jnp.ones((2, 8, 8), jnp.float32)
     message = _message(lambda: net(1.0, jnp.ones((2, 8, 30), jnp.float32)))
     assert "multiples of 4, got width 30; the nearest are 28 and 32" in message
@@ -280,7 +285,7 @@ def test_errors_of_calls(getkey):
     )
     assert "jax.vmap(net)" in _message(lambda: net(1.0, jnp.ones((5, 2, 8, 8), jnp.float32)))
     assert "num_classes=" in _message(lambda: net(1.0, x, jnp.asarray(1)))
-    net = _unet(getkey(), num_classes=3)
+    net = _random_unet(num_classes=3)
     assert "needs a class" in _message(lambda: net(1.0, x))
     assert "one integer" in _message(lambda: net(1.0, x, jnp.asarray(1.0)))
     assert "jnp.argmax" in _message(lambda: net(1.0, x, jnp.zeros(3, jnp.int32)))

@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import assert_golden, load_golden
 
 import eqdiff as eqd
-from helpers import assert_golden, load_golden
 
 
 FILE = "public_idiff_sampling"

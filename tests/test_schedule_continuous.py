@@ -1,6 +1,5 @@
 """The bridge between the chain and continuous time, in both directions."""
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np

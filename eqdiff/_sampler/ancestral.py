@@ -6,6 +6,8 @@ $$x_{t-1} = \tilde\mu_t(x_t, \hat x_0) + [t \ne 0]\,e^{\frac12\log\Sigma_t}\,z, 
 Σ are the respaced chain's; the denoiser is called at the original time.
 """
 
+from typing import ClassVar
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -30,7 +32,7 @@ class Ancestral(AbstractChain):
 
     num_steps: int | None = eqx.field(static=True)
     timesteps: tuple[int, ...] | None = eqx.field(static=True)
-    random = True
+    random: ClassVar[bool] = True
 
     def __init__(
         self, num_steps: int | None = None, *, timesteps: tuple[int, ...] | np.ndarray | None = None

@@ -147,7 +147,7 @@ class MLP(eqx.Module):
         dtype = at_least_float32(x.dtype)
         first, second = self.embedding
         embedding = second(jax.nn.silu(first(_embed_label(jnp.asarray(label, dtype)))))
-        if self.class_embedding is not None:
+        if self.class_embedding is not None and index is not None:
             embedding = embedding + self.class_embedding(index).astype(dtype)
         embedding = jax.nn.silu(embedding)
         h = self.linear_in(x.astype(dtype))

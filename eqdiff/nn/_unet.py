@@ -242,7 +242,7 @@ class UNet(eqx.Module):
         index = check_class(args, self.num_classes, "UNet")
         dtype = at_least_float32(self.compute_dtype)
         embedding = self.time_embedding(jnp.asarray(label, dtype))
-        if self.class_embedding is None:
+        if self.class_embedding is None or index is None:
             return embedding
         return embedding + self.class_embedding(index).astype(dtype)
 
