@@ -131,7 +131,7 @@ def print_table(cases: list[Case], times: dict[str, list[list[float]]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--network", nargs="+", choices=NETWORKS, default=["unet_digits"])
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--dtype", nargs="+", default=["float32"])

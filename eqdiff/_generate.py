@@ -84,7 +84,7 @@ def generate(
         if mesh is not None:
             spec = jax.sharding.PartitionSpec(mesh.axis_names[0])
             inputs = jax.device_put(inputs, jax.sharding.NamedSharding(mesh, spec))
-        samples.append(np.asarray(_draw(sampler, denoiser, shape, *inputs, key)))
+        samples.append(np.asarray(_draw(sampler, denoiser, shape, inputs[0], inputs[1], key)))
     return np.concatenate(samples)[:num]
 
 

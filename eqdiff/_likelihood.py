@@ -116,6 +116,7 @@ def log_likelihood(
         max_steps=max_steps,
         adjoint=adjoint,
     )
+    assert solution.ys is not None
     latent, change = (leaf[-1] for leaf in solution.ys)
     log_prior = (process.prior_log_prob if prior is None else prior)(latent)
     return LogLikelihood(
@@ -177,6 +178,7 @@ def _flow(denoiser, x, args, owner, forwards, solver, rtol, atol, max_steps, adj
         max_steps=max_steps,
         adjoint=adjoint,
     )
+    assert solution.ys is not None
     return solution.ys[-1]
 
 

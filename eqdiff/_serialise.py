@@ -94,7 +94,7 @@ def _arguments(cls: type) -> list[str]:
     return [name for name in inspect.signature(cls).parameters if name != "key"]
 
 
-def _leaves(net: eqx.Module) -> dict[str, Any]:
+def _leaves(net: Any) -> dict[str, Any]:
     """Every array of a network under its path, such as `encoder.0.blocks.0.conv1.weight`."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(net)
     return {
@@ -196,7 +196,7 @@ def load_model(path: str | os.PathLike, *, classes: Iterable[type] = ()) -> Deno
         )
     reader = _Reader(_table(classes), tensors, path)
     model = json.loads(metadata["model"])
-    net = reader.network(model["net"], model["tables"])
+    net: Any = reader.network(model["net"], model["tables"])
     rest = {
         name: reader.object(model[name]) for name in ("process", "parameterisation", "variance")
     }

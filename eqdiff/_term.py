@@ -66,7 +66,7 @@ def probability_flow(denoiser: AbstractDenoiser) -> diffrax.ODETerm:
     **Raises:** `ValueError` if the denoiser is not on an SDE.
     """
     require_sde(denoiser.process, "probability_flow")
-    return diffrax.ODETerm(lambda t, x, args: velocity(denoiser, t, x, args))
+    return diffrax.ODETerm(lambda t, x, args: velocity(denoiser, jnp.asarray(t), x, args))
 
 
 def augmented_flow(
@@ -101,7 +101,7 @@ class _ScalarDiffusion(diffrax.AbstractTerm):
     brownian: diffrax.AbstractBrownianPath
 
     def vf(self, t, y, args):
-        return self.process.diffusion(t)
+        return self.process.diffusion(jnp.asarray(t))
 
     def contr(self, t0, t1, **kwargs):
         return self.brownian.evaluate(t0, t1, **kwargs)
@@ -122,7 +122,7 @@ class _ReverseDiffusion(diffrax.AbstractTerm):
     brownian: diffrax.AbstractBrownianPath
 
     def vf(self, t, y, args):
-        return self.process.diffusion(-t)
+        return self.process.diffusion(-jnp.asarray(t))
 
     def contr(self, t0, t1, **kwargs):
         control = self.brownian.evaluate(t0, t1, **kwargs)
@@ -158,7 +158,7 @@ def forward_sde(process: AbstractSDE, brownian: diffrax.AbstractBrownianPath) ->
     - `brownian`: the Brownian motion, over $[t_0, t_1]$ and shaped like $x$.
     """
     require_sde(process, "forward_sde")
-    drift = diffrax.ODETerm(lambda t, x, args: process.drift(t, x))
+    drift = diffrax.ODETerm(lambda t, x, args: process.drift(jnp.asarray(t), x))
     return diffrax.MultiTerm(drift, _ScalarDiffusion(process, brownian))
 
 

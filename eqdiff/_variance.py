@@ -61,6 +61,7 @@ class Learned(AbstractVariance):
     learned: ClassVar[bool] = True
 
     def log_variance(self, schedule, t, raw):
+        assert raw is not None
         return raw
 
 
@@ -77,6 +78,7 @@ class LearnedRange(AbstractVariance):
     learned: ClassVar[bool] = True
 
     def log_variance(self, schedule, t, raw):
+        assert raw is not None
         low = schedule.lookup(schedule.posterior_log_variance, t).astype(raw.dtype)
         high = jnp.asarray(schedule.lookup(np.log(schedule.betas), t), raw.dtype)
         weight = 0.5 * (raw + 1)

@@ -57,7 +57,7 @@ class ClassifierScore:
         if len(np.unique(labels)) < 2:
             raise ValueError("ClassifierScore: expected images of at least two classes, got one.")
         # Calibrated on held-out folds: a margin is no probability, and confidence is what is measured.
-        self._classifier = CalibratedClassifierCV(SVC(), ensemble=False, cv=5)
+        self._classifier = CalibratedClassifierCV(SVC(), ensemble=False, cv=5)  # pyright: ignore[reportArgumentType]
         self._classifier.fit(_flat(images), labels)
 
     def probabilities(self, images: Shaped[np.ndarray, "n ..."]) -> Float[np.ndarray, "n K"]:

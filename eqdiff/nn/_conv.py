@@ -45,12 +45,13 @@ def _by_rows(x: Array, weight: Array, padding: Padding) -> Array:
     kernel_height = weight.shape[0]
     height = x.shape[0] + top + bottom - kernel_height + 1
     x = jnp.pad(x, ((top, bottom), (0, 0), (0, 0)))
-    return sum(
+    rows = (
         jax.lax.conv_general_dilated(
             x[i : i + height], weight[i], (1,), (width_padding,), None, None, ("NWC", "WIO", "NWC")
         )
         for i in range(kernel_height)
     )
+    return ft.reduce(jnp.add, rows)
 
 
 @ft.partial(jax.custom_jvp, nondiff_argnums=(2,))
