@@ -15,7 +15,7 @@ from eqdiff.data import Dataset
 
 
 # What a run writes; --overwrite removes these and nothing else.
-_FILES = ("config.json", "metrics.jsonl", "model.safetensors", "report.md", "report.json")
+_FILES = ("metrics.jsonl", "model.safetensors", "report.md", "report.json")
 _FOLDERS = ("checkpoints", "samples", "tensorboard")
 
 
@@ -40,14 +40,14 @@ class Run:
 
         Raises `ValueError` if the folder holds a run of other settings, or files that are no run's.
         """
-        if config.output.overwrite:
-            self._remove()
         saved = self.folder / "config.json"
         if not saved.exists() and self.folder.is_dir() and any(self.folder.iterdir()):
             raise ValueError(
                 f"{self.folder} exists, is not empty and holds no run: choose another with --run-dir."
             )
-        if saved.exists():
+        if saved.exists() and config.output.overwrite:
+            self._remove()
+        elif saved.exists():
             try:
                 differ = differences(json.loads(saved.read_text()), config)
             except json.JSONDecodeError as e:
@@ -65,8 +65,6 @@ class Run:
         return self.checkpointer.latest_step() is not None
 
     def _remove(self) -> None:
-        if not (self.folder / "config.json").exists():
-            return
         for name in _FOLDERS:
             shutil.rmtree(self.folder / name, ignore_errors=True)
         for name in _FILES:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import assert_golden, load_golden
-from toys import idiff_denoiser, without_rescaling
+from toys import idiff_denoiser, quick_jit, without_rescaling
 
 import eqdiff as eqd
 from eqdiff._bound import _prior_term, strata
@@ -47,7 +47,7 @@ def test_golden_bpd_loop(chain_name, case):
 
     times = jnp.arange(chain.num_steps)
     all_terms = jax.vmap(jax.vmap(term, in_axes=(0, None, 0)), in_axes=(None, 0, 1))
-    vb, x0_error, noise_error = jax.jit(all_terms)(times, x0, noises)
+    vb, x0_error, noise_error = quick_jit(all_terms)(times, x0, noises)
     prior = jax.vmap(lambda x: _prior_term(chain, x))(x0)
     for key, actual in (
         ("vb", vb[:, ::-1]),
@@ -83,7 +83,7 @@ def test_closed_form_for_gaussian_data(getkey, x64):
     chain, std, n, dim = eqd.cosine_schedule(30), 0.4, 500, 8
     denoiser = eqd.GaussianDenoiser(chain, 0.0, std, variance=eqd.FixedSmall())
 
-    @jax.jit
+    @quick_jit
     @jax.vmap
     def run(key):
         data_key, key = jax.random.split(key)
@@ -157,7 +157,7 @@ def test_the_bound_is_a_bound_and_tight_for_a_gaussian(getkey, x64):
 
     over_keys = jax.vmap(total, in_axes=(None, 0))
     keys = jax.random.split(getkey(), 16)
-    exact, small = np.asarray(jax.jit(jax.vmap(over_keys, in_axes=(0, None)))(tables, keys))
+    exact, small = np.asarray(quick_jit(jax.vmap(over_keys, in_axes=(0, None)))(tables, keys))
     error = exact.std() / 4
     assert entropy - 4 * error < exact.mean() < entropy + 0.1
     assert small.mean() > exact.mean() + 4 * error
@@ -167,7 +167,10 @@ def test_chunks_do_not_matter(getkey, x64):
     chain, key, x0 = eqd.cosine_schedule(8), getkey(), jnp.linspace(-1, 1, 5)
     denoiser = eqd.GaussianDenoiser(chain, 0.1, 0.5)
     # A chunk that leaves a remainder, and one larger than the chain.
-    small, large = (eqd.variational_bound(denoiser, x0, key=key, chunk=c) for c in (3, 64))
+    small, large = (
+        quick_jit(lambda k, c=c: eqd.variational_bound(denoiser, x0, key=k, chunk=c))(key)
+        for c in (3, 64)
+    )
     assert len(set(np.asarray(small.terms))) == 8
     np.testing.assert_allclose(small.terms, large.terms, rtol=1e-9)
 
@@ -178,11 +181,11 @@ def test_the_estimate_is_unbiased(getkey, x64):
     x0 = jnp.linspace(-1, 1, 5)
     n = 1000
     keys = jax.random.split(getkey(), n)
-    full = jax.jit(jax.vmap(lambda k: eqd.variational_bound(denoiser, x0, key=k, chunk=24)))(keys)
+    full = quick_jit(jax.vmap(lambda k: eqd.variational_bound(denoiser, x0, key=k, chunk=24)))(keys)
     full = np.asarray(full.total)
     keys = jax.random.split(getkey(), n)
 
-    @jax.jit
+    @quick_jit
     @jax.vmap
     def estimate(key):
         return eqd.estimate_variational_bound(denoiser, x0, key=key, num_terms=6)

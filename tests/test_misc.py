@@ -7,15 +7,16 @@ import pytest
 import scipy.integrate
 import scipy.stats
 from helpers import assert_golden, load_golden
+from toys import quick_jit
 
-from eqdiff import (
-    discretised_gaussian_log_likelihood as approximate,
-    discretised_gaussian_log_likelihood_exact as exact,
-)
+import eqdiff as eqd
 from eqdiff._misc import gaussian_kl, log1mexp, nats_to_bits, standard_normal_log_prob
 
 
 PIECES = "public_idiff_pieces"
+approximate = quick_jit(eqd.discretised_gaussian_log_likelihood, static_argnames="levels")
+exact = quick_jit(eqd.discretised_gaussian_log_likelihood_exact, static_argnames="levels")
+decoders = pytest.mark.parametrize("decoder", [approximate, exact], ids=["approximate", "exact"])
 
 
 def grid(levels):
@@ -40,7 +41,7 @@ def test_log1mexp_against_its_series_and_its_limit(x64):
 
 def test_log1mexp_gradient_is_finite_at_both_ends():
     x = jnp.array([1e-30, 1e-3, 0.5, 5.0, 80.0])
-    gradient = jax.vmap(jax.grad(log1mexp))(x)
+    gradient = quick_jit(jax.vmap(jax.grad(log1mexp)))(x)
     np.testing.assert_allclose(gradient, 1 / np.expm1(np.asarray(x, np.float64)), rtol=1e-5)
 
 
@@ -105,8 +106,8 @@ def test_approximate_decoder_golden_float32():
     assert np.all(np.asarray(actual) >= np.log(1e-12) * (1 + 1e-6))
 
 
-@pytest.mark.parametrize("decoder", [approximate, exact])
-@pytest.mark.parametrize("levels", [2, 3, 17, 256])
+@decoders
+@pytest.mark.parametrize("levels", [2, 17, 256])
 def test_bins_sum_to_one(decoder, levels, x64):
     mean, log_std = np.array([[0.0, -1.0], [0.77, -4.0], [-1.2, 0.5], [0.1, 3.0]]).T[..., None]
     x, mean, log_std = map(jnp.asarray, np.broadcast_arrays(grid(levels), mean, log_std))
@@ -150,7 +151,7 @@ def test_exact_decoder_float32():
     assert np.all(np.abs(np.asarray(actual) - truth) <= slack)
 
 
-@pytest.mark.parametrize("decoder", [approximate, exact])
+@decoders
 def test_decoder_gradients_against_finite_differences(decoder, x64):
     x = jnp.asarray(grid(17))
     # Wide enough that no bin's probability is a small difference, which finite differences cannot see.
@@ -159,11 +160,10 @@ def test_decoder_gradients_against_finite_differences(decoder, x64):
     def total(p):
         return jnp.sum(decoder(x, jnp.full_like(x, p[0]), jnp.full_like(x, p[1]), levels=17))
 
-    gradient = jax.grad(total)(parameters)
-    for i in range(2):
-        step = jnp.zeros(2).at[i].set(1e-6)
-        difference = (total(parameters + step) - total(parameters - step)) / 2e-6
-        np.testing.assert_allclose(gradient[i], difference, rtol=1e-6)
+    steps = 1e-6 * np.array([[1, 0], [-1, 0], [0, 1], [0, -1]])
+    ahead_x, behind_x, ahead_y, behind_y = quick_jit(jax.vmap(total))(parameters + steps)
+    difference = [(ahead_x - behind_x) / 2e-6, (ahead_y - behind_y) / 2e-6]
+    np.testing.assert_allclose(quick_jit(jax.grad(total))(parameters), difference, rtol=1e-6)
 
 
 def test_tanh_approximation_differs_from_the_normal_by_at_most_2e4(x64):

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import assert_golden, load_golden
-from toys import idiff_denoiser, PARAMETERISATIONS, VARIANCES
+from toys import idiff_denoiser, PARAMETERISATIONS, quick_jit, VARIANCES
 
 import eqdiff as eqd
 
@@ -45,7 +45,7 @@ def test_estimates_add_up_and_invert_the_target(process, parameterisation, getke
     t = times(process)
     x0, noise, output = jax.random.normal(getkey(), (3, t.size, 7))
 
-    @jax.jit
+    @quick_jit
     @jax.vmap
     def run(t, x0, noise, output):
         x = process.perturb(t, x0, noise)
@@ -128,7 +128,7 @@ def step_inputs(dtype):
 
 
 def mean_and_variance(denoiser, chain, t, x):
-    @jax.jit
+    @quick_jit
     @jax.vmap
     def run(t, x):
         estimate = denoiser(t, x)
@@ -246,8 +246,8 @@ def test_clip_moves_both_estimates(process, getkey, x64):
     t = times(process)
     x = 3 * jax.random.normal(getkey(), (t.size, 40))
     inner = eqd.GaussianDenoiser(process, 0.2, 2.0, variance=eqd.FixedSmall())
-    plain = jax.vmap(inner)(t, x)
-    clipped = jax.vmap(eqd.Clip(inner, -0.5, 0.9))(t, x)
+    clip = eqd.Clip(inner, -0.5, 0.9)
+    plain, clipped = quick_jit(lambda t, x: (jax.vmap(inner)(t, x), jax.vmap(clip)(t, x)))(t, x)
     np.testing.assert_allclose(clipped.x0, np.clip(plain.x0, -0.5, 0.9), rtol=1e-12, atol=1e-15)
     alpha, sigma = levels(process, t)
     rest = alpha * clipped.x0 + sigma * clipped.noise

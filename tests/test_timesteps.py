@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from toys import quick_jit
 
 import eqdiff as eqd
 
@@ -53,7 +54,7 @@ def test_every_place_in_the_batch_is_uniform(make, getkey):
     """Chi-square over many batches, for the first place alone: each time is uniform by itself."""
     strategy = make(10)
     keys = jax.random.split(getkey(), 4000)
-    first = np.asarray(jax.jit(jax.vmap(lambda k: draw(strategy, 8, k)[0]))(keys))
+    first = np.asarray(quick_jit(jax.vmap(lambda k: draw(strategy, 8, k)[0]))(keys))
     for place in (0, 7):
         counts = np.bincount(first[:, place], minlength=10)
         assert counts.size == 10
@@ -63,7 +64,7 @@ def test_every_place_in_the_batch_is_uniform(make, getkey):
 def test_uniform_times_are_independent(getkey):
     strategy = eqd.Uniform(4)
     keys = jax.random.split(getkey(), 4000)
-    t = np.asarray(jax.jit(jax.vmap(lambda k: draw(strategy, 2, k)[0]))(keys))
+    t = np.asarray(quick_jit(jax.vmap(lambda k: draw(strategy, 2, k)[0]))(keys))
     pairs = np.bincount(4 * t[:, 0] + t[:, 1], minlength=16)
     assert scipy.stats.chisquare(pairs).pvalue > 1e-3
 
@@ -97,7 +98,7 @@ def test_weighted_mean_is_unbiased_and_low_discrepancy_is_steadier(make, getkey)
         t, weights = draw(strategy, 16, key)
         return jnp.mean(weights.astype(losses.dtype) * losses[t])
 
-    estimates = np.asarray(jax.jit(jax.vmap(estimate))(jax.random.split(getkey(), 2000)))
+    estimates = np.asarray(quick_jit(jax.vmap(estimate))(jax.random.split(getkey(), 2000)))
     error = abs(estimates.mean() - np.asarray(losses).mean())
     assert error < 4 * estimates.std() / np.sqrt(2000)
     independent = np.asarray(losses).std() / 4
@@ -122,7 +123,7 @@ def test_sampling_is_a_function_of_the_key_alone(make, getkey):
     key = getkey()
     strategy = make(1000)
     eager, _ = draw(strategy, 16, key)
-    jitted, _ = jax.jit(lambda k: draw(strategy, 16, k))(key)
+    jitted, _ = quick_jit(lambda k: draw(strategy, 16, k))(key)
     np.testing.assert_array_equal(eager, jitted)
     other, _ = draw(strategy, 16, getkey())
     assert not np.array_equal(eager, other)

@@ -3,12 +3,25 @@
 They look like any network of eqdiff, `net(label, x, args, *, key)`, on one channels-first example.
 """
 
+import functools as ft
+
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 import eqdiff as eqd
+
+
+# These tests compile far longer than they run.
+quick_jit = ft.partial(
+    jax.jit,
+    compiler_options={
+        "xla_backend_optimization_level": "0",
+        "xla_llvm_disable_expensive_passes": True,
+    },
+)
 
 
 def _channels(x):
