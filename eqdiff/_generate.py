@@ -5,7 +5,6 @@ is given. Sample $i$ depends on the key and on $i$ alone: not on the chunk size,
 are drawn.
 """
 
-from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -79,7 +78,9 @@ def generate(
     starts = range(0, num, batch_size)
     for start in _bar(starts, num, batch_size) if progress else starts:
         indices = np.arange(start, start + batch_size)
-        batch = jax.tree.map(partial(np.take, indices=np.minimum(indices, num - 1), axis=0), args)
+        rows = np.minimum(indices, num - 1)
+        # Not np.take: it would hand JAX arrays to jax.numpy, which has no such mode.
+        batch = jax.tree.map(lambda leaf, rows=rows: np.asarray(leaf)[rows], args)
         inputs = (batch, jnp.asarray(indices, jnp.uint32))
         if mesh is not None:
             spec = jax.sharding.PartitionSpec(mesh.axis_names[0])

@@ -127,9 +127,10 @@ class PreviousMean(AbstractParameterisation):
         schedule = require_schedule(process, "PreviousMean()")
         alpha, sigma = _levels(schedule, t, x)
         on_x0, on_x = (c.astype(x.dtype) for c in schedule.posterior_mean_coefficients(t))
-        ratio = alpha / (sigma * on_x0)
-        noise = (1 / sigma + ratio * on_x) * x - ratio * output
-        return (output - on_x * x) / on_x0, noise
+        x0 = (output - on_x * x) / on_x0
+        # The division by c₁ amplifies the output's rounding a thousandfold. Taken from x̂0, the noise estimate carries
+        # the same error, so that (x̂0, ε̂) still give x, and the output, back to full precision.
+        return x0, (x - alpha * x0) / sigma
 
     def target(self, process, t, x0, noise):
         schedule = require_schedule(process, "PreviousMean()")

@@ -94,16 +94,20 @@ def test_approximate_decoder_golden(x64):
     np.testing.assert_allclose(np.asarray(actual)[likely], truth[likely], rtol=1e-10, atol=1e-11)
 
 
-def test_approximate_decoder_golden_float32():
+def test_approximate_decoder_float32_keeps_the_tails():
+    """The official float32 is off by up to 10 nats there; ours holds the official float64 numbers."""
     g = load_golden(PIECES)
     x, mean, log_std = np.meshgrid(
         *(g[f"disc_ll/{k}"] for k in ("levels", "means", "logs")), indexing="ij"
     )
     actual = approximate(jnp.asarray(x), jnp.asarray(mean), jnp.asarray(log_std))
     assert actual.dtype == jnp.float32
-    truth = g["disc_ll/out64"]
-    np.testing.assert_allclose(np.exp(actual), np.exp(truth), rtol=0, atol=2e-6)
-    assert np.all(np.asarray(actual) >= np.log(1e-12) * (1 + 1e-6))
+    actual, truth = np.asarray(actual, np.float64), g["disc_ll/out64"]
+    # The inputs' own rounding moves z, and the cubic in the exponent multiplies it; float64 cancels below e^−20.
+    likely = truth > -20
+    np.testing.assert_allclose(actual[likely], truth[likely], rtol=2e-5, atol=2e-5)
+    assert np.max(actual[~likely]) < -19.9
+    assert np.all(actual >= np.log(1e-12) * (1 + 1e-6))
 
 
 @decoders
@@ -156,12 +160,15 @@ def test_decoder_gradients_against_finite_differences(decoder, x64):
     x = jnp.asarray(grid(17))
     # Wide enough that no bin's probability is a small difference, which finite differences cannot see.
     parameters = jnp.asarray([0.13, -0.5])
+    decoder = getattr(eqd, decoder.__name__)
 
     def total(p):
         return jnp.sum(decoder(x, jnp.full_like(x, p[0]), jnp.full_like(x, p[1]), levels=17))
 
     steps = 1e-6 * np.array([[1, 0], [-1, 0], [0, 1], [0, -1]])
-    ahead_x, behind_x, ahead_y, behind_y = quick_jit(jax.vmap(total))(parameters + steps)
+    ahead_x, behind_x, ahead_y, behind_y = quick_jit(jax.vmap(total))(
+        jnp.asarray(np.asarray(parameters) + steps)
+    )
     difference = [(ahead_x - behind_x) / 2e-6, (ahead_y - behind_y) / 2e-6]
     np.testing.assert_allclose(quick_jit(jax.grad(total))(parameters), difference, rtol=1e-6)
 

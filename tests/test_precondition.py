@@ -97,11 +97,15 @@ def test_float32_keeps_the_noise_estimate_at_small_sigma(name, which, getkey, x6
     process, parameterisation = PROCESSES[name], ANYWHERE[which]
     t = jnp.asarray(1e-5)
     x0, noise = jax.random.normal(getkey(), (2, 64))
-    high = parameterisation.target(process, t, x0, noise)
-    x = process.perturb(t, x0, noise)
-    low = parameterisation.estimate(
-        process, t.astype(jnp.float32), x.astype(jnp.float32), high.astype(jnp.float32)
-    )
+
+    @quick_jit
+    def run(x0, noise):
+        high = parameterisation.target(process, t, x0, noise)
+        x = process.perturb(t, x0, noise)
+        inputs = (a.astype(jnp.float32) for a in (t, x, high))
+        return x, parameterisation.estimate(process, *inputs)
+
+    x, low = run(x0, noise)
     assert low[0].dtype == low[1].dtype == jnp.float32
     np.testing.assert_allclose(low[0], x0, atol=2e-6)
     np.testing.assert_allclose(low[1], noise, atol=2e-6)

@@ -1,6 +1,5 @@
 """Ancestral sampling and DDIM against improved-diffusion, with its recorded noise."""
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,7 +34,7 @@ CHAINS = [
 
 def toy(mean: str, variance: str):
     """The golden file's toy network (its README gives the formula)."""
-    a, b, c, d = load_golden(FILE)["step/toy_abcd"]
+    a, b, c, _ = load_golden(FILE)["step/toy_abcd"]
     scale, shift = {"LEARNED": (1.5, -3.0), "LEARNED_RANGE": (0.8, 0.0)}.get(variance, (0.0, 0.0))
     on_x, on_h = {"EPSILON": (0.0, 1.0), "START_X": (0.998, 0.01), "PREVIOUS_X": (0.995, 0.01)}[
         mean
@@ -120,14 +119,11 @@ def whole(monkeypatch, sampler, denoiser, name):
     """Both stored chains, with their recorded noise."""
     golden = load_golden(FILE)
     noises, x1 = golden[f"chain/{name}/p_sample/noises"], golden[f"chain/{name}/p_sample/x_T"]
-    key = jax.random.key(0)
-    paths = []
-    for i in range(2):
-        replay(monkeypatch, jax.random.split(key, 20), noises[:, i])
-        run = eqx.filter_jit(lambda x: sampler.trajectory(denoiser, x, key=key))
-        paths.append(run(jnp.asarray(x1[i], float)).x)
-        monkeypatch.undo()
-    return jnp.stack(paths, axis=1)
+    keys = jax.random.split(jax.random.key(0), 2)
+    steps = jnp.concatenate([jax.random.split(key, 20) for key in keys])
+    replay(monkeypatch, steps, np.concatenate([noises[:, 0], noises[:, 1]]))
+    run = jax.jit(jax.vmap(lambda x, key: sampler.trajectory(denoiser, x, key=key).x, out_axes=1))
+    return run(jnp.asarray(x1, float), keys)
 
 
 @pytest.mark.parametrize("case", CHAINS)

@@ -195,7 +195,7 @@ def test_what_cannot_be_saved(tmp_path):
     label = eqd.Denoiser(mlp(), eqd.VPSDE(), label=lambda t: 2 * t)
     with pytest.raises(ValueError, match="label function of its own"):
         eqd.save_model(tmp_path / "model", label)
-    with pytest.raises(ValueError, match="net is a builtins.function"):
+    with pytest.raises(ValueError, match=r"net is a builtins\.function"):
         eqd.save_model(tmp_path / "model", eqd.Denoiser(lambda *a, key: a[1], eqd.VPSDE()))
     assert os.listdir(tmp_path) == []
 
