@@ -92,7 +92,8 @@ def discretised_gaussian_log_likelihood(
     below, above = jax.nn.log_sigmoid(upper), jax.nn.log_sigmoid(-lower)
     # The official edge test |x| > 0.999 is a quarter of a bin inside the last level for 256 levels.
     edge = 1 - half / 4
-    inside = below + above + log1mexp(width)
+    # For a Gaussian so wide that the width underflows, the clamp must win without a gradient of 0 · ∞.
+    inside = below + above + log1mexp(jnp.maximum(width, jnp.finfo(width.dtype).tiny))
     log_probability = jnp.where(x < -edge, below, jnp.where(x > edge, above, inside))
     return jnp.maximum(log_probability, math.log(_FLOOR))
 

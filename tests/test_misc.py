@@ -173,6 +173,20 @@ def test_decoder_gradients_against_finite_differences(decoder, x64):
     np.testing.assert_allclose(quick_jit(jax.grad(total))(parameters), difference, rtol=1e-6)
 
 
+def test_hopeless_decoders_have_finite_gradients():
+    """A step other than the first evaluates the decoder too, and discards it: a NaN would survive that."""
+    log_std = jnp.asarray([-20.0, -8.0, 0.0, 30.0, 100.0], jnp.float32)
+
+    def one(mean, log_std):
+        return eqd.discretised_gaussian_log_likelihood(jnp.zeros_like(mean), mean, log_std)
+
+    for mean in (0.0, 0.5, 30.0):
+        gradient = quick_jit(jax.vmap(jax.grad(one, argnums=(0, 1))))(
+            jnp.full_like(log_std, mean), log_std
+        )
+        assert np.all(np.isfinite(gradient))
+
+
 def test_tanh_approximation_differs_from_the_normal_by_at_most_2e4(x64):
     g = load_golden(PIECES)
     z = g["approx_cdf/z"].astype(np.float64)
