@@ -95,31 +95,19 @@ def _samples(config: Config, data: Dataset, denoiser: eqd.Denoiser, run: Run, ke
 def _bits(config: Config, data: Dataset, denoiser: eqd.Denoiser, key) -> dict:
     """Both bits/dim of held-out images."""
     evaluation = config.evaluation
-    conditional = bool(config.model.class_conditional)
-    images, labels = _score.held_out(data, evaluation.eval_images, conditional)
-    bound_key, flow_key = jax.random.split(key)
-    batch_size = min(50, len(images))
-    bound = _score.bound_bits(
-        denoiser,
-        images,
-        labels,
-        terms=evaluation.bound_terms,
-        levels=data.levels,
-        key=bound_key,
-        batch_size=batch_size,
-    )
     # The network saw grid values: uniform noise would fall between the spikes of its density.
-    flow = _score.flow_bits(
+    bound, flow, num = _score.both_bits(
         denoiser,
-        images,
-        labels,
+        data,
+        evaluation.eval_images,
+        conditional=bool(config.model.class_conditional),
+        terms=evaluation.bound_terms,
         dequantise=eqd.GaussianDequantisation(data.levels),
         tolerance=_TOLERANCE,
-        key=flow_key,
-        batch_size=batch_size,
+        key=key,
     )
     return {
-        "num_images": len(images),
+        "num_images": num,
         "bound": str(bound),
         "bound_value": bound.value,
         "bound_stderr": bound.stderr,

@@ -76,6 +76,43 @@ def flow_bits(
     return Mean.of(_each("probability flow", one, images, labels, key, batch_size))
 
 
+def both_bits(
+    denoiser,
+    data: Dataset,
+    num: int,
+    *,
+    conditional: bool,
+    terms: int,
+    dequantise,
+    tolerance: float,
+    key,
+    batch_size: int = 50,
+) -> tuple[Mean, Mean, int]:
+    """The variational bound and the probability flow on `num` held-out images, and how many there were."""
+    images, labels = held_out(data, num, conditional)
+    bound_key, flow_key = jax.random.split(key)
+    batch_size = min(batch_size, len(images))
+    bound = bound_bits(
+        denoiser,
+        images,
+        labels,
+        terms=terms,
+        levels=data.levels,
+        key=bound_key,
+        batch_size=batch_size,
+    )
+    flow = flow_bits(
+        denoiser,
+        images,
+        labels,
+        dequantise=dequantise,
+        tolerance=tolerance,
+        key=flow_key,
+        batch_size=batch_size,
+    )
+    return bound, flow, len(images)
+
+
 def draw(denoiser, shape, num: int, *, steps: int, num_classes: int | None, key, progress=True):
     """Samples by ancestral sampling, x0 clipped; of every class in turn if the network is conditional."""
     args = None if num_classes is None else np.arange(num, dtype=np.int32) % num_classes

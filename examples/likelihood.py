@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import jax
 import tyro
 from _run import compilation_cache, EXPECTED, fail, load, load_data, num_classes_of
-from _score import bound_bits, flow_bits, held_out
+from _score import both_bits
 
 import eqdiff as eqd
 
@@ -44,31 +44,19 @@ def main(options: Likelihood) -> None:
             f"--num {options.num}, --batch-size {options.batch_size}: expected at least 1."
         )
     data = load_data(settings, options.data_dir)
-    images, labels = held_out(data, options.num, num_classes_of(denoiser) is not None)
-    bound_key, flow_key = jax.random.split(jax.random.key(options.seed))
-    batch_size = min(options.batch_size, len(images))
-    bound = bound_bits(
-        denoiser,
-        images,
-        labels,
-        terms=options.bound_terms,
-        levels=data.levels,
-        key=bound_key,
-        batch_size=batch_size,
-    )
     make = {"gaussian": eqd.GaussianDequantisation, "uniform": eqd.UniformDequantisation}
-    flow = flow_bits(
+    bound, flow, num = both_bits(
         denoiser,
-        images,
-        labels,
+        data,
+        options.num,
+        conditional=num_classes_of(denoiser) is not None,
+        terms=options.bound_terms,
         dequantise=make[options.dequantise](data.levels),
         tolerance=options.tolerance,
-        key=flow_key,
-        batch_size=batch_size,
+        key=jax.random.key(options.seed),
+        batch_size=options.batch_size,
     )
-    print(
-        f"{len(images)} held-out images of {data.name}, {data.levels} grey levels; ± one standard error"
-    )
+    print(f"{num} held-out images of {data.name}, {data.levels} grey levels; ± one standard error")
     print(f"variational bound  {bound} bits/dim ({options.bound_terms} terms an image)")
     print(f"probability flow   {flow} bits/dim ({options.dequantise} dequantisation)")
     print(json.dumps({"bound": bound.value, "flow": flow.value}))
