@@ -48,8 +48,11 @@ class Diffusion:
     """Steps of the chain (CIFAR-10 on a GPU: 4000; otherwise 1000)."""
     loss: Literal["hybrid", "simple", "vlb"] = "hybrid"
     """L_hybrid (learned variance), L_simple (fixed variance) or L_vlb (learned variance)."""
-    timesteps: Literal["low-discrepancy", "uniform"] = "low-discrepancy"
-    """How a batch's times are drawn: spread evenly over the chain, or independently."""
+    timesteps: Literal["low-discrepancy", "uniform", "second-moment", "smoothed-second-moment"] = (
+        "low-discrepancy"
+    )
+    """How a batch's times are drawn: spread evenly over the chain, independently, or by importance, from the squares of the last
+    ten losses at each step (Improved DDPM, for L_vlb) or from a smooth fit to them, which learns sooner."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +105,7 @@ class Evaluation:
     eval_images: int | None = None
     """Held-out images scored in bits/dim (on a GPU: 512; digits: 200; other on a CPU: 32)."""
     bound_terms: int = 64
-    """Terms of the variational bound per image, drawn from strata of the chain."""
+    """Terms of the variational bound per image, two from each stratum of the chain."""
     eval_samples: int | None = None
     """Samples drawn for the report (on a GPU: 100; digits: 400; other on a CPU: 36)."""
     eval_sample_steps: int = 100
@@ -222,6 +225,8 @@ def _check(values: dict) -> None:
             raise ValueError(f"{flag(name)} {values[name]}: expected a number in [0, 1).")
     if values["seed"] < 0 or values["warmup"] < 0:
         raise ValueError("--seed and --warmup: expected numbers that are not negative.")
+    if values["bound_terms"] < 2:
+        raise ValueError("--bound-terms 1: expected at least 2, for a standard error.")
     for name in ("bound_terms", "eval_sample_steps"):
         if values[name] > values["num_timesteps"]:
             raise ValueError(

@@ -67,7 +67,9 @@ def evaluate(
         "versions": _report.versions(),
     }
     if config.data.dataset == "digits":
-        report["classifier"] = _score.classifier_scores(data, samples)
+        num_classes = data.num_classes if config.model.class_conditional else None
+        labels = _score.in_turn(len(samples), num_classes)
+        report["quality"] = _score.quality(data, samples, labels)
     _report.write(run.folder, report)
     print(f"Variational bound {bits['bound']}, probability flow {bits['flow']} bits/dim.")
     print(f"Report and pictures: {run.folder / 'report.md'}")

@@ -108,7 +108,12 @@ def make_optimiser(config: Config) -> optax.GradientTransformation:
 
 
 def make_timesteps(config: Config) -> eqd.AbstractTimesteps:
-    make = {"uniform": eqd.Uniform, "low-discrepancy": eqd.LowDiscrepancy}
+    make = {
+        "uniform": eqd.Uniform,
+        "low-discrepancy": eqd.LowDiscrepancy,
+        "second-moment": eqd.LossSecondMoment,
+        "smoothed-second-moment": eqd.SmoothedSecondMoment,
+    }
     return make[config.diffusion.timesteps](config.diffusion.num_timesteps)
 
 

@@ -86,8 +86,8 @@ def _markdown(r: dict) -> str:
         f"| probability flow | {r['bits']['flow']} | likelihood of the flow through `schedule.continuous()`, Gaussian "
         f"dequantisation at t0, one Rademacher probe, tolerance {r['bits']['tolerance']:g} |",
     ]
-    if "classifier" in r:
-        lines += _classifier_lines(r["classifier"])
+    if "quality" in r:
+        lines += _quality_lines(r["quality"])
     lines += [
         "",
         "## Training",
@@ -110,21 +110,18 @@ def _markdown(r: dict) -> str:
     return "\n".join(lines)
 
 
-def _classifier_lines(scores: dict) -> list[str]:
-    rows = [
-        f"| {name} | {s['confidence']:.3f} ± {s['confidence_stderr']:.3f} | {s['coverage']} of {len(s['shares'])} | "
-        + " ".join(f"{100 * share:.0f}" for share in s["shares"])
-        + " |"
-        for name, s in (("held-out real", scores["real"]), ("samples", scores["samples"]))
-    ]
+def _quality_lines(quality: dict) -> list[str]:
+    frechet, accuracy = quality["frechet"], quality["accuracy"]
+    drawn = "" if accuracy["samples"] is None else f"{100 * accuracy['samples']:.1f} %"
     return [
         "",
-        "## What a classifier of real images thinks",
+        "## Sample quality",
         "",
-        "A support vector machine trained on the training images: the mean of its largest class probability, and how many classes "
-        "it finds among the images.",
+        "Features and classes by a perceptron trained on the training images. The Fréchet distance is to "
+        f"{quality['num']} held-out images, from as many samples or training images: it is biased by their number.",
         "",
-        "| images | confidence | classes found | share of each class, % |",
-        "|---|---|---|---|",
-        *rows,
+        "| images | Fréchet distance | taken for the class asked for |",
+        "|---|---|---|",
+        f"| real | {frechet['real']:.2f} | {100 * accuracy['real']:.1f} % |",
+        f"| samples | {frechet['samples']:.2f} | {drawn} |",
     ]

@@ -52,13 +52,13 @@ def _each(name: str, function, images, labels, key, batch_size: int) -> np.ndarr
 
 
 def bound_bits(denoiser, images, labels, *, terms: int, levels: int, key, batch_size: int) -> Mean:
-    """The variational bound in bits/dim, from `terms` of its steps per image; x0 is clipped, as in the official evaluation."""
+    """The variational bound in bits/dim, from `terms` draws of its steps per image; x0 is clipped, as in the official evaluation."""
     denoiser = eqd.Clip(denoiser)
 
     def one(image, label, key):
         return eqd.estimate_variational_bound(
             denoiser, image, label, key=key, num_terms=terms, levels=levels
-        )
+        ).value
 
     return Mean.of(_each("variational bound", one, images, labels, key, batch_size))
 
@@ -113,9 +113,14 @@ def both_bits(
     return bound, flow, len(images)
 
 
+def in_turn(num: int, num_classes: int | None) -> np.ndarray | None:
+    """A class for each of `num` samples, all in turn; `None` if the network is not conditional."""
+    return None if num_classes is None else np.arange(num, dtype=np.int32) % num_classes
+
+
 def draw(denoiser, shape, num: int, *, steps: int, num_classes: int | None, key, progress=True):
     """Samples by ancestral sampling, x0 clipped; of every class in turn if the network is conditional."""
-    args = None if num_classes is None else np.arange(num, dtype=np.int32) % num_classes
+    args = in_turn(num, num_classes)
     sampler = eqd.Ancestral(steps)
     return eqd.generate(
         sampler,
@@ -129,13 +134,37 @@ def draw(denoiser, shape, num: int, *, steps: int, num_classes: int | None, key,
     )
 
 
-def classifier_scores(data: Dataset, samples: np.ndarray) -> dict:
-    """Confidence and class coverage of samples and of held-out real images, by a classifier of real images."""
-    train, test = (s.take(np.arange(len(s))) for s in (data.train, data.test))
-    score = eqd.metrics.ClassifierScore(data.normalise(train[0]), train[1])
-    # Samples are judged as they are shown: on the grey levels of the data.
-    shown = data.normalise(
-        np.rint((np.clip(samples, -1, 1) + 1) / 2 * (data.levels - 1)).astype(np.uint8)
+def quality(data: Dataset, samples: np.ndarray, labels: np.ndarray | None) -> dict:
+    """Fréchet distance of samples to held-out images, and how many are taken for the class asked for.
+
+    Beside each, the same figure for real images: training images for the distance, held-out ones for the class.
+    """
+    (train, train_labels), (test, test_labels) = (
+        s.take(np.arange(len(s))) for s in (data.train, data.test)
     )
-    real, drawn = score(data.normalise(test[0])), score(shown)
-    return {"real": dataclasses.asdict(real), "samples": dataclasses.asdict(drawn)}
+    train, test = data.normalise(train), data.normalise(test)
+    features = eqd.metrics.ClassifierFeatures(train, train_labels)
+    # Samples are judged as they are shown: on the grey levels of the data.
+    shown = on_grid(samples, data.levels)
+    # The distance is biased by the number of images, so that is made the same for all.
+    num = min(len(samples), len(test))
+    reference = features(test[:num])
+    order = np.random.RandomState(0).permutation(len(train))[:num]
+    distance = eqd.metrics.frechet_distance
+    return {
+        "num": num,
+        "frechet": {
+            "real": distance(reference, features(train[order])),
+            "samples": distance(reference, features(shown[:num])),
+        },
+        "accuracy": {
+            "real": features.accuracy(test, test_labels),
+            "samples": None if labels is None else features.accuracy(shown, labels),
+        },
+    }
+
+
+def on_grid(images: np.ndarray, levels: int) -> np.ndarray:
+    """Images rounded to the nearest grey level, still on [-1, 1]."""
+    half = (levels - 1) / 2
+    return np.rint((np.clip(images, -1, 1) + 1) * half) / half - 1

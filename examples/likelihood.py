@@ -22,7 +22,7 @@ class Likelihood:
     num: int = 200
     """How many held-out images."""
     bound_terms: int = 64
-    """Terms of the variational bound per image; as many as the chain has steps for all of them."""
+    """Terms of the variational bound per image, from 2 up to two for each step of the chain."""
     dequantise: Literal["gaussian", "uniform"] = "gaussian"
     """For the probability flow: gaussian for networks trained on the grid of pixel values (what train_cifar.py trains), uniform
     for networks trained on dequantised data."""

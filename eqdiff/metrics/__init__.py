@@ -1,3 +1,6 @@
 """Scores of samples: how good, how varied. Needs `pip install 'eqdiff[metrics]'`."""
 
-from ._classifier import ClassifierScore as ClassifierScore, SampleScore as SampleScore
+from ._frechet import (
+    ClassifierFeatures as ClassifierFeatures,
+    frechet_distance as frechet_distance,
+)
