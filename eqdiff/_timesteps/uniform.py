@@ -1,0 +1,55 @@
+r"""Uniform times, independent or evenly spread.
+
+Independent times leave gaps: of $n$ draws some stretch of length $\log n/n$ is empty, and the mean of a batch carries the full variance of
+$L_t$ over $t$. One shared offset,
+
+$$u_i = \frac{i + u}{n}, \qquad u \sim U[0, 1), \tag{1}$$
+
+removes that part of the variance and leaves only the one that $x_0$ and ε bring at a given time (Kingma et al. 2021,
+appendix I.1).
+"""
+
+import jax
+import jax.numpy as jnp
+
+from .._process import AbstractProcess
+from .._types import Key
+from .base import AbstractFixedTimesteps, Domain, domain_of, evenly_spread, State
+
+
+class Uniform(AbstractFixedTimesteps):
+    r"""Independent uniform times, all weights 1."""
+
+    domain: Domain
+
+    def __init__(self, times: int | AbstractProcess):
+        r"""**Arguments:**
+
+        - `times`: the number of steps $T$ of a chain (times are then $0, \dots, T-1$), or a process: a schedule's steps,
+            an SDE's interval $[t_0, t_1]$.
+        """
+        self.domain = domain_of(times)
+
+    def sample(self, state: State, n: int, *, key: Key):
+        return self.domain.place(jax.random.uniform(key, (n,))), jnp.ones(n)
+
+
+class LowDiscrepancy(AbstractFixedTimesteps):
+    r"""Uniform times with one shared random offset: $u_i = (i + u)/n$, $u \sim U[0, 1)$.
+
+    Each time is uniform on its own, so the estimate is unbiased, but a batch always covers the whole range: the loss
+    is much less noisy than under independent times.
+
+    ??? cite "Reference"
+
+        Kingma et al., *Variational Diffusion Models*, NeurIPS 2021, appendix I.1.
+    """
+
+    domain: Domain
+
+    def __init__(self, times: int | AbstractProcess):
+        """**Arguments:** as for [`eqdiff.Uniform`][]."""
+        self.domain = domain_of(times)
+
+    def sample(self, state: State, n: int, *, key: Key):
+        return self.domain.place(evenly_spread(n, key=key)), jnp.ones(n)
