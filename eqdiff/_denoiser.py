@@ -14,9 +14,12 @@ from collections.abc import Callable
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 
+from ._misc import is_traced
 from ._precondition import AbstractParameterisation, Noise
-from ._process import AbstractProcess
+from ._process import AbstractProcess, AbstractSDE
+from ._schedule import Schedule
 from ._types import Args, Example, Key, Network, Scalar, Time
 from ._variance import AbstractVariance, FixedLarge
 
@@ -102,6 +105,8 @@ class Denoiser(AbstractDenoiser):
     def __call__(
         self, t: Time, x: Example, args: Args = None, *, key: Key | None = None
     ) -> Estimate:
+        check_example("The denoiser", x)
+        check_time(self.process, t)
         label = self.process.label(t) if self.label is None else self.label(jnp.asarray(t))
         scale = self.parameterisation.scale_in(self.process, t).astype(x.dtype)
         output = self.net(label.astype(x.dtype), scale * x, args, key=key)
@@ -132,6 +137,42 @@ class Denoiser(AbstractDenoiser):
         if not self.variance.learned:
             return output, None
         return output[: x.shape[0]], output[x.shape[0] :]
+
+
+def check_example(owner: str, x: Example) -> None:
+    """Raises `ValueError` for an example of whole numbers: pixels, where normalised data belong."""
+    if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
+        raise ValueError(
+            f"{owner} works on floating-point data, images on [-1, 1], but was given {jnp.result_type(x)} of shape "
+            f"{jnp.shape(x)}. For 8-bit pixels write x / 127.5 - 1, or eqdiff.data's Dataset.normalise."
+        )
+
+
+def check_time(process: AbstractProcess, t: Time) -> None:
+    """Raises `ValueError` for a time that is known and out of range. A traced one is not looked at: it costs nothing."""
+    if isinstance(process, Schedule):
+        low, high, remedy = (
+            0,
+            process.num_steps - 1,
+            f"times of a chain are 0 to T - 1; T = {process.num_steps}",
+        )
+    elif isinstance(process, AbstractSDE):
+        low, high, remedy = (
+            process.t0,
+            process.t1,
+            "the process is used on [t0, t1], set where it is made",
+        )
+    else:
+        return
+    if is_traced(t, low, high):
+        return
+    value, low, high = (np.asarray(value, np.float64) for value in (t, low, high))
+    # A time on the edge may have been rounded to float32.
+    slack = 1e-6 * (high - low)
+    if not np.all((value >= low - slack) & (value <= high + slack)):
+        raise ValueError(
+            f"t = {value} is outside [{low:g}, {high:g}] of {type(process).__name__}: {remedy}."
+        )
 
 
 def score(denoiser: AbstractDenoiser, t: Time, x: Example, args: Args = None) -> Example:

@@ -10,7 +10,7 @@ so they are computed once, here, and the losses are written like the papers' equ
 import equinox as eqx
 import jax
 
-from ._denoiser import AbstractDenoiser, Estimate
+from ._denoiser import AbstractDenoiser, check_example, check_time, Estimate
 from ._precondition import AbstractParameterisation
 from ._process import AbstractProcess
 from ._types import Args, Example, Key, Time
@@ -49,7 +49,10 @@ def predict(
     - `key`: for the noise and for dropout.
 
     **Returns:** a [`eqdiff.Prediction`][], which every loss takes.
+
+    **Raises:** `ValueError` for integer data, and for a time that is known and out of range.
     """
+    check_example("predict", x0)
     noise_key, net_key = jax.random.split(key)
     noise = jax.random.normal(noise_key, x0.shape, x0.dtype)
     return predict_from_noise(denoiser, t, x0, noise, args, key=net_key)
@@ -65,6 +68,13 @@ def predict_from_noise(
     key: Key | None = None,
 ) -> Prediction:
     """As [`eqdiff.predict`][], with the noise given; `key` is for dropout alone."""
+    check_example("predict_from_noise", x0)
+    check_time(denoiser.process, t)
+    if x0.shape != noise.shape:
+        raise ValueError(
+            f"predict_from_noise: the noise has shape {noise.shape}, the data {x0.shape}; they must agree. For a batch write "
+            "jax.vmap."
+        )
     x = denoiser.process.perturb(t, x0, noise)
     estimate = denoiser(t, x, args, key=key)
     return Prediction(

@@ -249,6 +249,34 @@ def test_bound_terms_by_their_definition(getkey, x64):
     assert float(eqd.bound_term(p)) != float(eqd.bound_term(p, levels=17))
 
 
+def test_the_decoder_may_be_the_exact_one(getkey, x64):
+    """The two differ by the tanh approximation of Φ alone, and only at t = 0."""
+    chain, exact = eqd.cosine_schedule(50), eqd.discretised_gaussian_log_likelihood_exact
+    x0 = jnp.linspace(-1, 1, 17)
+    denoiser = eqd.Denoiser(lambda label, x, args, *, key: 0.1 * x, chain)
+    p = eqd.predict(denoiser, 0, x0, key=getkey())
+    log_std = jnp.full(17, 0.5 * eqd.FixedLarge().log_variance(chain, 0, None))
+    truth = -jnp.mean(exact(x0, p.estimate.x0, log_std, levels=17)) / np.log(2)
+    for scale, loss in ((1, eqd.bound_term), (50, eqd.l_vlb)):
+        np.testing.assert_allclose(loss(p, levels=17, decoder=exact), scale * truth, rtol=1e-10)
+        official = loss(p, levels=17)
+        assert 0 < abs(official - scale * truth) < 0.05 * scale * truth
+    p = eqd.predict(denoiser, 20, x0, key=getkey())
+    assert eqd.bound_term(p, decoder=exact) == eqd.bound_term(p)
+
+
+def test_what_a_hybrid_loss_and_a_decoder_cannot_do(getkey):
+    denoiser = eqd.GaussianDenoiser(eqd.cosine_schedule(9))
+    p = eqd.predict(denoiser, 5, jnp.zeros(3), key=getkey())
+    with pytest.raises(
+        ValueError, match=r"FixedSmall\(\), which the bound cannot teach.*LearnedRange"
+    ):
+        eqd.l_hybrid(p)
+    for loss in (eqd.bound_term, eqd.l_vlb):
+        with pytest.raises(ValueError, match="levels=1: expected at least 2"):
+            loss(p, levels=1)
+
+
 def test_stop_mean_lets_the_bound_reach_only_the_variance(getkey):
     class Two(eqx.Module):
         mean: jax.Array

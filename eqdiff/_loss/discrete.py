@@ -14,16 +14,27 @@ $$L_\text{vlb} = T \cdot \frac{L_t}{D \log 2}, \qquad
 
 **Units.** $L_t/(D\log 2)$ is in bits per dimension; its *sum* over $t$ (plus the prior term) is the bound that papers
 quote. At a uniformly drawn $t$, $T$ times one term is an unbiased estimate of that sum, which is why (3) carries the factor
-$T$, the length of the chain the denoiser is on. Ports that drop it train the variance $T$ times too weakly: with
-$\lambda = 10^{-3}$ the official `RESCALED_MSE` weighs one term by $T/1000$.
+$T$, the length of the chain the denoiser is on. Ports that drop it train the variance $T$ times too weakly.
+
+**The official loss types**, for a prediction $p$ on a chain of $T$ steps:
+
+| `LossType` | here |
+|---|---|
+| `MSE`, fixed variance | `l_simple(p)` |
+| `MSE`, learned variance | `l_simple(p) + bound_term(stop_mean(p))` |
+| `RESCALED_MSE` | `l_simple(p) + 1e-3 * l_vlb(stop_mean(p))`, which is `l_hybrid(p)` |
+| `KL` | `bound_term(p)` |
+| `RESCALED_KL` | `l_vlb(p)` |
 """
+
+from collections.abc import Callable
 
 import jax.numpy as jnp
 
 from .._misc import discretised_gaussian_log_likelihood, gaussian_kl, nats_to_bits
 from .._precondition import require_schedule
 from .._predict import Prediction, stop_mean
-from .._types import Scalar
+from .._types import Example, Scalar
 
 
 def l_simple(prediction: Prediction) -> Scalar:
@@ -38,21 +49,35 @@ def l_simple(prediction: Prediction) -> Scalar:
     return jnp.mean((target - output) ** 2)
 
 
-def bound_term(prediction: Prediction, *, levels: int = 256) -> Scalar:
+# log P of each element, given the data, the mean, log σ and the number of levels.
+Decoder = Callable[..., Example]
+
+
+def bound_term(
+    prediction: Prediction,
+    *,
+    levels: int = 256,
+    decoder: Decoder = discretised_gaussian_log_likelihood,
+) -> Scalar:
     r"""One term of the variational bound, $L_t/(D\log2)$ of equation (2), in bits per dimension.
 
     **Arguments:**
 
     - `prediction`: made on a discrete chain, at a whole time.
     - `levels`: the number of grey levels of the data, which lie on $-1, -1 + 2/(L-1), \dots, 1$.
+    - `decoder`: the log-likelihood of the step $t = 0$: the official one, with a tanh approximation of the normal
+        distribution function, or [`eqdiff.discretised_gaussian_log_likelihood_exact`][].
 
-    **Returns:** at $t > 0$ the KL divergence, at $t = 0$ the negative log-likelihood of the discretised decoder (with the
-    official tanh approximation of the normal distribution function).
+    **Returns:** at $t > 0$ the KL divergence, at $t = 0$ the negative log-likelihood of the discretised decoder.
 
-    **Raises:** `ValueError` if the process is not a discrete chain.
+    **Raises:** `ValueError` if the process is not a discrete chain, or for fewer than two levels.
     """
     p = prediction
     schedule = require_schedule(p.process, "The variational bound")
+    if levels < 2:
+        raise ValueError(
+            f"levels={levels}: expected at least 2 grey levels (256 for 8-bit images)."
+        )
     log_variance = p.variance.log_variance(schedule, p.t, p.estimate.raw_variance).astype(p.x.dtype)
     on_x0, _ = schedule.posterior_mean_coefficients(p.t)
     # Both means share their term in x, so only that in x0 is left of their difference.
@@ -61,23 +86,32 @@ def bound_term(prediction: Prediction, *, levels: int = 256) -> Scalar:
     kl = jnp.mean(gaussian_kl(difference, true_log_variance, log_variance))
     # At t = 0 the posterior mean is x̂0 itself.
     log_std = jnp.broadcast_to(0.5 * log_variance, p.x.shape)
-    decoder = -jnp.mean(
-        discretised_gaussian_log_likelihood(p.x0, p.estimate.x0, log_std, levels=levels)
-    )
-    return nats_to_bits(jnp.where(schedule.index(p.t) == 0, decoder, kl))
+    nll = -jnp.mean(decoder(p.x0, p.estimate.x0, log_std, levels=levels))
+    return nats_to_bits(jnp.where(schedule.index(p.t) == 0, nll, kl))
 
 
-def l_vlb(prediction: Prediction, *, levels: int = 256) -> Scalar:
+def l_vlb(
+    prediction: Prediction,
+    *,
+    levels: int = 256,
+    decoder: Decoder = discretised_gaussian_log_likelihood,
+) -> Scalar:
     r"""$L_\text{vlb} = T L_t / (D\log 2)$: an unbiased estimate, at a uniform $t$, of the bound in bits per dimension.
 
     $T$ is the length of the chain the denoiser is on (of the respaced chain, if it is respaced). The prior term, which
     has no gradient, is left out. Arguments and errors as for [`eqdiff.bound_term`][].
     """
     schedule = require_schedule(prediction.process, "l_vlb")
-    return schedule.num_steps * bound_term(prediction, levels=levels)
+    return schedule.num_steps * bound_term(prediction, levels=levels, decoder=decoder)
 
 
-def l_hybrid(prediction: Prediction, *, vlb_weight: float = 1e-3, levels: int = 256) -> Scalar:
+def l_hybrid(
+    prediction: Prediction,
+    *,
+    vlb_weight: float = 1e-3,
+    levels: int = 256,
+    decoder: Decoder = discretised_gaussian_log_likelihood,
+) -> Scalar:
     r"""$L_\text{hybrid} = L_\text{simple} + \lambda L_\text{vlb}$, the bound's mean frozen.
 
     The gradient of $L_\text{vlb}$ reaches the variance outputs alone.
@@ -86,10 +120,20 @@ def l_hybrid(prediction: Prediction, *, vlb_weight: float = 1e-3, levels: int = 
 
     - `prediction`: made on a discrete chain, with a learned variance.
     - `vlb_weight`: λ.
-    - `levels`: the number of grey levels of the data.
+    - `levels`, `decoder`: as for [`eqdiff.bound_term`][].
+
+    **Raises:** `ValueError` if the process is not a discrete chain, or the variance is not learned: the bound with the mean
+    frozen would have no gradient.
 
     ??? cite "Reference"
 
         Nichol & Dhariwal, *Improved Denoising Diffusion Probabilistic Models*, ICML 2021, equation 16.
     """
-    return l_simple(prediction) + vlb_weight * l_vlb(stop_mean(prediction), levels=levels)
+    require_schedule(prediction.process, "l_hybrid")
+    if not prediction.variance.learned:
+        raise ValueError(
+            f"l_hybrid: the variance is {type(prediction.variance).__name__}(), which the bound cannot teach. Write "
+            "eqdiff.Denoiser(..., variance=eqdiff.LearnedRange()), or l_simple for a fixed variance."
+        )
+    vlb = l_vlb(stop_mean(prediction), levels=levels, decoder=decoder)
+    return l_simple(prediction) + vlb_weight * vlb
