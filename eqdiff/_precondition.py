@@ -7,14 +7,22 @@ $$\hat x_0 = a\,x + b\,F, \qquad \hat\varepsilon = c\,x + d\,F, \qquad x = \alph
 where $F$ is the network at $c_\text{in} x$. Computing one estimate from the other through the third equation instead would
 lose it to rounding wherever α or σ is small: sub-VP has $\sigma = 10^{-6}$ at the data. Which of two numbers a network is
 trained to predict is then the only difference between "ε", "x0" and "v" models (Salimans & Ho 2022, section 4).
+
+Karras et al. (2022, equation 7) write the same for noise that is only added, $y = x/\alpha$ at the level $s = \sigma/\alpha$,
+
+$$\hat x_0 = c_\text{skip}(s)\,y + c_\text{out}(s)\,F(c_\text{in}(s)\,y,\ c_\text{noise}(s)), \tag{2}$$
+
+and ask that $F$ see inputs, and be trained on targets, of unit variance.
 """
 
 import abc
 
 import equinox as eqx
 import jax.numpy as jnp
+from jaxtyping import Array
 
-from ._process import AbstractProcess
+from ._process import AbstractProcess, AbstractSDE
+from ._process.base import check_positive
 from ._schedule import Schedule
 from ._types import Example, Scalar, Time
 
@@ -39,6 +47,15 @@ class AbstractParameterisation(eqx.Module):
 
 def _levels(process: AbstractProcess, t: Time, x: Example) -> tuple[Scalar, Scalar]:
     return process.alpha(t).astype(x.dtype), process.sigma(t).astype(x.dtype)
+
+
+def _rates(process: AbstractProcess, t: Time, x: Example) -> tuple[Scalar, Scalar]:
+    if not isinstance(process, AbstractSDE):
+        raise ValueError(
+            f"Flow() needs the derivatives of alpha and sigma in time, but the process is {type(process).__name__}, whose "
+            "time is an index. Write schedule.continuous(), or eqdiff.Velocity() for a velocity on a discrete chain."
+        )
+    return process.alpha_dot(t).astype(x.dtype), process.sigma_dot(t).astype(x.dtype)
 
 
 class Noise(AbstractParameterisation):
@@ -111,6 +128,96 @@ class Score(AbstractParameterisation):
     def target(self, process, t, x0, noise):
         _, sigma = _levels(process, t, x0)
         return -noise / sigma
+
+
+class Flow(AbstractParameterisation):
+    r"""The network predicts the velocity of the path from data to noise: $F = \dot x_t = \dot\alpha x_0 + \dot\sigma\varepsilon$.
+
+    Solved together with $x = \alpha x_0 + \sigma\varepsilon$,
+
+    $$\hat x_0 = \frac{\dot\sigma x - \sigma F}{\alpha\dot\sigma - \dot\alpha\sigma}, \qquad
+      \hat\varepsilon = \frac{\alpha F - \dot\alpha x}{\alpha\dot\sigma - \dot\alpha\sigma}.$$
+
+    On [`eqdiff.RectifiedFlow`][] the denominator is 1 and $F = \varepsilon - x_0$. The probability flow is then the network itself,
+    $\mathrm dx/\mathrm dt = F$, and $L_\text{simple} = \frac1D\|F - \dot x_t\|^2$ of [`eqdiff.l_simple`][] is the flow matching loss.
+
+    ??? cite "Reference"
+
+        Lipman et al., *Flow Matching for Generative Modeling*, ICLR 2023; Liu, Gong & Liu, *Flow
+        Straight and Fast*, ICLR 2023.
+    """
+
+    def scale_in(self, process, t):
+        return jnp.ones(())
+
+    def estimate(self, process, t, x, output):
+        alpha, sigma = _levels(process, t, x)
+        alpha_dot, sigma_dot = _rates(process, t, x)
+        # −½ασλ̇: positive, a sum of two terms of one sign.
+        determinant = alpha * sigma_dot - alpha_dot * sigma
+        x0 = (sigma_dot / determinant) * x - (sigma / determinant) * output
+        noise = (alpha / determinant) * output - (alpha_dot / determinant) * x
+        return x0, noise
+
+    def target(self, process, t, x0, noise):
+        alpha_dot, sigma_dot = _rates(process, t, x0)
+        return alpha_dot * x0 + sigma_dot * noise
+
+
+class EDM(AbstractParameterisation):
+    r"""The preconditioning of EDM: network inputs and targets of unit variance at every noise level.
+
+    Table 1 of the paper at the level $s = \sigma/\alpha$ of $x/\alpha$, for any process, with $n^2 = \sigma^2 + \alpha^2\sigma_d^2$,
+    the variance of $x$:
+
+    $$c_\text{in} = \frac1n, \qquad \hat x_0 = \frac{\alpha\sigma_d^2}{n^2}x + \frac{\sigma\sigma_d}{n}F, \qquad
+      \hat\varepsilon = \frac{\sigma}{n^2}x - \frac{\alpha\sigma_d}{n}F, \qquad
+      F \to \frac1n\left(\frac{\sigma}{\sigma_d}x_0 - \alpha\sigma_d\varepsilon\right).$$
+
+    [`eqdiff.l_simple`][] is then the paper's loss, with $\lambda(s) = (s^2 + \sigma_d^2)/(s\sigma_d)^2$, because the weight on $F$ is one;
+    [`eqdiff.EDMWeighting`][] is that loss for other parameterisations. For $\sigma_d = 1$ on a variance-preserving process, $F = -v$.
+
+    The paper's $c_\text{noise} = \frac14\log s$ is what [`eqdiff.EDMSDE`][] tells the network; on another process write
+    `label=lambda t: -process.log_snr(t) / 8` for the same.
+
+    ??? cite "Reference"
+
+        Karras et al., *Elucidating the Design Space of Diffusion-Based Generative Models*, NeurIPS 2022, equation 7 and
+        table 1.
+    """
+
+    sigma_data: float | Array
+
+    def __init__(self, sigma_data: float | Array = 0.5):
+        r"""**Arguments:**
+
+        - `sigma_data`: $\sigma_d$, the standard deviation of the data: about 0.5 for images on $[-1, 1]$.
+
+        **Raises:** `ValueError` unless it is positive.
+        """
+        check_positive("EDM", sigma_data=sigma_data)
+        self.sigma_data = sigma_data
+
+    def _std(self, process: AbstractProcess, t: Time) -> Scalar:
+        alpha, sigma = process.alpha(t), process.sigma(t)
+        return jnp.sqrt(sigma**2 + (alpha * self._data(alpha)) ** 2)
+
+    def scale_in(self, process, t):
+        return 1 / self._std(process, t)
+
+    def estimate(self, process, t, x, output):
+        alpha, sigma = _levels(process, t, x)
+        std, data = self._std(process, t).astype(x.dtype), self._data(x)
+        x0 = (alpha * data**2 / std**2) * x + (sigma * data / std) * output
+        return x0, (sigma / std**2) * x - (alpha * data / std) * output
+
+    def target(self, process, t, x0, noise):
+        alpha, sigma = _levels(process, t, x0)
+        std, data = self._std(process, t).astype(x0.dtype), self._data(x0)
+        return (sigma / (std * data)) * x0 - (alpha * data / std) * noise
+
+    def _data(self, like: Example) -> Scalar:
+        return jnp.asarray(self.sigma_data, like.dtype)
 
 
 class PreviousMean(AbstractParameterisation):

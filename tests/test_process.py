@@ -1,5 +1,7 @@
 """Processes against their own SDE, the official code, and float64."""
 
+import math
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,26 @@ BASICS = "public_sde_basics"
 VP, SUB_VP, VE = eqd.VPSDE(), eqd.SubVPSDE(), eqd.VESDE()
 BRIDGE = eqd.cosine_schedule(50).continuous()
 GOLDEN = {"VPSDE": VP, "subVPSDE": SUB_VP, "VESDE": VE}
-SDES = {**GOLDEN, "odd VPSDE": eqd.VPSDE(0.3, 7.0, t0=1e-4, t1=0.9), "bridge": BRIDGE}
+COSINE, EDM, FLOW = eqd.CosineVPSDE(), eqd.EDMSDE(), eqd.RectifiedFlow()
+SHIFTED = eqd.CosineVPSDE(log_snr_shift=2 * math.log(64 / 256))
+# VP again, from its α and σ alone.
+KERNEL = eqd.KernelSDE(
+    lambda t: jnp.exp(-0.5 * t * (0.1 + 9.95 * t)),
+    lambda t: jnp.sqrt(-jnp.expm1(-t * (0.1 + 9.95 * t))),
+    t0=1e-5,
+    t1=1.0,
+    label=lambda t: 999 * t,
+)
+SDES = {
+    **GOLDEN,
+    "odd VPSDE": eqd.VPSDE(0.3, 7.0, t0=1e-4, t1=0.9),
+    "cosine": COSINE,
+    "shifted": SHIFTED,
+    "EDMSDE": EDM,
+    "flow": FLOW,
+    "kernel": KERNEL,
+    "bridge": BRIDGE,
+}
 sdes = pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
 golden_sdes = pytest.mark.parametrize("name", GOLDEN)
 
@@ -56,11 +77,11 @@ def test_coefficients_are_those_of_the_sde(sde, x64):
         np.testing.assert_allclose(actual, truth, rtol=1e-7, atol=1e-12, err_msg=name)
 
 
-@pytest.mark.parametrize("name", ["VPSDE", "subVPSDE", "odd VPSDE"])
+@pytest.mark.parametrize("name", ["VPSDE", "subVPSDE", "odd VPSDE", "shifted", "flow"])
 def test_marginal_solves_the_moment_equations(name, x64):
     """The variance of a linear SDE obeys V' = 2fV + g², its mean m' = fm: integrated by SciPy."""
     sde = SDES[name]
-    t0, t1 = 1e-3, float(sde.t1)
+    t0, t1 = 1e-3, min(float(sde.t1), 0.99)
     coefficients = jax.jit(lambda t: (sde.drift(t, jnp.ones(())), sde.diffusion(t)))
 
     def field(t, y):
@@ -94,17 +115,31 @@ def test_derivative_of_the_inverse(sde, x64):
 @sdes
 def test_float32_is_accurate_over_the_whole_interval(sde, x64):
     methods = ["alpha", "sigma", "diffusion", "alpha_dot", "sigma_dot", "label", "log_snr"]
-    all_of = quick_jit(jax.vmap(lambda t: {name: getattr(sde, name)(t) for name in methods}))
+    slopes = ["alpha", "sigma", "diffusion", "log_snr"]
+
+    @quick_jit
+    @jax.vmap
+    def all_of(t):
+        gradients = {f"d{name}/dt": jax.grad(getattr(sde, name))(t) for name in slopes}
+        drift = sde.drift(t, jnp.ones_like(t))
+        return {name: getattr(sde, name)(t) for name in methods} | gradients | {"drift": drift}
+
     # The same float32 times in both precisions: what is measured is the arithmetic.
     t32 = times(sde, dtype=jnp.float32)
     low, high = all_of(t32), all_of(t32.astype(jnp.float64))
-    for name in methods:
+    for name in low:
         assert low[name].dtype == jnp.float32, "a float32 time gives a float32 answer"
         # λ (and the label of VE) is a logarithm: an absolute error of it is a relative error of α/σ.
         rtol, atol = 2e-6, 4e-6 if name in ("log_snr", "label") else 1e-30
         if sde is BRIDGE:
             # Within a step its cubic amplifies the rounding of a time that runs to T.
             rtol, atol = 1e-5, 2e-5
+        if name.startswith("d") or (sde is KERNEL and name.endswith("_dot")):
+            # Automatic differentiation of a difference near 1 cancels where the slope is small: that is what the closed
+            # forms are for. Without them, the derivative of the diffusion is a second derivative of σ.
+            atol = (1e-4 if sde is KERNEL and name == "ddiffusion/dt" else 2e-6) * float(
+                jnp.max(jnp.abs(high[name]))
+            )
         actual = np.asarray(low[name], np.float64)
         np.testing.assert_allclose(actual, high[name], rtol=rtol, atol=atol, err_msg=name)
 
@@ -127,6 +162,38 @@ def test_ve_is_geometric(x64):
     np.testing.assert_allclose(over(VE.sigma, t), truth, rtol=1e-13)
     np.testing.assert_allclose(over(VE.label, t), np.log(truth), rtol=1e-12, atol=1e-13)
     assert np.all(over(VE.alpha, t) == 1)
+
+
+def test_cosine_is_the_angle_and_its_shift_adds_to_the_log_snr(x64):
+    t = times(COSINE)
+    angle = 0.5 * np.pi * np.asarray(t)
+    np.testing.assert_allclose(over(COSINE.alpha, t), np.cos(angle), rtol=1e-12)
+    np.testing.assert_allclose(over(COSINE.sigma, t), np.sin(angle), rtol=1e-13)
+    np.testing.assert_allclose(over(COSINE.log_snr, t), -2 * np.log(np.tan(angle)), atol=1e-11)
+    moved = over(SHIFTED.log_snr, t) - over(COSINE.log_snr, t)
+    # Four times as many pixels a side: a block of 4 × 4 averages noise of variance 16 down to 1.
+    np.testing.assert_allclose(moved, -np.log(16), rtol=1e-11)
+    np.testing.assert_allclose(over(SHIFTED.alpha, t) ** 2 + over(SHIFTED.sigma, t) ** 2, 1)
+    # DDPM's chain with the paper's offset set to zero has the same levels.
+    chain = eqd.cosine_schedule(100, offset=0.0)
+    levels = over(COSINE.alpha, (jnp.arange(99) + 1) / 100)
+    np.testing.assert_allclose(chain.alpha_bar[:-1], levels**2, rtol=1e-10)
+
+
+def test_edm_and_rectified_flow_by_definition(x64):
+    t = times(EDM)
+    np.testing.assert_array_equal(over(EDM.sigma, t), t)
+    assert np.all(over(EDM.alpha, t) == 1) and np.all(over(EDM.alpha_dot, t) == 0)
+    np.testing.assert_allclose(over(EDM.label, t), np.log(np.asarray(t)) / 4, rtol=1e-13)
+    np.testing.assert_allclose(over(EDM.diffusion, t) ** 2, 2 * np.asarray(t), rtol=1e-13)
+    t = times(FLOW)
+    np.testing.assert_allclose(over(FLOW.alpha, t) + over(FLOW.sigma, t), 1, rtol=1e-15)
+    np.testing.assert_allclose(over(FLOW.label, t), 1000 * np.asarray(t), rtol=1e-13)
+    # x_t = (1 − t) x0 + t ε has the SDE −x/(1 − t) dt + √(2t/(1 − t)) dw.
+    u = np.asarray(t)
+    np.testing.assert_allclose(over(FLOW.diffusion, t) ** 2, 2 * u / (1 - u), rtol=1e-12)
+    drift = over(lambda t: FLOW.drift(t, jnp.ones(())), t)
+    np.testing.assert_allclose(drift, -1 / (1 - u), rtol=1e-12)
 
 
 @golden_sdes
@@ -170,7 +237,9 @@ def test_golden_score_and_reverse_drift(name):
     assert_golden(drift - 0.5 * g2 * score, BASICS, f"{name}/reverse_cont1_pf1/drift")
 
 
-@pytest.mark.parametrize("process", [*GOLDEN.values(), eqd.linear_schedule(30), BRIDGE])
+@pytest.mark.parametrize(
+    "process", [*GOLDEN.values(), EDM, FLOW, KERNEL, eqd.linear_schedule(30), BRIDGE]
+)
 def test_prior_sample_has_the_priors_law(process, getkey):
     z = np.asarray(process.prior_sample((20000,), key=getkey()), np.float64)
     scale = float(process.prior_scale())
@@ -180,7 +249,8 @@ def test_prior_sample_has_the_priors_law(process, getkey):
 
 
 def test_prior_stands_for_the_last_marginal():
-    for process in (VP, SUB_VP, VE, eqd.linear_schedule(), eqd.cosine_schedule()):
+    chains = (eqd.linear_schedule(), eqd.cosine_schedule())
+    for process in (VP, SUB_VP, VE, COSINE, SHIFTED, EDM, KERNEL, *chains):
         last = process.grid(2)[0]
         sigma, alpha = float(process.sigma(last)), float(process.alpha(last))
         np.testing.assert_allclose(sigma, process.prior_scale(), rtol=1e-4)
@@ -214,7 +284,11 @@ def test_array_hyper_parameters_do_not_recompile_and_agree():
         return sde.sigma(t), sde.log_snr(t), sde.diffusion(t), sde.time(sde.log_snr(t))
 
     t = jnp.asarray(0.3)
-    for make in (eqd.VPSDE, eqd.SubVPSDE, eqd.VESDE):
+
+    def cosine(low, high):
+        return eqd.CosineVPSDE(log_snr_shift=low, t1=0.9 if isinstance(high, float) else high / 100)
+
+    for make in (eqd.VPSDE, eqd.SubVPSDE, eqd.VESDE, cosine):
         traces.clear()
         for low, high in ((0.1, 20.0), (0.2, 10.0)):
             arrays = sigma(make(jnp.asarray(low), jnp.asarray(high)), t)
@@ -241,6 +315,11 @@ def test_perturb_keeps_the_precision_of_the_data(x64):
         (lambda: eqd.VPSDE(t0=0.0), "0 < t0 < t1"),
         (lambda: eqd.VESDE(t0=0.5, t1=0.1), "0 < t0 < t1"),
         (lambda: eqd.SubVPSDE(t1=1.5), "0 < t0 < t1"),
+        (lambda: eqd.EDMSDE(t0=0.0), r"0 < t0 < t1, finite.*EDMSDE\(t0=1e-3\)"),
+        (lambda: eqd.EDMSDE(t1=float("inf")), "0 < t0 < t1, finite"),
+        (lambda: eqd.RectifiedFlow(t1=1.1), "0 < t0 < t1 <= 1"),
+        (lambda: eqd.CosineVPSDE(t0=0.5, t1=0.5), "0 < t0 < t1 <= 1"),
+        (lambda: eqd.CosineVPSDE(log_snr_shift=float("nan")), "expected a finite number"),
     ],
 )
 def test_errors(make, match):

@@ -1,3 +1,4 @@
+from .classifier import classifier_loss as classifier_loss
 from .continuous import score_matching as score_matching
 from .discrete import (
     bound_term as bound_term,
@@ -5,8 +6,15 @@ from .discrete import (
     l_simple as l_simple,
     l_vlb as l_vlb,
 )
+from .implicit import (
+    implicit_score_matching as implicit_score_matching,
+    sliced_score_matching as sliced_score_matching,
+)
 from .weighting import (
     AbstractWeighting as AbstractWeighting,
+    EDMWeighting as EDMWeighting,
     LikelihoodWeighting as LikelihoodWeighting,
+    MinSNRWeighting as MinSNRWeighting,
     NoiseWeighting as NoiseWeighting,
+    SigmoidWeighting as SigmoidWeighting,
 )

@@ -3,6 +3,20 @@ r"""Denoising score matching in continuous time.
 $$L = \mathbb E_{t, x_0, \varepsilon}\left[\tfrac1D\,\lambda(t)\,\|s(x_t, t) - \nabla\log p_t(x_t|x_0)\|^2\right] \tag{1}$$
 
 (Song et al. 2021, equation 7), at the one $t$ and ε of a prediction.
+
+**The published losses**, for a prediction $p$ on the process named:
+
+| | here |
+|---|---|
+| score-SDE, continuous (VP, sub-VP, VE) | `score_matching(p)` |
+| … with likelihood weighting | `score_matching(p, LikelihoodWeighting())` |
+| SMLD (NCSN) | `score_matching(p)` on VE, at the times of its noise levels |
+| DDPM | `l_simple(p)` with `Noise()`, on a chain |
+| EDM | `l_simple(p)` with `EDM()`, or `score_matching(p, EDMWeighting())` |
+| EDM's `VPLoss`, `VELoss` | `score_matching(p)` |
+| flow matching, rectified flow | `l_simple(p)` with `Flow()` |
+
+All are means over the $D$ elements. The score-SDE code's other reduction (`reduce_mean=False`) is $\frac12\sum$, so $D/2$ times these.
 """
 
 import jax.numpy as jnp

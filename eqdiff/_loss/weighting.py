@@ -4,15 +4,25 @@ With $\nabla\log p_t(x_t|x_0) = -\varepsilon/\sigma_t$ the loss of Song et al. (
 
 $$\lambda(t)\,\|s(x_t, t) + \varepsilon/\sigma_t\|^2 = \frac{\lambda(t)}{\sigma_t^2}\,\|\hat\varepsilon - \varepsilon\|^2, \tag{1}$$
 
-so a weighting is the factor on the right: no score, large where σ is small, is ever formed.
+so a weighting is the factor on the right: no score, large where σ is small, is ever formed. Since $x = \alpha\hat x_0 + \sigma\hat\varepsilon$, an
+error in any other quantity is one in ε too,
+
+$$\|\hat x_0 - x_0\|^2 = \frac{\sigma^2}{\alpha^2}\,\|\hat\varepsilon - \varepsilon\|^2, \qquad
+  \|\hat v - v\|^2 = \left(\frac{\alpha^2 + \sigma^2}{\alpha}\right)^2\|\hat\varepsilon - \varepsilon\|^2, \tag{2}$$
+
+and a weighting means the same whatever the network predicts: a published weight on the error in $x_0$ is multiplied by
+$\sigma^2/\alpha^2 = e^{-\lambda_t}$, the inverse signal-to-noise ratio.
 """
 
 import abc
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from .._process import AbstractProcess, AbstractSDE
+from .._process.base import check_positive
 from .._types import Scalar, Time
 
 
@@ -40,9 +50,100 @@ class LikelihoodWeighting(AbstractWeighting):
     """
 
     def on_noise(self, process: AbstractProcess, t: Time) -> Scalar:
-        if not isinstance(process, AbstractSDE):
-            raise ValueError(
-                "LikelihoodWeighting needs g(t), but the process is a discrete chain. Write "
-                "schedule.continuous(), or use l_vlb."
-            )
-        return (process.diffusion(t) / process.sigma(t)) ** 2
+        return _decay("LikelihoodWeighting", process, t)
+
+
+class EDMWeighting(AbstractWeighting):
+    r"""EDM's weight $\frac{s^2 + \sigma_d^2}{(s\,\sigma_d)^2}$ on $\|\hat x_0 - x_0\|^2$ at the noise level $s = \sigma_t/\alpha_t$.
+
+    On ε it is $(s^2 + \sigma_d^2)/\sigma_d^2$. It makes the loss of an untrained network with [`eqdiff.EDM`][]'s preconditioning the same at
+    every noise level; for such a network it is [`eqdiff.l_simple`][]. Draw the times from [`eqdiff.LogNormal`][], as the paper does.
+    Infinite where no signal is left.
+
+    ??? cite "Reference"
+
+        Karras et al., *Elucidating the Design Space of Diffusion-Based Generative Models*, NeurIPS 2022, table 1.
+    """
+
+    sigma_data: float | Array
+
+    def __init__(self, sigma_data: float | Array = 0.5):
+        r"""**Arguments:**
+
+        - `sigma_data`: $\sigma_d$, the standard deviation of the data.
+
+        **Raises:** `ValueError` unless it is positive.
+        """
+        check_positive("EDMWeighting", sigma_data=sigma_data)
+        self.sigma_data = sigma_data
+
+    def on_noise(self, process: AbstractProcess, t: Time) -> Scalar:
+        level = process.sigma(t) / process.alpha(t)
+        return 1 + (level / jnp.asarray(self.sigma_data, level.dtype)) ** 2
+
+
+class MinSNRWeighting(AbstractWeighting):
+    r"""Min-SNR-γ: $\min(\mathrm{SNR}, \gamma)$ on $\|\hat x_0 - x_0\|^2$, with $\mathrm{SNR} = \alpha_t^2/\sigma_t^2$.
+
+    On ε it is $\min(1, \gamma/\mathrm{SNR})$, on $v$ $\min(\mathrm{SNR}, \gamma)/(\mathrm{SNR} + 1)$: the same loss, as the paper defines it.
+    Times that are almost noiseless, and too easy, count less than under [`eqdiff.NoiseWeighting`][].
+
+    ??? cite "Reference"
+
+        Hang et al., *Efficient Diffusion Training via Min-SNR Weighting Strategy*, ICCV 2023.
+    """
+
+    gamma: float | Array
+
+    def __init__(self, gamma: float | Array = 5.0):
+        r"""**Arguments:**
+
+        - `gamma`: γ.
+
+        **Raises:** `ValueError` unless it is positive.
+        """
+        check_positive("MinSNRWeighting", gamma=gamma)
+        self.gamma = gamma
+
+    def on_noise(self, process: AbstractProcess, t: Time) -> Scalar:
+        log_snr = process.log_snr(t)
+        # The minimum is taken of logarithms: SNR itself overflows half precision at small σ.
+        log_gamma = jnp.log(jnp.asarray(self.gamma, log_snr.dtype))
+        return jnp.exp(jnp.minimum(log_gamma - log_snr, 0))
+
+
+class SigmoidWeighting(AbstractWeighting):
+    r"""$\operatorname{sigmoid}(b - \lambda_t)\,\frac{g^2}{\sigma^2}$ on ε: the variational bound, noisier data counting more.
+
+    Since $g^2/\sigma^2 = -\dot\lambda$, the loss is an integral over the log-SNR, the same for every process:
+    $\int\operatorname{sigmoid}(b - \lambda)\,\|\hat\varepsilon - \varepsilon\|^2\,\mathrm d\lambda$. The weight falls with λ, so
+    it is the likelihood bound of data with noise added. As $b \to \infty$ it becomes [`eqdiff.LikelihoodWeighting`][].
+
+    ??? cite "Reference"
+
+        Kingma & Gao, *Understanding Diffusion Objectives as the ELBO with Simple Data Augmentation*, NeurIPS 2023;
+        Hoogeboom et al., *Simpler Diffusion (SiD2)*, 2024.
+    """
+
+    bias: float | Array
+
+    def __init__(self, bias: float | Array = 0.0):
+        r"""**Arguments:**
+
+        - `bias`: $b$, the log-SNR at which the weight is one half of the bound's. Larger images want a smaller one.
+        """
+        self.bias = bias
+
+    def on_noise(self, process: AbstractProcess, t: Time) -> Scalar:
+        decay = _decay("SigmoidWeighting", process, t)
+        log_snr = process.log_snr(t)
+        return jax.nn.sigmoid(jnp.asarray(self.bias, log_snr.dtype) - log_snr) * decay
+
+
+def _decay(owner: str, process: AbstractProcess, t: Time) -> Scalar:
+    """(g/σ)², which is −dλ/dt."""
+    if not isinstance(process, AbstractSDE):
+        raise ValueError(
+            f"{owner} needs g(t), but the process is a discrete chain. Write schedule.continuous(), or use l_vlb."
+        )
+    return (process.diffusion(t) / process.sigma(t)) ** 2

@@ -77,6 +77,25 @@ class AbstractProcess(eqx.Module):
         alpha, sigma = self.alpha(t).astype(x0.dtype), self.sigma(t).astype(x0.dtype)
         return alpha * x0 + sigma * noise
 
+    def transition(self, s: Time, t: Time) -> tuple[Scalar, Scalar]:
+        r"""The kernel between two times, $p(x_t|x_s) = \mathcal N(a\,x_s, b^2 I)$ for $s < t$.
+
+        $$a = \frac{\alpha_t}{\alpha_s}, \qquad b^2 = \sigma_t^2 - a^2\sigma_s^2
+          = -\sigma_t^2\,\mathrm{expm1}(\lambda_t - \lambda_s).$$
+
+        On a chain, one step has $a = \sqrt{1-\beta_t}$ and $b = \sqrt{\beta_t}$; under VE it is SMLD's
+        $b = \sqrt{\sigma_t^2 - \sigma_s^2}$ (Song et al. 2021, equations 8 and 10).
+
+        **Arguments:**
+
+        - `s`, `t`: the earlier and the later time.
+
+        **Returns:** $(a, b)$.
+        """
+        # The right-hand form of b² cannot come out negative, as a difference of squares may on a fine grid.
+        gap = jnp.minimum(self.log_snr(t) - self.log_snr(s), 0)
+        return self.alpha(t) / self.alpha(s), self.sigma(t) * jnp.sqrt(-jnp.expm1(gap))
+
     def prior_sample(self, shape: tuple[int, ...], *, key: Key) -> Example:
         r"""Draws $x_{t_1} \sim \mathcal N(0, s^2 I)$ of the given shape."""
         scale = self.prior_scale()
@@ -130,10 +149,30 @@ def check_positive(owner: str, **values: float | Array) -> None:
             raise ValueError(f"{owner}({name}={value}): expected a positive finite number.")
 
 
-def check_interval(owner: str, t0: float | Array, t1: float | Array, *, end: float) -> None:
-    """Raises `ValueError` unless concrete times satisfy 0 < t0 < t1 ≤ end."""
-    if all(isinstance(t, (int, float)) for t in (t0, t1)) and not 0 < t0 < t1 <= end:
+def check_interval(
+    owner: str, t0: float | Array, t1: float | Array, *, end: float = math.inf
+) -> None:
+    """Raises `ValueError` unless concrete times satisfy 0 < t0 < t1 ≤ end, t1 finite."""
+    known = all(isinstance(t, (int, float)) for t in (t0, t1))
+    if known and not (0 < t0 < t1 <= end and math.isfinite(t1)):
+        bound = f" <= {end:g}" if math.isfinite(end) else ", finite"
         raise ValueError(
-            f"{owner}(t0={t0}, t1={t1}): expected 0 < t0 < t1 <= {end:g}. The kernel is singular at t = 0, "
-            f"so write for example {owner}(t0=1e-5)."
+            f"{owner}(t0={t0}, t1={t1}): expected 0 < t0 < t1{bound}. The kernel is singular at t = 0, "
+            f"so write for example {owner}(t0=1e-3)."
         )
+
+
+def refuse_no_signal(process: AbstractSDE, t: Scalar) -> Scalar:
+    r"""The time itself; at run time an error where it is 1 and α is 0, which drift and diffusion do not survive.
+
+    Costs nothing for a process whose interval is known to end before 1.
+    """
+    if isinstance(process.t1, (int, float)) and process.t1 < 1:
+        return t
+    name = type(process).__name__
+    return eqx.error_if(
+        t,
+        t >= 1,
+        f"{name}: at t = 1 no signal is left (alpha = 0), and the drift and diffusion of its SDE are infinite. Write "
+        f"{name}(t1=0.999); the probability flow with a Flow() or Velocity() network may start at t = 1.",
+    )

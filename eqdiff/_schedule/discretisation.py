@@ -3,6 +3,10 @@ r"""From continuous time to the chain.
 A VP process read off at $T$ times $t_i$ is a chain with rates
 
 $$\beta_i = 1 - \frac{\alpha^2(t_i)}{\alpha^2(t_{i-1})}, \qquad t_i = \frac{i + 1}{T} t_1. \tag{1}$$
+
+It has exactly the process's levels at these times. The chain that Song et al. (2021, appendix B) call the discretised VP SDE has the rates
+$\beta_i = \beta(\tfrac{i}{T-1})/T$ instead, equal to (1) only as $T \to \infty$; that is `linear_schedule(T)`, DDPM's own, whose rates at
+$T = 1000$ are $\beta_{\min}/1000$ to $\beta_{\max}/1000$. The other direction is `schedule.continuous()`.
 """
 
 import jax
@@ -20,10 +24,10 @@ def discretise(process: AbstractSDE, num_steps: int) -> Schedule:
 
     **Arguments:**
 
-    - `process`: a process with $\alpha_t^2 + \sigma_t^2 = 1$.
+    - `process`: a process with $\alpha_t^2 + \sigma_t^2 = 1$, and some signal left at $t_1$.
     - `num_steps`: $T$.
 
-    **Raises:** `ValueError` for a process that is not variance-preserving.
+    **Raises:** `ValueError` for a process that is not variance-preserving, or has no signal left at $t_1$.
     """
     with jax.enable_x64(True):
         times = jnp.asarray(np.arange(1, num_steps + 1) * (float(process.t1) / num_steps))
@@ -36,7 +40,15 @@ def discretise(process: AbstractSDE, num_steps: int) -> Schedule:
         worst = int(np.argmax(np.abs(total - 1)))
         raise ValueError(
             f"discretise: {type(process).__name__} is not variance-preserving (α² + σ² is {total[worst]:g} at "
-            f"t = {times[worst]:g}), and a chain of rates β is. Use a VP process."
+            f"t = {times[worst]:g}), and a chain of rates β is. Use a VP process; "
+            "or no chain: DDIM, ProbabilityFlow and ReverseSDE work on this process as it is, and its own steps between "
+            "two times are process.transition(s, t)."
+        )
+    if alpha[-1] == 0:
+        name = type(process).__name__
+        raise ValueError(
+            f"discretise: {name} has no signal left at t1 = {float(process.t1):g}, so its last rate would be 1. Write "
+            f"{name}(t1=0.999)."
         )
     alpha_bar = alpha**2
     return Schedule(1 - alpha_bar / np.append(1.0, alpha_bar[:-1]), labels=labels)

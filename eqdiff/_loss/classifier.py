@@ -1,0 +1,46 @@
+r"""Training a noise-conditional classifier.
+
+$$L = \mathbb E_{t, (x_0, y), \varepsilon}\left[-\log p(y|\alpha_t x_0 + \sigma_t\varepsilon)\right], \tag{1}$$
+
+whose minimum over all classifiers is the true $p_t(y|x_t)$, at every noise level that $t$ is drawn from (Song et al. 2021, section 5 and
+appendix I.1; Dhariwal & Nichol 2021, section 4).
+"""
+
+import jax
+
+from .._denoiser import check_example, check_time
+from .._guidance import Classifier
+from .._types import Array, Example, Int, Key, Scalar, Time
+
+
+def classifier_loss(
+    classifier: Classifier, t: Time, x0: Example, label: Int[Array, ""] | int, *, key: Key
+) -> Scalar:
+    r"""The cross-entropy $-\log p(y|x_t)$ of a classifier at one noised example, equation (1).
+
+    ```python
+    def loss_fn(net, t, x0, label, *, key):
+        return eqd.classifier_loss(eqd.Classifier(net, sde), t, x0, label, key=key), {}
+
+    step = eqd.train.make_step(loss_fn, optimiser)
+    ```
+
+    **Arguments:**
+
+    - `classifier`: an [`eqdiff.Classifier`][].
+    - `t`: the time to noise to.
+    - `x0`: one example of data.
+    - `label`: its class $y$, one integer.
+    - `key`: for the noise and for dropout.
+
+    **Returns:** a number of nats; at the noisiest times it cannot fall below the entropy of the classes.
+
+    **Raises:** `ValueError` for integer data, a time that is known and out of range, or a class that is not one integer the network
+        has.
+    """
+    check_example("classifier_loss", x0)
+    check_time(classifier.process, t)
+    noise_key, net_key = jax.random.split(key)
+    noise = jax.random.normal(noise_key, x0.shape, x0.dtype)
+    x = classifier.process.perturb(t, x0, noise)
+    return -classifier(t, x, label, key=net_key)

@@ -1,0 +1,82 @@
+r"""Straight lines between data and noise.
+
+$$x_t = (1 - t)\,x_0 + t\,\varepsilon, \qquad \alpha_t = 1 - t, \qquad \sigma_t = t, \qquad
+  \dot x_t = \varepsilon - x_0 \tag{1}$$
+
+(Liu et al. 2023; Lipman et al. 2023, with $\sigma_{\min} = 0$ and time reversed). With independent $x_0$ and ε its
+velocity $\mathbb E[\varepsilon - x_0|x_t]$ is the probability flow of the SDE
+
+$$\mathrm dx = -\frac{x}{1 - t}\,\mathrm dt + \sqrt{\frac{2t}{1 - t}}\,\mathrm dw: \tag{2}$$
+
+a diffusion like any other, in the clock $\sigma/\alpha = t/(1-t)$. At $t = 1$ no signal is left. The SDE is singular
+there, the velocity is not.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from .._types import Example, Scalar, Time
+from .base import AbstractSDE, as_time, check_interval, refuse_no_signal
+
+
+class RectifiedFlow(AbstractSDE):
+    r"""Rectified flow: $\alpha_t = 1 - t$, $\sigma_t = t$; also known as flow matching with linear paths.
+
+    Use it with [`eqdiff.Flow`][], whose network predicts $\varepsilon - x_0$, and [`eqdiff.l_simple`][], which then is the
+    flow matching loss. It is an SDE as well, $\mathrm dx = -\frac{x}{1-t}\mathrm dt + \sqrt{2t/(1-t)}\,\mathrm dw$, so that
+    stochastic samplers and likelihoods apply. A network is told $1000\,t$.
+
+    ??? cite "Reference"
+
+        Liu, Gong & Liu, *Flow Straight and Fast: Learning to Generate and Transfer Data with Rectified Flow*, ICLR 2023;
+        Lipman et al., *Flow Matching for Generative Modeling*, ICLR 2023.
+    """
+
+    t0: float | Array
+    t1: float | Array
+
+    def __init__(self, *, t0: float | Array = 1e-3, t1: float | Array = 0.999):
+        r"""**Arguments:**
+
+        - `t0`, `t1`: the interval on which the process is used. $t_1 = 1$ is allowed, and makes the prior exact; then
+            drift and diffusion raise an error at $t = 1$, so that only the probability flow can start there, with a
+            [`eqdiff.Flow`][] or [`eqdiff.Velocity`][] network.
+
+        **Raises:** `ValueError` for times outside $0 < t_0 < t_1 \le 1$.
+        """
+        check_interval("RectifiedFlow", t0, t1, end=1.0)
+        self.t0, self.t1 = t0, t1
+
+    def alpha(self, t: Time) -> Scalar:
+        return 1 - as_time(t)
+
+    def sigma(self, t: Time) -> Scalar:
+        return as_time(t)
+
+    def log_snr(self, t: Time) -> Scalar:
+        t = as_time(t)
+        return 2 * (jnp.log1p(-t) - jnp.log(t))
+
+    def time(self, log_snr: Scalar) -> Scalar:
+        return jax.nn.sigmoid(-0.5 * log_snr)
+
+    def label(self, t: Time) -> Scalar:
+        return 1000 * as_time(t)
+
+    def alpha_dot(self, t: Time) -> Scalar:
+        return -jnp.ones_like(as_time(t))
+
+    def sigma_dot(self, t: Time) -> Scalar:
+        return jnp.ones_like(as_time(t))
+
+    def drift(self, t: Time, x: Example) -> Example:
+        t = refuse_no_signal(self, as_time(t))
+        return (-1 / (1 - t)).astype(x.dtype) * x
+
+    def diffusion(self, t: Time) -> Scalar:
+        t = refuse_no_signal(self, as_time(t))
+        return jnp.sqrt(2 * t / (1 - t))
+
+    def prior_scale(self) -> Scalar:
+        return jnp.ones(())

@@ -1,0 +1,307 @@
+"""Losses in continuous time against the official numbers and gradients, and weightings against their papers' formulas."""
+
+import functools as ft
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import assert_golden, load_golden
+from test_precondition_edm import edm_toy
+from toys import quick_jit, sde_denoiser, without_rescaling
+
+import eqdiff as eqd
+
+
+SDE_LOSSES, EDM_LOSSES = "public_sde_losses", "public_edm_losses"
+SDES = {"VESDE": eqd.VESDE(), "VPSDE": eqd.VPSDE(), "subVPSDE": eqd.SubVPSDE()}
+CHAIN = without_rescaling(eqd.linear_schedule(1000))
+PROCESSES = {
+    **SDES,
+    "edm": eqd.EDMSDE(),
+    "cosine": eqd.CosineVPSDE(),
+    "flow": eqd.RectifiedFlow(),
+    "chain": eqd.cosine_schedule(50),
+}
+processes = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
+
+
+class Discrete(eqx.Module):
+    """How score_sde reads a network with `continuous=False` as a score, at a real t (N = 1000)."""
+
+    net: eqx.Module
+    exploding: bool = eqx.field(static=True)
+
+    def __call__(self, label, x, args=None, *, key=None):
+        if self.exploding:
+            # Labels count the levels from the noisiest; the toy scales its argument by 0.05.
+            return self.net(0.05 * label, x)
+        # The network is told 999 t, but its output is divided by the chain's level at the whole step below.
+        index = jnp.floor(label).astype(jnp.int32)
+        return -self.net(label, x) / CHAIN.sigma(index).astype(x.dtype)
+
+
+def discrete_denoiser(name, parameters, dtype=jnp.float32):
+    process = SDES[name]
+    net = sde_denoiser(process, parameters, dtype).net
+    if name == "subVPSDE":
+        # Has no chain: the official code reads it as in continuous time.
+        return eqd.Denoiser(net, process)
+    if name == "VESDE":
+        label = lambda t: jnp.rint(999 * (1 - t))  # noqa: E731
+        return eqd.Denoiser(Discrete(net, True), process, eqd.Score(), label=label)
+    return eqd.Denoiser(Discrete(net, False), process, eqd.Score())
+
+
+def batch_loss(denoiser, where, t, x0, z, weighting):
+    """The official mean over a batch, and its gradient in the toy's parameters."""
+
+    @quick_jit
+    @jax.value_and_grad
+    def loss(parameters):
+        model = eqx.tree_at(where, denoiser, parameters)
+
+        def one(t, x0, z):
+            return eqd.score_matching(eqd.predict_from_noise(model, t, x0, z), weighting)
+
+        return jnp.mean(jax.vmap(one)(t, x0, z))
+
+    return loss(where(denoiser))
+
+
+def inner(denoiser):
+    net = denoiser.net
+    return net.net.parameters if isinstance(net, Discrete) else net.parameters
+
+
+def check(value, gradient, case, dims, reduce_mean):
+    # The official other reduction is half the sum over dimensions.
+    factor = 1 if reduce_mean else dims / 2
+    assert_golden(factor * value, SDE_LOSSES, f"{case}/loss")
+    assert_golden(factor * gradient, SDE_LOSSES, f"{case}/grad")
+
+
+@pytest.mark.parametrize("likelihood", [0, 1])
+@pytest.mark.parametrize("name", SDES)
+def test_golden_score_matching_of_discrete_networks(name, likelihood):
+    g = load_golden(SDE_LOSSES)
+    x0 = jnp.asarray(g[f"{name}/in/batch"], jnp.float32)
+    denoiser = discrete_denoiser(name, g[f"{name}/in/p"])
+    weighting = eqd.LikelihoodWeighting() if likelihood else eqd.NoiseWeighting()
+    case = f"{name}/sde_cont0_lw{likelihood}_rm"
+    t, z = (jnp.asarray(g[f"{case}1/{key}"], jnp.float32) for key in ("t", "z"))
+    value, gradient = batch_loss(denoiser, inner, t, x0, z, weighting)
+    for reduce_mean in (1, 0):
+        # Both reductions were given the same times; the noise differs.
+        if reduce_mean == 0:
+            z = jnp.asarray(g[f"{case}0/z"], jnp.float32)
+            value, gradient = batch_loss(denoiser, inner, t, x0, z, weighting)
+        check(value, gradient, f"{case}{reduce_mean}", x0[0].size, reduce_mean)
+
+
+@pytest.mark.parametrize("reduce_mean", [1, 0])
+def test_golden_smld_is_score_matching_at_its_levels(reduce_mean, x64):
+    g, case = load_golden(SDE_LOSSES), f"VESDE/smld_rm{reduce_mean}"
+    x0, z = (jnp.asarray(g[k], float) for k in ("VESDE/in/batch", f"{case}/z"))
+    # The official labels index the levels from the noisiest down. The table itself is float32, which the loss feels.
+    level = load_golden("public_sde_basics")["VESDE/tables/discrete_sigmas"][
+        999 - g[f"{case}/labels"]
+    ]
+    t = jax.vmap(SDES["VESDE"].time)(-2 * jnp.log(jnp.asarray(level, float)))
+    np.testing.assert_allclose(t, (999 - g[f"{case}/labels"]) / 999, rtol=1e-5)
+    denoiser = discrete_denoiser("VESDE", g["VESDE/in/p"], float)
+    value, gradient = batch_loss(denoiser, inner, t, x0, z, eqd.NoiseWeighting())
+    check(np.float32(value), np.asarray(gradient, np.float32), case, x0[0].size, reduce_mean)
+
+
+@pytest.mark.parametrize("reduce_mean", [1, 0])
+def test_golden_ddpm_is_score_matching_on_the_chain(reduce_mean):
+    g, case = load_golden(SDE_LOSSES), f"VPSDE/ddpm_rm{reduce_mean}"
+    x0, z = (jnp.asarray(g[k], jnp.float32) for k in ("VPSDE/in/batch", f"{case}/z"))
+    t = jnp.asarray(g[f"{case}/labels"], jnp.int32)
+    denoiser = eqd.Denoiser(sde_denoiser(SDES["VPSDE"], g["VPSDE/in/p"], jnp.float32).net, CHAIN)
+    value, gradient = batch_loss(denoiser, inner, t, x0, z, eqd.NoiseWeighting())
+    check(value, gradient, case, x0[0].size, reduce_mean)
+
+
+class EDMToy(eqx.Module):
+    parameters: jax.Array
+    scaled: bool = eqx.field(static=True)
+
+    def __call__(self, c, x, args=None, *, key=None):
+        out = edm_toy(self.parameters)(c, x, args)
+        # VEPrecond's network is σ times the score, and is told log(σ/2).
+        return out / (2 * jnp.exp(c)) if self.scaled else out
+
+
+def edm_case(case, parameters):
+    """The denoiser, how its time is found from the official first draw, and the weighting."""
+    draw = {
+        "0_EDMLoss": lambda n: jnp.exp(1.2 * n - 1.2),
+        "1_EDMLoss": lambda n: jnp.exp(1.0 * n - 0.4),
+        "6_EDMLoss": lambda n: jnp.exp(1.2 * n - 1.2),
+        # VP draws a time, VE a place between the logarithms of its ends.
+        "2_VPLoss": lambda u: 1 + u * (1e-5 - 1),
+        "3_VPLoss": lambda u: 1 + u * (1e-3 - 1),
+        "4_VELoss": lambda u: 0.02 * (100 / 0.02) ** u,
+        "5_VELoss": lambda u: 0.05 * (40 / 0.05) ** u,
+    }[case]
+    net, edm = EDMToy(parameters, "VELoss" in case), eqd.EDMSDE()
+    if case in ("0_EDMLoss", "1_EDMLoss"):
+        return eqd.Denoiser(net, edm, eqd.EDM()), draw, eqd.EDMWeighting()
+    if "VELoss" in case:
+        denoiser = eqd.Denoiser(net, edm, eqd.Score(), label=lambda t: jnp.log(0.5 * t))
+        return denoiser, draw, eqd.NoiseWeighting()
+    if "VPLoss" in case:
+        # The loss's own β is not the network's: it only draws σ, which the network's clock then reads.
+        process = eqd.VPSDE(0.1, 20.0)
+        other = process if case == "2_VPLoss" else eqd.VPSDE(0.2, 18.2)
+        level = lambda u: jnp.exp(-0.5 * other.log_snr(draw(u)))  # noqa: E731
+        return eqd.Denoiser(net, process), level, eqd.NoiseWeighting()
+    bridge = eqd.cosine_schedule(1000).continuous()
+    return eqd.Denoiser(net, bridge, label=jnp.rint), draw, eqd.EDMWeighting()
+
+
+@pytest.mark.parametrize(
+    "case",
+    ["0_EDMLoss", "1_EDMLoss", "2_VPLoss", "3_VPLoss", "4_VELoss", "5_VELoss", "6_EDMLoss"],
+)
+def test_golden_edm_losses(case, x64):
+    g = load_golden(EDM_LOSSES)
+    denoiser, level, weighting = edm_case(case, jnp.asarray(g["in/p"], float))
+    images, labels = (jnp.asarray(g[f"in/{key}"], float) for key in ("images", "labels"))
+    noise, draws = (jnp.asarray(g[f"{case}/{key}"], float) for key in ("noise", "draw0"))
+    process = denoiser.process
+    t = jax.vmap(lambda n: process.time(-2 * jnp.log(level(n))))(draws[:, 0, 0, 0])
+
+    @quick_jit
+    @ft.partial(jax.value_and_grad, has_aux=True)
+    def loss(parameters):
+        model = eqx.tree_at(lambda d: d.net.parameters, denoiser, parameters)
+
+        def one(t, x0, z, args):
+            p = eqd.predict_from_noise(model, t, x0, z, args)
+            squared = (p.estimate.noise - p.noise) ** 2
+            label = process.label(t) if model.label is None else model.label(t)
+            each = weighting.on_noise(process, t) * squared, eqd.l_simple(p), label
+            return eqd.score_matching(p, weighting), each
+
+        losses, each = jax.vmap(one)(t, images, noise, labels)
+        return jnp.sum(losses) * images[0].size, (losses, *each)
+
+    (_, (losses, elements, simple, label)), gradient = loss(denoiser.net.parameters)
+    assert_golden(elements.astype(np.float32), EDM_LOSSES, f"{case}/loss")
+    assert_golden(gradient.astype(np.float32), EDM_LOSSES, f"{case}/grad")
+    assert_golden(label.astype(np.float32), EDM_LOSSES, f"{case}/c_noise")
+    np.testing.assert_allclose(losses, jnp.mean(elements, (1, 2, 3)), rtol=1e-12)
+    # The weighting is the parameterisation's own: the error of the raw output, unweighted.
+    if case != "6_EDMLoss" and "VELoss" not in case:
+        np.testing.assert_allclose(simple, losses, rtol=1e-9)
+
+
+def interior(process):
+    if isinstance(process, eqd.Schedule):
+        return jnp.asarray([0, 10, 25, 48], jnp.int32)
+    return process.t0 + (process.t1 - process.t0) * jnp.asarray([0.01, 0.2, 0.5, 0.95])
+
+
+@processes
+def test_a_weighting_on_the_data_is_one_on_the_noise(process, getkey, x64):
+    """As the papers write them: weights on ‖x̂0 − x0‖², for any error that a denoiser may make."""
+    x0, noise, output = jax.random.normal(getkey(), (3, 4))
+    denoiser = eqd.Denoiser(lambda *_, key: output, process)
+    weightings = {
+        "edm": (eqd.EDMWeighting(0.6), lambda snr: snr + 1 / 0.6**2),
+        "min_snr": (eqd.MinSNRWeighting(), lambda snr: jnp.minimum(snr, 5)),
+        "min_snr_1": (eqd.MinSNRWeighting(jnp.asarray(1.0)), lambda snr: jnp.minimum(snr, 1)),
+        "noise": (eqd.NoiseWeighting(), lambda snr: snr),
+    }
+
+    @quick_jit
+    @jax.vmap
+    def run(t):
+        p = eqd.predict_from_noise(denoiser, t, x0, noise)
+        snr = (process.alpha(t) / process.sigma(t)) ** 2
+        on_data = jnp.mean((p.estimate.x0 - x0) ** 2)
+        return {
+            name: (eqd.score_matching(p, w), of_snr(snr) * on_data)
+            for name, (w, of_snr) in weightings.items()
+        }
+
+    for name, (actual, truth) in run(interior(process)).items():
+        np.testing.assert_allclose(actual, truth, rtol=1e-8, err_msg=name)
+
+
+@pytest.mark.parametrize("process", [eqd.VPSDE(), eqd.CosineVPSDE()], ids=["vp", "cosine"])
+def test_min_snr_for_each_target(process, getkey, x64):
+    """Hang et al.: min(SNR, γ)/SNR on ε, min(SNR, γ)/(SNR + 1) on v; all of one loss."""
+    x0, noise, output = jax.random.normal(getkey(), (3, 4))
+    gamma = 2.0
+    for t in np.asarray(interior(process))[:2]:
+        snr = (float(process.alpha(t)) / float(process.sigma(t))) ** 2
+        for parameterisation, weight in (
+            (eqd.Noise(), min(snr, gamma) / snr),
+            (eqd.Data(), min(snr, gamma)),
+            (eqd.Velocity(), min(snr, gamma) / (snr + 1)),
+        ):
+            denoiser = eqd.Denoiser(lambda *_, key: output, process, parameterisation)
+            p = eqd.predict_from_noise(denoiser, t, x0, noise)
+            actual = eqd.score_matching(p, eqd.MinSNRWeighting(gamma))
+            np.testing.assert_allclose(actual, weight * eqd.l_simple(p), rtol=1e-8)
+
+
+def test_sigmoid_weighting_is_one_integral_for_every_process(x64):
+    """∫ w dt = ∫ sigmoid(b − λ) dλ, whichever (α, σ) runs from λ = 4 to −4."""
+    bias = -0.5
+    high, low = 4.0, -4.0
+    truth = np.logaddexp(0, bias - low) - np.logaddexp(0, bias - high)
+    nodes, weights = np.polynomial.legendre.leggauss(60)
+    weighting = eqd.SigmoidWeighting(bias)
+    for process in (eqd.SubVPSDE(), eqd.CosineVPSDE(), eqd.EDMSDE()):
+        start, end = (float(process.time(jnp.asarray(level))) for level in (high, low))
+        # EDM's times span decades: integrate in log t.
+        u = 0.5 * (np.log(end) - np.log(start)) * (nodes + 1) + np.log(start)
+        t = jnp.asarray(np.exp(u))
+        rate = np.asarray(quick_jit(jax.vmap(lambda t, p=process: weighting.on_noise(p, t)))(t))
+        total = np.sum(weights * rate * np.exp(u)) * 0.5 * (np.log(end) - np.log(start))
+        np.testing.assert_allclose(total, truth, rtol=1e-6)
+    p, t = eqd.VPSDE(), 0.4
+    bound = eqd.LikelihoodWeighting().on_noise(p, t)
+    np.testing.assert_allclose(eqd.SigmoidWeighting(60.0).on_noise(p, t), bound, rtol=1e-12)
+
+
+@pytest.mark.parametrize("process", [eqd.VPSDE(), eqd.RectifiedFlow()], ids=["vp", "flow"])
+def test_weightings_are_finite_and_accurate_in_float32(process, x64):
+    weightings = (
+        *(eqd.NoiseWeighting(), eqd.EDMWeighting(), eqd.MinSNRWeighting()),
+        *(eqd.LikelihoodWeighting(), eqd.SigmoidWeighting(1.0)),
+    )
+    ends = jnp.asarray([process.t0, process.t1, 0.5 * process.t1], jnp.float32)
+    run = quick_jit(jax.vmap(lambda t: [w.on_noise(process, t) for w in weightings]))
+    for low, high in zip(run(ends), run(ends.astype(float)), strict=True):
+        assert np.all(np.isfinite(low)) and np.all(np.asarray(low) > 0)
+        np.testing.assert_allclose(low, high, rtol=2e-5)
+
+
+def test_flow_matching_is_l_simple_with_flow(getkey, x64):
+    """‖F − (ε − x0)‖² on a rectified flow."""
+    process = eqd.RectifiedFlow()
+    x0, noise, output = jax.random.normal(getkey(), (3, 4))
+    denoiser = eqd.Denoiser(lambda *_, key: output, process, eqd.Flow())
+    p = eqd.predict_from_noise(denoiser, 0.3, x0, noise)
+    np.testing.assert_allclose(eqd.l_simple(p), jnp.mean((output - (noise - x0)) ** 2), rtol=1e-10)
+    # Since x = (1 − t) x̂0 + t ε̂ for estimate and truth alike, F − v = (ε̂ − ε)/(1 − t).
+    np.testing.assert_allclose(eqd.l_simple(p), eqd.score_matching(p) / (1 - 0.3) ** 2, rtol=1e-9)
+
+
+def test_errors(getkey):
+    chain = eqd.cosine_schedule(9)
+    p = eqd.predict(eqd.GaussianDenoiser(chain), 5, jnp.zeros(3), key=getkey())
+    for weighting in (eqd.SigmoidWeighting(), eqd.LikelihoodWeighting()):
+        with pytest.raises(ValueError, match=rf"{type(weighting).__name__} needs g\(t\)"):
+            eqd.score_matching(p, weighting)
+    with pytest.raises(ValueError, match=r"EDMWeighting\(sigma_data=0.0\)"):
+        eqd.EDMWeighting(0.0)
+    with pytest.raises(ValueError, match=r"MinSNRWeighting\(gamma=-1.0\)"):
+        eqd.MinSNRWeighting(-1.0)
