@@ -23,6 +23,7 @@ import numpy as np
 from ..nn._attention import AttentionBlock
 from ..nn._block import ResBlock
 from ..nn._resample import Downsample, Upsample
+from ..nn._super_resolution import SuperResolution
 from ..nn._unet import UNet
 
 
@@ -265,19 +266,44 @@ def improved_diffusion_unet(
     return eqx.tree_at(lambda net: [where(net) for _, where, _ in entries], skeleton, leaves)
 
 
-def improved_diffusion_state_dict(net: UNet) -> dict[str, np.ndarray]:
+def improved_diffusion_super_resolution(
+    state_dict: Mapping[str, Any], config: Mapping[str, Any], *, compute_dtype: Any = jnp.float32
+) -> SuperResolution:
+    """An official improved-diffusion `SuperResModel`: our `UNet` that also sees a low-resolution image.
+
+    Its weights are those of a `UNetModel` with twice the `in_channels`.
+
+    **Arguments:**
+
+    - `state_dict`, `compute_dtype`: as for [`eqdiff.interop.improved_diffusion_unet`][].
+    - `config`: the keyword arguments of the official `SuperResModel`, as there; `in_channels` counts
+        those of $x$ alone.
+
+    **Returns:** an [`eqdiff.nn.SuperResolution`][], whose `args` is the low-resolution image, or the pair
+    of it and a class. (The official keyword arguments are `low_res` and `y`.)
+
+    **Raises:** as there.
+    """
+    doubled = {k: 2 * v if k == "in_channels" else v for k, v in config.items()}
+    return SuperResolution(
+        improved_diffusion_unet(state_dict, doubled, compute_dtype=compute_dtype)
+    )
+
+
+def improved_diffusion_state_dict(net: UNet | SuperResolution) -> dict[str, np.ndarray]:
     """The weights of a `UNet` under their official names: the inverse of `improved_diffusion_unet`.
 
     Also names gradients, or an EMA, where those have the structure of the network.
 
     **Arguments:**
 
-    - `net`: an [`eqdiff.nn.UNet`][].
+    - `net`: an [`eqdiff.nn.UNet`][], or an [`eqdiff.nn.SuperResolution`][] of one.
 
     **Returns:** official names and arrays in the official layout, in the official order, for
     `UNetModel.load_state_dict({k: torch.from_numpy(v) for k, v in ...})`.
     """
+    unet: Any = net.net if isinstance(net, SuperResolution) else net
     return {
-        name: np.ascontiguousarray(layout.to_official(np.asarray(where(net))))
-        for name, where, layout in _entries(net)
+        name: np.ascontiguousarray(layout.to_official(np.asarray(where(unet))))
+        for name, where, layout in _entries(unet)
     }

@@ -7,7 +7,7 @@ $$y = x + W_o\,\mathrm{softmax}\left(\frac{q k^\top}{\sqrt c}\right) v, \qquad
 
 The output channels of $W_{qkv}$ are ordered $(\{q, k, v\}, \text{head}, c)$ here. Official networks
 interleave them in three different ways; that is a matter of their files, and `eqdiff.interop`
-permutes the weights.
+permutes the weights. Song's networks multiply the sum $y$ by $1/\sqrt 2$.
 """
 
 import equinox as eqx
@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from .._types import Key
 from ._conv import Linear
 from ._init import Init, torch_default, zeros
-from ._norm import GroupNorm
+from ._norm import GroupNorm, Groups
 from ._precision import at_least_float32
 
 
@@ -47,16 +47,19 @@ class AttentionBlock(eqx.Module):
     qkv: Linear
     out: Linear
     num_heads: int = eqx.field(static=True)
+    scale: float = eqx.field(static=True)
 
     def __init__(
         self,
         channels: int,
         num_heads: int,
         *,
-        groups: int = 32,
+        groups: Groups = 32,
         eps: float = 1e-5,
+        scale: float = 1.0,
         init: Init = torch_default,
         out_init: Init = zeros,
+        bias_init: Init | None = None,
         key: Key,
     ):
         """**Arguments:**
@@ -64,7 +67,9 @@ class AttentionBlock(eqx.Module):
         - `channels`: of the image; a multiple of `num_heads`.
         - `num_heads`: how many heads.
         - `groups`, `eps`: of the group normalisation.
-        - `init`, `out_init`: of the maps into and out of the attention.
+        - `scale`: of the sum of both branches.
+        - `init`, `out_init`, `bias_init`: of the maps into and out of the attention, and of the
+            biases of both (by default as their weights).
         - `key`: a PRNG key.
         """
         if channels % num_heads != 0:
@@ -74,13 +79,14 @@ class AttentionBlock(eqx.Module):
             )
         key1, key2 = jax.random.split(key)
         self.norm = GroupNorm(channels, groups, eps=eps)
-        self.qkv = Linear(channels, 3 * channels, init=init, key=key1)
-        self.out = Linear(channels, channels, init=out_init, key=key2)
-        self.num_heads = num_heads
+        self.qkv = Linear(channels, 3 * channels, init=init, bias_init=bias_init, key=key1)
+        self.out = Linear(channels, channels, init=out_init, bias_init=bias_init, key=key2)
+        self.num_heads, self.scale = num_heads, scale
 
     def __call__(self, x: Float[Array, "*spatial channels"]) -> Float[Array, "*spatial channels"]:
         channels = x.shape[-1]
         h = jnp.reshape(self.norm(x), (-1, channels))
         qkv = jnp.reshape(self.qkv(h), (-1, 3, self.num_heads, channels // self.num_heads))
         h = attention(qkv[:, 0], qkv[:, 1], qkv[:, 2])
-        return x + jnp.reshape(self.out(jnp.reshape(h, (-1, channels))), x.shape)
+        y = x + jnp.reshape(self.out(jnp.reshape(h, (-1, channels))), x.shape)
+        return y if self.scale == 1 else self.scale * y

@@ -1,4 +1,4 @@
-r"""The residual block of Improved DDPM.
+r"""The residual block of Improved DDPM, and what later families changed in it.
 
 $$h = \mathrm{conv}(\mathrm{SiLU}(\mathrm{GN}(x))), \qquad
   y = \mathrm{skip}(x) + \mathrm{conv}_0(\mathrm{drop}(\mathrm{SiLU}(
@@ -7,6 +7,10 @@ $$h = \mathrm{conv}(\mathrm{SiLU}(\mathrm{GN}(x))), \qquad
 where $e$ embeds the time and the class, $\mathrm{conv}_0$ starts at zero, and the skip is the
 identity or a 1×1 convolution. Without scale-shift norm the embedding is added before the
 normalisation, $\mathrm{GN}(h + W\, \mathrm{SiLU}(e))$, as in Ho et al. (2020).
+
+A block may also change the sides of the image, as BigGAN's does (Brock et al. 2019): then
+$h = \mathrm{conv}(R\,\mathrm{SiLU}(\mathrm{GN}(x)))$ and the skip starts with $R x$, for a resampling
+$R$. Song et al. (2021) multiply $y$ by $1/\sqrt 2$, which keeps its variance that of its two terms.
 """
 
 import equinox as eqx
@@ -18,7 +22,8 @@ from .._types import Key
 from ._conv import Conv, Linear
 from ._dropout import dropout
 from ._init import Init, torch_default, zeros
-from ._norm import GroupNorm
+from ._norm import GroupNorm, Groups
+from ._resample import Resample
 
 
 class ResBlock(eqx.Module):
@@ -26,64 +31,87 @@ class ResBlock(eqx.Module):
 
     norm1: GroupNorm
     conv1: Conv
-    embedding: Linear
+    embedding: Linear | None
     norm2: GroupNorm
     conv2: Conv
     skip: Linear | None
+    resample: Resample | None
     dropout: float = eqx.field(static=True)
     scale_shift_norm: bool = eqx.field(static=True)
+    scale: float = eqx.field(static=True)
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        embedding_size: int,
+        embedding_size: int | None,
         *,
         dropout: float = 0.0,
         scale_shift_norm: bool = True,
-        groups: int = 32,
+        groups: Groups = 32,
         eps: float = 1e-5,
+        scale: float = 1.0,
+        resample: Resample | None = None,
+        project_skip: bool = False,
         init: Init = torch_default,
         out_init: Init = zeros,
+        bias_init: Init | None = None,
         key: Key,
     ):
         """**Arguments:**
 
         - `in_channels`, `out_channels`: of the image.
-        - `embedding_size`: of $e$.
+        - `embedding_size`: of $e$; `None` for a block that is told nothing.
         - `dropout`: a probability.
         - `scale_shift_norm`: whether the embedding scales and shifts the second normalisation, or
             is added before it.
         - `groups`, `eps`: of the group normalisations.
+        - `scale`: of the sum of both branches.
+        - `resample`: $R$, before the first convolution and in the skip.
+        - `project_skip`: whether the skip has a 1×1 convolution even where the width stays.
         - `init`, `out_init`: of all maps but the last, and of the last one.
+        - `bias_init`: of every bias; by default as its weight.
         - `key`: a PRNG key.
         """
         key1, key2, key3, key4 = jax.random.split(key, 4)
         size = 2 * out_channels if scale_shift_norm else out_channels
         self.norm1 = GroupNorm(in_channels, groups, eps=eps)
-        self.conv1 = Conv(in_channels, out_channels, init=init, key=key1)
-        self.embedding = Linear(embedding_size, size, init=init, key=key2)
+        self.conv1 = Conv(in_channels, out_channels, init=init, bias_init=bias_init, key=key1)
+        if embedding_size is None:
+            self.embedding = None
+        else:
+            self.embedding = Linear(embedding_size, size, init=init, bias_init=bias_init, key=key2)
         self.norm2 = GroupNorm(out_channels, groups, eps=eps)
-        self.conv2 = Conv(out_channels, out_channels, init=out_init, key=key3)
-        if in_channels == out_channels:
+        self.conv2 = Conv(out_channels, out_channels, init=out_init, bias_init=bias_init, key=key3)
+        if in_channels == out_channels and not project_skip:
             self.skip = None
         else:
-            self.skip = Linear(in_channels, out_channels, init=init, key=key4)
+            self.skip = Linear(in_channels, out_channels, init=init, bias_init=bias_init, key=key4)
+        self.resample, self.scale = resample, scale
         self.dropout = dropout
         self.scale_shift_norm = scale_shift_norm
 
     def __call__(
         self,
         x: Float[Array, "height width in"],
-        embedding: Float[Array, " size"],
+        embedding: Float[Array, " size"] | None,
         key: Key | None = None,
-    ) -> Float[Array, "height width out"]:
-        h = self.conv1(jax.nn.silu(self.norm1(x)))
+    ) -> Float[Array, "new_height new_width out"]:
+        h = jax.nn.silu(self.norm1(x))
+        if self.resample is not None:
+            h, x = self.resample(h), self.resample(x)
+        h = self._modulate(self.conv1(h), embedding)
+        h = self.conv2(dropout(jax.nn.silu(h), self.dropout, key))
+        y = h + (x if self.skip is None else self.skip(x))
+        return y if self.scale == 1 else self.scale * y
+
+    def _modulate(
+        self, h: Float[Array, "height width c"], embedding: Float[Array, " size"] | None
+    ) -> Float[Array, "height width c"]:
+        if self.embedding is None or embedding is None:
+            return self.norm2(h)
         e = self.embedding(jax.nn.silu(embedding))
         if self.scale_shift_norm:
             scale, shift = jnp.split(e, 2)
-            h = self.norm2(h, scale, shift)
-        else:
-            h = self.norm2(h + jax.lax.broadcast(e.astype(h.dtype), h.shape[:-1]))
-        h = self.conv2(dropout(jax.nn.silu(h), self.dropout, key))
-        return h + (x if self.skip is None else self.skip(x))
+            return self.norm2(h, scale, shift)
+        return self.norm2(h + jax.lax.broadcast(e.astype(h.dtype), h.shape[:-1]))

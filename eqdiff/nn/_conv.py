@@ -27,9 +27,14 @@ Padding = tuple[tuple[int, int], tuple[int, int]]
 _MIN_ROWS = 16
 
 
-def _convolve(x: Array, weight: Array, stride: int, padding: Padding) -> Array:
+def _convolve(x: Array, weight: Array, stride: int, padding: Padding, dilation: int = 1) -> Array:
     y = jax.lax.conv_general_dilated(
-        x[None], weight, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        x[None],
+        weight,
+        (stride, stride),
+        padding,
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
     return y[0]
 
@@ -80,21 +85,27 @@ def convolve(
     weight: Float[Array, "kh kw in out"],
     stride: int,
     padding: Padding,
+    dilation: int = 1,
 ) -> Float[Array, "new_height new_width out"]:
     """A cross-correlation, as every deep-learning library calls a convolution."""
-    large = stride == 1 and weight.shape[0] > 1 and x.shape[0] >= _MIN_ROWS
+    large = stride == dilation == 1 and weight.shape[0] > 1 and x.shape[0] >= _MIN_ROWS
     if large and jax.default_backend() == "cpu":
         return _convolve_rowwise_gradient(x, weight, padding)
-    return _convolve(x, weight, stride, padding)
+    return _convolve(x, weight, stride, padding, dilation)
+
+
+def _add_bias(y: Array, bias: Array | None) -> Array:
+    return y if bias is None else y + jax.lax.broadcast(bias.astype(y.dtype), y.shape[:-1])
 
 
 class Conv(eqx.Module):
     """A convolution of one channels-last image."""
 
     weight: Float[Array, "kh kw in out"]
-    bias: Float[Array, " out"]
+    bias: Float[Array, " out"] | None
     stride: int = eqx.field(static=True)
     padding: Padding = eqx.field(static=True)
+    dilation: int = eqx.field(static=True)
 
     def __init__(
         self,
@@ -104,6 +115,8 @@ class Conv(eqx.Module):
         *,
         stride: int = 1,
         padding: Padding | None = None,
+        dilation: int = 1,
+        bias: bool = True,
         init: Init = torch_default,
         bias_init: Init | None = None,
         key: Key,
@@ -114,36 +127,39 @@ class Conv(eqx.Module):
         - `padding`: zeros before and after the height and the width. The default pads half a kernel
             on every side (OpenAI, also with stride 2); Song's JAX code pads `((0, 1), (0, 1))`
             where the stride is 2.
+        - `dilation`: the distance between two taps of the kernel, in pixels.
+        - `bias`: whether a number is added to each output channel.
         - `init`, `bias_init`: initialisers; the bias's defaults to the weight's.
         - `key`: a PRNG key.
         """
         key1, key2 = jax.random.split(key)
-        half = kernel_size // 2
+        half = dilation * (kernel_size // 2)
         fans = in_channels * kernel_size**2, out_channels * kernel_size**2
         shape = (kernel_size, kernel_size, in_channels, out_channels)
         self.weight = init(key1, shape, *fans)
-        self.bias = (bias_init or init)(key2, (out_channels,), *fans)
-        self.stride = stride
+        self.bias = (bias_init or init)(key2, (out_channels,), *fans) if bias else None
+        self.stride, self.dilation = stride, dilation
         self.padding = ((half, half), (half, half)) if padding is None else padding
 
     def __call__(
         self, x: Float[Array, "height width in"]
     ) -> Float[Array, "new_height new_width out"]:
-        y = convolve(x, self.weight.astype(x.dtype), self.stride, self.padding)
-        return y + jax.lax.broadcast(self.bias.astype(x.dtype), y.shape[:-1])
+        y = convolve(x, self.weight.astype(x.dtype), self.stride, self.padding, self.dilation)
+        return _add_bias(y, self.bias)
 
 
 class Linear(eqx.Module):
     """A linear map of the last axis: of a vector, or of every pixel (then a 1×1 convolution)."""
 
     weight: Float[Array, "in out"]
-    bias: Float[Array, " out"]
+    bias: Float[Array, " out"] | None
 
     def __init__(
         self,
         in_size: int,
         out_size: int,
         *,
+        bias: bool = True,
         init: Init = torch_default,
         bias_init: Init | None = None,
         key: Key,
@@ -151,8 +167,7 @@ class Linear(eqx.Module):
         """**Arguments:** as for `Conv`."""
         key1, key2 = jax.random.split(key)
         self.weight = init(key1, (in_size, out_size), in_size, out_size)
-        self.bias = (bias_init or init)(key2, (out_size,), in_size, out_size)
+        self.bias = (bias_init or init)(key2, (out_size,), in_size, out_size) if bias else None
 
     def __call__(self, x: Float[Array, "*spatial in"]) -> Float[Array, "*spatial out"]:
-        y = x @ self.weight.astype(x.dtype)
-        return y + jax.lax.broadcast(self.bias.astype(x.dtype), y.shape[:-1])
+        return _add_bias(x @ self.weight.astype(x.dtype), self.bias)

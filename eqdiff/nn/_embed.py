@@ -6,8 +6,13 @@ $$e_i = \cos(\omega_i l), \quad e_{n/2 + i} = \sin(\omega_i l), \quad
   \omega_i = P^{-i / (n/2)}, \quad i = 0, \dots, n/2 - 1, \tag{1}$$
 
 with $P = 10^4$. Families differ in the order of the two halves and in whether the lowest frequency
-is exactly $1/P$ (then $\omega_i = P^{-i/(n/2 - 1)}$). Frequencies are constants of the program, not
-parameters: as arrays in a module they would be trained.
+is exactly $1/P$ (then $\omega_i = P^{-i/(n/2 - 1)}$). Fourier features (Tancik et al. 2020) of a
+label that is itself a logarithm have random frequencies instead,
+
+$$\omega_i = 2\pi W_i, \qquad W_i \sim \mathcal N(0, s^2). \tag{2}$$
+
+Frequencies are constants of the program, not parameters: as arrays in a module they would be
+trained. So are random ones: a tuple of numbers, drawn once for all (`fourier_frequencies`).
 """
 
 import math
@@ -49,23 +54,79 @@ def sinusoidal_embedding(
     return jnp.concatenate(halves if cosine_first else halves[::-1])
 
 
+def fourier_frequencies(number: int, scale: float | int) -> tuple[float, ...]:
+    """$W$ of equation (2), always the same draw for the same number and scale."""
+    draw = np.random.default_rng(0).standard_normal(number)
+    return tuple(float(scale * w) for w in draw)
+
+
+def fourier_embedding(label: Scalar, frequencies: tuple[float, ...]) -> Float[Array, " size"]:
+    """Equation (2), sines first."""
+    angles = label * jnp.asarray(2 * np.pi * np.asarray(frequencies), label.dtype)
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)])
+
+
 class TimeEmbedding(eqx.Module):
-    """Equation (1), then a two-layer perceptron with a SiLU between."""
+    """Equation (1) or (2), then a two-layer perceptron with a SiLU between."""
 
     linear1: Linear
     linear2: Linear
     in_size: int = eqx.field(static=True)
+    frequencies: tuple[float, ...] | None = eqx.field(static=True)
+    cosine_first: bool = eqx.field(static=True)
+    endpoint: bool = eqx.field(static=True)
 
-    def __init__(self, in_size: int, out_size: int, *, init: Init = torch_default, key: Key):
+    def __init__(
+        self,
+        in_size: int,
+        out_size: int,
+        *,
+        frequencies: tuple[float, ...] | None = None,
+        cosine_first: bool = True,
+        endpoint: bool = False,
+        init: Init = torch_default,
+        bias_init: Init | None = None,
+        key: Key,
+    ):
+        """**Arguments:**
+
+        - `in_size`, `out_size`: of the sinusoids and of the result.
+        - `frequencies`: $W$ of equation (2), half of `in_size` in number; `None` for equation (1).
+        - `cosine_first`, `endpoint`: variants of equation (1).
+        - `init`, `bias_init`: of both maps, and of their biases (by default as the weights).
+        - `key`: a PRNG key.
+        """
         key1, key2 = jax.random.split(key)
         if in_size % 2 != 0:
             raise ValueError(f"the embedding of the time label needs an even size, got {in_size}.")
-        self.linear1 = Linear(in_size, out_size, init=init, key=key1)
-        self.linear2 = Linear(out_size, out_size, init=init, key=key2)
-        self.in_size = in_size
+        if endpoint and in_size < 4:
+            raise ValueError(
+                f"frequencies from 1 to 1/10000 need a size of at least 4, got {in_size}."
+            )
+        if frequencies is not None and 2 * len(frequencies) != in_size:
+            raise ValueError(
+                f"{len(frequencies)} frequencies were given for an embedding of size {in_size}, "
+                f"which has {in_size // 2}."
+            )
+        self.linear1 = Linear(in_size, out_size, init=init, bias_init=bias_init, key=key1)
+        self.linear2 = Linear(out_size, out_size, init=init, bias_init=bias_init, key=key2)
+        self.in_size, self.frequencies = in_size, frequencies
+        self.cosine_first, self.endpoint = cosine_first, endpoint
 
-    def __call__(self, label: Scalar) -> Float[Array, " out_size"]:
-        return self.linear2(jax.nn.silu(self.linear1(sinusoidal_embedding(label, self.in_size))))
+    def sinusoids(self, label: Scalar) -> Float[Array, " in_size"]:
+        """Equation (1) or (2)."""
+        if self.frequencies is not None:
+            return fourier_embedding(label, self.frequencies)
+        return sinusoidal_embedding(
+            label, self.in_size, cosine_first=self.cosine_first, endpoint=self.endpoint
+        )
+
+    def __call__(
+        self, label: Scalar, extra: Float[Array, " in_size"] | None = None
+    ) -> Float[Array, " out_size"]:
+        # EDM adds what else the network is told before the perceptron.
+        e = self.sinusoids(label)
+        return self.linear2(jax.nn.silu(self.linear1(e if extra is None else e + extra)))
 
 
 class ClassEmbedding(eqx.Module):

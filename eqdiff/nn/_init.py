@@ -9,6 +9,13 @@ $$W, b \sim \mathcal U\left(-n_\text{in}^{-1/2}, n_\text{in}^{-1/2}\right), \tag
 where $n_\text{in}$ counts the inputs of one output, and sets the last map of every residual branch
 and of the whole network to zero, so that at first each block is the identity and the network
 returns zero.
+
+Song's networks and EDM's versions of them scale by the mean of both fans (Glorot & Bengio 2010),
+
+$$W \sim \mathcal U\left(-\sqrt{6 s / (n_\text{in} + n_\text{out})},
+    \sqrt{6 s / (n_\text{in} + n_\text{out})}\right), \qquad b = 0, \tag{2}$$
+
+with $s = 1$, or $s = 10^{-10}$ where others set zero.
 """
 
 import math
@@ -33,6 +40,17 @@ def torch_default(
     del fan_out
     bound = 1 / math.sqrt(fan_in)
     return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+
+
+def fan_average(scale: float = 1.0) -> Init:
+    """Equation (2) with $s$ = `scale`; the `variance_scaling(scale, "fan_avg", "uniform")` of Song's
+    code and, with a gain of √`scale`, EDM's `xavier_uniform`."""
+
+    def init(key, shape, fan_in, fan_out):
+        bound = math.sqrt(6 * scale / (fan_in + fan_out))
+        return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+
+    return init
 
 
 def zeros(key: Key, shape: tuple[int, ...], fan_in: int, fan_out: int) -> Float[Array, "..."]:

@@ -1,8 +1,11 @@
 """Halving and doubling the sides of a channels-last image.
 
 Improved DDPM halves with a strided convolution and doubles by repeating pixels before a
-convolution; without convolutions (`conv_resample=False`) it halves with a 2×2 mean.
+convolution; without convolutions (`conv_resample=False`) it halves with a 2×2 mean. Later networks
+filter (`_fir.py`).
 """
+
+from typing import Any, Literal
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -10,6 +13,7 @@ from jaxtyping import Array, Float
 
 from .._types import Key
 from ._conv import Conv, Padding
+from ._fir import downsample, upsample
 from ._init import Init, torch_default
 
 
@@ -26,6 +30,25 @@ def repeat_pixels(x: Float[Array, "height width c"]) -> Float[Array, "2*height 2
     return jnp.reshape(x, (2 * height, 2 * width, channels))
 
 
+class Resample(eqx.Module):
+    """Half or twice as many pixels on each side by filtering, without parameters."""
+
+    direction: Literal["down", "up"] = eqx.field(static=True)
+    kernel: tuple[float | int, ...] = eqx.field(static=True)
+
+    def __init__(self, direction: Literal["down", "up"], kernel: tuple[float | int, ...] = (1, 1)):
+        """**Arguments:**
+
+        - `direction`: which.
+        - `kernel`: the taps along one axis, in any scale. `(1, 1)` is a 2×2 mean and repeated
+            pixels; NCSN++ uses `(1, 3, 3, 1)`.
+        """
+        self.direction, self.kernel = direction, tuple(kernel)
+
+    def __call__(self, x: Float[Array, "height width c"]) -> Float[Array, "new_height new_width c"]:
+        return downsample(x, self.kernel) if self.direction == "down" else upsample(x, self.kernel)
+
+
 class Downsample(eqx.Module):
     """Half as many pixels on each side."""
 
@@ -34,28 +57,31 @@ class Downsample(eqx.Module):
     def __init__(
         self,
         channels: int,
+        out_channels: int | None = None,
         *,
         conv: bool = True,
         padding: Padding = ((1, 1), (1, 1)),
         init: Init = torch_default,
+        bias_init: Init | None = None,
         key: Key,
     ):
         """**Arguments:**
 
-        - `channels`: of the image.
+        - `channels`, `out_channels`: of the image, before and after the convolution (by default the
+            same).
         - `conv`: whether with a strided 3×3 convolution; otherwise with a 2×2 mean.
         - `padding`: of that convolution: one pixel on every side in OpenAI's networks, `((0, 1),
             (0, 1))` in Song's.
-        - `init`: its initialiser.
+        - `init`, `bias_init`: its initialisers.
         - `key`: a PRNG key.
         """
-        self.conv = (
-            Conv(channels, channels, stride=2, padding=padding, init=init, key=key)
-            if conv
-            else None
+        out_channels = channels if out_channels is None else out_channels
+        options: dict[str, Any] = dict(
+            stride=2, padding=padding, init=init, bias_init=bias_init, key=key
         )
+        self.conv = Conv(channels, out_channels, **options) if conv else None
 
-    def __call__(self, x: Float[Array, "height width c"]) -> Float[Array, "height//2 width//2 c"]:
+    def __call__(self, x: Float[Array, "height width c"]) -> Float[Array, "height//2 width//2 out"]:
         return average_pool(x) if self.conv is None else self.conv(x)
 
 
@@ -64,16 +90,28 @@ class Upsample(eqx.Module):
 
     conv: Conv | None
 
-    def __init__(self, channels: int, *, conv: bool = True, init: Init = torch_default, key: Key):
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int | None = None,
+        *,
+        conv: bool = True,
+        init: Init = torch_default,
+        bias_init: Init | None = None,
+        key: Key,
+    ):
         """**Arguments:**
 
-        - `channels`: of the image.
+        - `channels`, `out_channels`: of the image, before and after the convolution (by default the
+            same).
         - `conv`: whether a 3×3 convolution follows the repeated pixels.
-        - `init`: its initialiser.
+        - `init`, `bias_init`: its initialisers.
         - `key`: a PRNG key.
         """
-        self.conv = Conv(channels, channels, init=init, key=key) if conv else None
+        out_channels = channels if out_channels is None else out_channels
+        options: dict[str, Any] = dict(init=init, bias_init=bias_init, key=key)
+        self.conv = Conv(channels, out_channels, **options) if conv else None
 
-    def __call__(self, x: Float[Array, "height width c"]) -> Float[Array, "2*height 2*width c"]:
+    def __call__(self, x: Float[Array, "height width c"]) -> Float[Array, "2*height 2*width out"]:
         x = repeat_pixels(x)
         return x if self.conv is None else self.conv(x)

@@ -23,6 +23,7 @@ from jaxtyping import Array, Float
 from .._types import Args, Example, Key, Time
 from ._attention import AttentionBlock
 from ._block import ResBlock
+from ._check import check_levels
 from ._conv import Conv
 from ._embed import check_class, check_label, ClassEmbedding, TimeEmbedding
 from ._init import key_stream, zeros
@@ -220,24 +221,6 @@ class UNet(eqx.Module):
             levels.append(Level(tuple(blocks), tuple(attentions), resample))
         return tuple(levels)
 
-    def _check_image(self, x: Example) -> None:
-        if x.ndim != 3 or x.shape[0] != self.in_channels:
-            hint = " Batch with jax.vmap(net)(labels, xs)." if x.ndim == 4 else ""
-            raise ValueError(
-                f"this UNet takes one image of shape ({self.in_channels}, height, width), got "
-                f"{x.shape}.{hint}"
-            )
-        unit = 2 ** (len(self.channel_mult) - 1)
-        for name, side in zip(("height", "width"), x.shape[1:], strict=True):
-            if side % unit != 0 or side == 0:
-                below, above = side // unit * unit, (side // unit + 1) * unit
-                nearest = f"{below} and {above}" if below > 0 else f"{above}"
-                raise ValueError(
-                    f"a UNet with {len(self.channel_mult)} levels takes images whose sides are "
-                    f"multiples of {unit}, got {name} {side}; the nearest are {nearest}. Pad the "
-                    "image, or use fewer levels (a shorter channel_mult)."
-                )
-
     def _embed(self, label: Time, args: Args) -> Float[Array, " size"]:
         index = check_class(args, self.num_classes, "UNet")
         dtype = at_least_float32(self.compute_dtype)
@@ -274,7 +257,7 @@ class UNet(eqx.Module):
         unexpected.
         """
         check_label(label, "UNet")
-        self._check_image(x)
+        check_levels(x, self.in_channels, len(self.channel_mult), "UNet")
         embedding = self._embed(label, args)
         keys = None if key is None else key_stream(key)
 

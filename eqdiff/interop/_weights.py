@@ -1,0 +1,138 @@
+r"""Filling a network with arrays that have official names.
+
+A network is described as a list of entries: an official name, its place here, and how the two arrays
+correspond. That correspondence is a permutation of entries; no name is guessed from a shape or an
+order, so that a file of another architecture fails loudly.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+Net = TypeVar("Net")
+
+
+class Layout(NamedTuple):
+    """How official arrays become ours, and back; several where one of ours is several of theirs."""
+
+    to_ours: Callable[..., np.ndarray]
+    to_official: Callable[[np.ndarray], tuple[np.ndarray, ...]]
+
+
+class Path(NamedTuple):
+    """A place in a network: `Path().at("encoder", 0)(net)` is `net.encoder[0]`."""
+
+    steps: tuple[str | int, ...] = ()
+
+    def at(self, *steps: str | int) -> "Path":
+        return Path((*self.steps, *steps))
+
+    def __call__(self, net: Any) -> Any:
+        for step in self.steps:
+            net = getattr(net, step) if isinstance(step, str) else net[step]
+        return net
+
+
+class Entry(NamedTuple):
+    """One parameter: its official names, its place in our network, and the layout of its array."""
+
+    names: tuple[str, ...]
+    where: Path
+    layout: Layout
+
+
+def layout(to_ours: Callable, to_official: Callable) -> Layout:
+    """A layout of one array."""
+    return Layout(to_ours, lambda a: (to_official(a),))
+
+
+SAME = layout(lambda a: a, lambda a: a)
+CONV = layout(lambda a: a.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 1))
+LINEAR = layout(lambda a: a.T, lambda a: a.T)
+CONV1X1 = layout(lambda a: a[:, :, 0, 0].T, lambda a: a.T[:, :, None, None])
+
+
+def affine(
+    name: str,
+    where: Path,
+    weight: Layout = SAME,
+    *,
+    names: tuple[str, str] = ("weight", "bias"),
+    bias: bool = True,
+) -> Iterator[Entry]:
+    """`name.weight` and `name.bias` of a layer."""
+    yield Entry((f"{name}.{names[0]}",), where.at("weight"), weight)
+    if bias:
+        yield Entry((f"{name}.{names[1]}",), where.at("bias"), SAME)
+
+
+def strip(state_dict: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The names without a prefix that all of them have (`module.` of data-parallel training)."""
+    if state_dict and all(name.startswith(prefix) for name in state_dict):
+        return {name.removeprefix(prefix): value for name, value in state_dict.items()}
+    return dict(state_dict)
+
+
+def _shapes(entry: Entry, skeleton: Any) -> tuple[tuple[int, ...], ...]:
+    ours = np.broadcast_to(np.float32(0), entry.where(skeleton).shape)
+    return tuple(array.shape for array in entry.layout.to_official(ours))
+
+
+def _check(
+    expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]], network: str
+) -> None:
+    problems = [f"missing {name} {expected[name]}" for name in expected if name not in given]
+    problems += [f"unexpected {name} {given[name]}" for name in given if name not in expected]
+    problems += [
+        f"{name} has shape {given[name]}, expected {shape}"
+        for name, shape in expected.items()
+        if name in given and given[name] != shape
+    ]
+    if problems:
+        raise ValueError(
+            f"the weights do not fit this {network} ({len(problems)} problems); is `config` the one "
+            "they were trained with?\n  " + "\n  ".join(problems)
+        )
+
+
+def skeleton(build: Callable[..., Net]) -> Net:
+    """`build(key)` without its numbers: nothing is drawn only to be overwritten."""
+    return eqx.filter_eval_shape(build, jax.random.key(0))
+
+
+def fill(net: Net, entries: Iterable[Entry], arrays: Mapping[str, Any]) -> Net:
+    """The skeleton `net` with official arrays in float32.
+
+    **Raises:** `ValueError` that lists every missing, unexpected and mis-shaped weight by name.
+    """
+    entries = list(entries)
+    arrays = {name: np.asarray(array) for name, array in arrays.items()}
+    expected = {
+        name: shape
+        for entry in entries
+        for name, shape in zip(entry.names, _shapes(entry, net), strict=True)
+    }
+    _check(expected, {name: a.shape for name, a in arrays.items()}, type(net).__name__)
+    leaves = [
+        jnp.asarray(
+            np.ascontiguousarray(entry.layout.to_ours(*(arrays[name] for name in entry.names))),
+            jnp.float32,
+        )
+        for entry in entries
+    ]
+    return eqx.tree_at(lambda net: [entry.where(net) for entry in entries], net, leaves)
+
+
+def official(net: Any, entries: Iterable[Entry]) -> dict[str, np.ndarray]:
+    """Official names and arrays of a network, or of what has its structure (gradients, an EMA)."""
+    found = {}
+    for entry in entries:
+        arrays = entry.layout.to_official(np.asarray(entry.where(net)))
+        for name, array in zip(entry.names, arrays, strict=True):
+            found[name] = np.ascontiguousarray(array)
+    return found
