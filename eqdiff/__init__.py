@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING
 
 from . import nn as nn
 from ._bound import (
+    analytic_variance as analytic_variance,
+    BoundEstimate as BoundEstimate,
     estimate_variational_bound as estimate_variational_bound,
+    optimal_timesteps as optimal_timesteps,
+    optimal_variance as optimal_variance,
+    pairwise_terms as pairwise_terms,
+    PairwiseTerms as PairwiseTerms,
     variational_bound as variational_bound,
     VariationalBound as VariationalBound,
 )
@@ -19,10 +25,27 @@ from ._denoiser import (
 from ._dequantise import (
     AbstractDequantisation as AbstractDequantisation,
     GaussianDequantisation as GaussianDequantisation,
+    LogisticNoise as LogisticNoise,
     UniformDequantisation as UniformDequantisation,
+    VariationalDequantisation as VariationalDequantisation,
 )
 from ._generate import generate as generate
-from ._guidance import Clip as Clip
+from ._guidance import (
+    AbstractGuidance as AbstractGuidance,
+    AbstractPosteriorCovariance as AbstractPosteriorCovariance,
+    Classifier as Classifier,
+    ClassifierFree as ClassifierFree,
+    ClassifierGuidance as ClassifierGuidance,
+    Clip as Clip,
+    DynamicThreshold as DynamicThreshold,
+    FixedArgs as FixedArgs,
+    GuidanceInterval as GuidanceInterval,
+    IsotropicCovariance as IsotropicCovariance,
+    JacobianCovariance as JacobianCovariance,
+    MeanGuidance as MeanGuidance,
+    PosteriorGuidance as PosteriorGuidance,
+    ZeroCovariance as ZeroCovariance,
+)
 from ._likelihood import (
     bits_per_dim as bits_per_dim,
     BitsPerDim as BitsPerDim,
@@ -30,16 +53,23 @@ from ._likelihood import (
     encode as encode,
     log_likelihood as log_likelihood,
     LogLikelihood as LogLikelihood,
+    slerp as slerp,
 )
 from ._loss import (
     AbstractWeighting as AbstractWeighting,
     bound_term as bound_term,
+    classifier_loss as classifier_loss,
+    EDMWeighting as EDMWeighting,
+    implicit_score_matching as implicit_score_matching,
     l_hybrid as l_hybrid,
     l_simple as l_simple,
     l_vlb as l_vlb,
     LikelihoodWeighting as LikelihoodWeighting,
+    MinSNRWeighting as MinSNRWeighting,
     NoiseWeighting as NoiseWeighting,
     score_matching as score_matching,
+    SigmoidWeighting as SigmoidWeighting,
+    sliced_score_matching as sliced_score_matching,
 )
 from ._misc import (
     discretised_gaussian_log_likelihood as discretised_gaussian_log_likelihood,
@@ -52,6 +82,8 @@ from ._oracle import (
 from ._precondition import (
     AbstractParameterisation as AbstractParameterisation,
     Data as Data,
+    EDM as EDM,
+    Flow as Flow,
     Noise as Noise,
     PreviousMean as PreviousMean,
     Score as Score,
@@ -66,18 +98,55 @@ from ._predict import (
 from ._process import (
     AbstractProcess as AbstractProcess,
     AbstractSDE as AbstractSDE,
+    CosineVPSDE as CosineVPSDE,
+    EDMSDE as EDMSDE,
+    KernelSDE as KernelSDE,
+    RectifiedFlow as RectifiedFlow,
     SubVPSDE as SubVPSDE,
     VESDE as VESDE,
     VPSDE as VPSDE,
 )
 from ._sampler import (
     AbstractChain as AbstractChain,
+    AbstractConstraint as AbstractConstraint,
+    AbstractCorrector as AbstractCorrector,
+    AbstractFinal as AbstractFinal,
+    AbstractNorms as AbstractNorms,
+    AbstractPredictor as AbstractPredictor,
+    AbstractReplacement as AbstractReplacement,
     AbstractSampler as AbstractSampler,
     Ancestral as Ancestral,
+    AncestralPredictor as AncestralPredictor,
+    AnnealedLangevin as AnnealedLangevin,
+    BatchMean as BatchMean,
+    chain_times as chain_times,
+    Colourise as Colourise,
+    Constrained as Constrained,
     DDIM as DDIM,
+    DiffraxPredictor as DiffraxPredictor,
+    DPMSolver as DPMSolver,
+    EulerMaruyama as EulerMaruyama,
+    FinalEstimate as FinalEstimate,
+    FinalMean as FinalMean,
+    FinalSample as FinalSample,
+    Inpaint as Inpaint,
+    karras_times as karras_times,
+    Langevin as Langevin,
+    Levels as Levels,
+    log_snr_times as log_snr_times,
+    PerExample as PerExample,
+    PredictorCorrector as PredictorCorrector,
     ProbabilityFlow as ProbabilityFlow,
+    Proposal as Proposal,
+    PublishedReplacement as PublishedReplacement,
+    quadratic_times as quadratic_times,
+    Replace as Replace,
+    ReverseDiffusion as ReverseDiffusion,
     ReverseSDE as ReverseSDE,
+    Step as Step,
+    StochasticHeun as StochasticHeun,
     Trajectory as Trajectory,
+    uniform_times as uniform_times,
 )
 from ._schedule import (
     alpha_bar_schedule as alpha_bar_schedule,
@@ -91,15 +160,29 @@ from ._schedule import (
     section_timesteps as section_timesteps,
 )
 from ._serialise import load_model as load_model, save_model as save_model
+from ._solver import (
+    data_prediction as data_prediction,
+    DPMSolverPP2M as DPMSolverPP2M,
+    SolveStats as SolveStats,
+)
 from ._term import (
     augmented_flow as augmented_flow,
+    Batched as Batched,
+    forward_general_sde as forward_general_sde,
     forward_sde as forward_sde,
+    general_probability_flow as general_probability_flow,
     probability_flow as probability_flow,
+    reverse_general_sde as reverse_general_sde,
     reverse_sde as reverse_sde,
 )
 from ._timesteps import (
     AbstractTimesteps as AbstractTimesteps,
+    LikelihoodImportance as LikelihoodImportance,
+    LogitNormal as LogitNormal,
+    LogNormal as LogNormal,
+    LossSecondMoment as LossSecondMoment,
     LowDiscrepancy as LowDiscrepancy,
+    SmoothedSecondMoment as SmoothedSecondMoment,
     Uniform as Uniform,
 )
 from ._trace import (
@@ -110,10 +193,12 @@ from ._trace import (
 )
 from ._variance import (
     AbstractVariance as AbstractVariance,
+    AnalyticVariance as AnalyticVariance,
     FixedLarge as FixedLarge,
     FixedSmall as FixedSmall,
     Learned as Learned,
     LearnedRange as LearnedRange,
+    ReverseStep as ReverseStep,
 )
 
 

@@ -23,22 +23,33 @@ import numpy as np
 
 from . import nn
 from ._denoiser import Denoiser
-from ._precondition import Data, Noise, PreviousMean, Score, Velocity
-from ._process import SubVPSDE, VESDE, VPSDE
+from ._precondition import Data, EDM, Flow, Noise, PreviousMean, Score, Velocity
+from ._process import (
+    CosineVPSDE,
+    EDMSDE,
+    KernelSDE,
+    RectifiedFlow,
+    SubVPSDE,
+    VESDE,
+    VPSDE,
+)
 from ._schedule import ContinuousSchedule, Schedule
-from ._variance import FixedLarge, FixedSmall, Learned, LearnedRange
+from ._variance import AnalyticVariance, FixedLarge, FixedSmall, Learned, LearnedRange
 
 
 _FORMAT_VERSION = 1
 
+_NETWORKS = (nn.DDPM, nn.NCSNpp, nn.NCSNv2, nn.SongUNet, nn.DhariwalUNet, nn.DiT)
+
 _CLASSES = {
     f"eqdiff.{cls.__name__}": cls
     for cls in (
-        *(VPSDE, VESDE, SubVPSDE, Schedule, ContinuousSchedule),
-        *(Noise, Data, Velocity, Score, PreviousMean),
-        *(FixedSmall, FixedLarge, Learned, LearnedRange),
+        *(VPSDE, VESDE, SubVPSDE, CosineVPSDE, EDMSDE, RectifiedFlow),
+        *(Schedule, ContinuousSchedule),
+        *(Noise, Data, Velocity, Score, Flow, EDM, PreviousMean),
+        *(FixedSmall, FixedLarge, Learned, LearnedRange, AnalyticVariance),
     )
-} | {f"eqdiff.nn.{cls.__name__}": cls for cls in (nn.UNet, nn.MLP)}
+} | {f"eqdiff.nn.{cls.__name__}": cls for cls in (nn.UNet, nn.MLP, nn.SuperResolution, *_NETWORKS)}
 
 
 def _require_safetensors():
@@ -139,6 +150,11 @@ def save_model(
         raise ValueError(
             "save_model: the denoiser has a label function of its own, which cannot be saved. Put the labels into the "
             "process (Schedule(betas, labels=...)) or scale them inside the network."
+        )
+    if isinstance(denoiser.process, KernelSDE):
+        raise ValueError(
+            "save_model: the process is a KernelSDE, which holds functions, and a file cannot. Write it as a subclass of "
+            "eqdiff.AbstractSDE whose constructor takes numbers, and name that class in classes=."
         )
     writer = _Writer(_table(classes))
     model = {

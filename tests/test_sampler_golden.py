@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import assert_golden, load_golden
+from toys import quick_jit
 
 import eqdiff as eqd
 
@@ -88,15 +89,17 @@ def one_step(monkeypatch, sampler, denoiser):
     return jax.jit(jax.vmap(step))(jnp.asarray(place), x, keys)
 
 
-# The official p_sample takes a predicted mean as it is, also with clip_denoised=True; here clipping x̂0 moves the mean
-# like everywhere else. Its DDIM clips for every parameterisation, as ours.
+# The official p_sample takes a predicted mean as it is, also with clip_denoised=True: only the x̂0 that it reports is
+# clipped. Its samples are those of our denoiser unwrapped; Clip moves the mean as for every other parameterisation. (The
+# official DDIM clips for every parameterisation, as ours.)
 UNCLIPPED = "PREVIOUS_X-LEARNED-clip1"
 
 
-@pytest.mark.parametrize("case", [case for case in STEPS if case != UNCLIPPED])
+@pytest.mark.parametrize("case", STEPS)
 def test_ancestral_step(case, monkeypatch):
     schedule = eqd.respace(COSINE, COSINE.spaced(100))
-    x = one_step(monkeypatch, eqd.Ancestral(), denoiser_of(case, schedule))
+    ours = case.replace("clip1", "clip0") if case == UNCLIPPED else case
+    x = one_step(monkeypatch, eqd.Ancestral(), denoiser_of(ours, schedule))
     assert_golden(x, FILE, f"p_sample/{case}/sample")
 
 
@@ -113,6 +116,26 @@ def test_ddim_step(case, eta, monkeypatch):
     schedule = eqd.respace(COSINE, COSINE.spaced(100))
     x = one_step(monkeypatch, eqd.DDIM(100, eta=eta), denoiser_of(case, schedule))
     assert_golden(x, FILE, f"ddim_sample/{case}-eta{eta}/sample")
+
+
+@pytest.mark.parametrize("case", STEPS)
+def test_ddim_encoding_step(case):
+    """From each stored state to the next time; from the last one the official code goes on to pure noise."""
+    schedule = eqd.respace(COSINE, COSINE.spaced(100))
+    golden, denoiser = load_golden(FILE), denoiser_of(case, schedule)
+    states, t = jnp.asarray(golden["step/x"], float), golden["step/t"]
+    assert 99 in t
+
+    @quick_jit
+    def run(states):
+        def step(t, x):
+            if t == 99:
+                return denoiser(99, x).noise
+            return eqd.DDIM(times=jnp.asarray([t + 1, t])).encode(denoiser, x)
+
+        return jnp.stack([step(int(t), x) for t, x in zip(t, states, strict=True)])
+
+    assert_golden(run(states), FILE, f"ddim_reverse/{case}/sample")
 
 
 def whole(monkeypatch, sampler, denoiser, name):
@@ -154,6 +177,40 @@ def test_ddim_chain(spacing, eta, case, monkeypatch):
     key = f"chain/{spacing}/{case}/ddim_eta{eta}/traj"
     # Except at η = 0.5 only the last state is stored.
     assert_golden(x if eta == 0.5 else x[-1:], FILE, key)
+
+
+@pytest.mark.parametrize("case", CHAINS)
+@pytest.mark.parametrize("spacing", SPACED)
+def test_ddim_encoding_chain(spacing, case):
+    """The official chain's last step, to ᾱ = 0, is the noise estimate of our latent."""
+    schedule, kept = SPACED[spacing]
+    denoiser, key = denoiser_of(case, schedule), f"chain/{spacing}/{case}/ddim_encode"
+    sampler = eqd.DDIM(times=kept[::-1].copy())
+
+    @quick_jit
+    @jax.vmap
+    def run(x0):
+        return denoiser(int(kept[-1]), sampler.encode(denoiser, x0)).noise
+
+    x0 = jnp.asarray(load_golden(FILE)[f"{key}/x0"], float)
+    assert_golden(run(x0), FILE, f"{key}/out")
+
+
+@pytest.mark.parametrize("case", CHAINS)
+def test_ddim_with_all_its_noise_is_finite_in_float32(case):
+    """1 − ᾱ_prev − σ² at the cosine chain's clipped step is +2e-8; the official float32 code finds -6e-8 and returns NaN."""
+    schedule, kept = SPACED["cosine4000_20"]
+    golden = load_golden(FILE)[f"chain/cosine4000_20/{case}/p_sample/x_T"]
+    sampler = eqd.DDIM(times=kept[::-1].copy(), eta=1.0)
+
+    @quick_jit
+    @jax.vmap
+    def run(x, key):
+        return sampler.trajectory(denoiser_of(case, schedule), x, key=key)
+
+    path = run(jnp.asarray(golden, jnp.float32), jax.random.split(jax.random.key(0), 2))
+    assert path.x.dtype == path.x0.dtype == jnp.float32
+    assert np.all(np.isfinite(path.x)) and np.all(np.isfinite(path.x0))
 
 
 @pytest.mark.parametrize("spacing", SPACED)

@@ -1,4 +1,4 @@
-"""Traces, terms, and what the terms refuse."""
+"""The terms of a denoiser, and what they refuse."""
 
 import diffrax
 import equinox as eqx
@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toys import quick_jit
 
 import eqdiff as eqd
 from eqdiff._term import reverse_drift, velocity
@@ -23,63 +24,6 @@ MEAN, COVARIANCE = np.array([0.5, -1.0]), np.array([[0.5, 0.3], [0.3, 0.4]])
 
 def correlated(process) -> eqd.GaussianMixtureDenoiser:
     return eqd.GaussianMixtureDenoiser(process, np.ones(1), MEAN[None], COVARIANCE[None])
-
-
-def field(matrix):
-    """A vector field with a full, unsymmetric, x-dependent Jacobian."""
-    return lambda x: jnp.sin(matrix @ x.reshape(-1)).reshape(x.shape) + x**2
-
-
-def jacobian(f, x):
-    return jax.jacfwd(f)(x).reshape(x.size, x.size)
-
-
-@pytest.mark.parametrize(("shape", "chunk"), [((5,), 1), ((5,), 2), ((1, 2, 3), 64)])
-def test_exact_trace_is_jacfwds(shape, chunk, getkey):
-    x = jax.random.normal(getkey(), shape)
-    f = field(jax.random.normal(getkey(), (x.size, x.size)))
-    trace = eqd.ExactTrace(chunk=chunk)
-    value, divergence = trace.divergence(f, x, trace.probes(x, key=None))
-    np.testing.assert_allclose(value, f(x), rtol=1e-6)
-    np.testing.assert_allclose(divergence, [jnp.trace(jacobian(f, x))], rtol=1e-5)
-
-
-def all_signs(key, shape, dtype):
-    """Each of the 2^D sign vectors once: averages over them are expectations, without Monte Carlo."""
-    signs = np.array(np.meshgrid(*[[-1, 1]] * shape[-1])).reshape(shape[-1], -1).T
-    return jnp.asarray(signs, dtype)
-
-
-def test_hutchinson_is_unbiased_with_the_stated_variance(getkey, x64):
-    x = jax.random.normal(getkey(), (4,))
-    f = field(jax.random.normal(getkey(), (4, 4)))
-    trace = eqd.Hutchinson(16, all_signs)
-    value, estimates = trace.divergence(f, x, trace.probes(x, key=getkey()))
-    j = jacobian(f, x)
-    symmetric = 0.5 * (j + j.T)
-    off_diagonal = symmetric - jnp.diag(jnp.diag(symmetric))
-    np.testing.assert_allclose(value, f(x), rtol=1e-12)
-    np.testing.assert_allclose(estimates.mean(), jnp.trace(j), rtol=1e-10)
-    np.testing.assert_allclose(estimates.var(), 2 * jnp.sum(off_diagonal**2), rtol=1e-10)
-
-
-@pytest.mark.parametrize("distribution", [eqd.rademacher, jax.random.normal])
-def test_probes_have_unit_covariance(distribution, getkey):
-    trace = eqd.Hutchinson(20000, distribution)
-    probes = trace.probes(jnp.zeros((2, 2), jnp.float32), key=getkey())
-    assert probes.shape == (20000, 2, 2) and probes.dtype == jnp.float32
-    flat = np.asarray(probes).reshape(-1, 4)
-    np.testing.assert_allclose(flat.mean(0), 0, atol=5 / 20000**0.5)
-    np.testing.assert_allclose(flat.T @ flat / 20000, np.eye(4), atol=5 * (2 / 20000) ** 0.5)
-
-
-def test_traces_refuse_what_they_cannot_do(getkey):
-    with pytest.raises(ValueError, match=r"needs a key: write key=jax\.random\.key\(0\)"):
-        eqd.Hutchinson().probes(jnp.zeros(2), key=None)
-    with pytest.raises(ValueError, match="at least one probe"):
-        eqd.Hutchinson(0)
-    with pytest.raises(ValueError, match="at least 1"):
-        eqd.ExactTrace(chunk=0)
 
 
 @pytest.mark.parametrize("name", PROCESSES)
@@ -137,7 +81,7 @@ def test_forward_sde_has_the_marginals(process):
     """From one x0: mean α x0 and variance σ² (VE carries σ_min² from t = 0 on)."""
     x0, t, n = jnp.array([1.0, -2.0]), 0.3, 3000
 
-    @jax.jit
+    @quick_jit
     @jax.vmap
     def sample(key):
         return diffrax.diffeqsolve(
@@ -206,3 +150,47 @@ def test_terms_need_continuous_time():
             ValueError, match=r"on a Schedule. Build it on schedule\.continuous\(\)"
         ):
             make(denoiser)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda d: (eqd.probability_flow(d), jnp.ones(2)),
+        lambda d: (eqd.augmented_flow(d, eqd.ExactTrace(), None), (jnp.ones(2), jnp.zeros(1))),
+    ],
+)
+def test_flows_are_solved_where_the_process_is_used(make):
+    """t = 0, where σ = 0 and its rate infinite, and the indices of a chain are the usual mistakes."""
+    process = eqd.VPSDE()
+    term, state = make(eqd.GaussianDenoiser(process))
+    vf = eqx.filter_jit(lambda t: term.vf(t, state, None))
+    for t in (process.t0, 0.3, process.t1):
+        assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(vf(jnp.float32(t))))
+    for t in (0.0, -0.3, 999.0, np.nan):
+        with pytest.raises(eqx.EquinoxRuntimeError, match=r"outside \[t0, t1\].*process.t0"):
+            vf(jnp.float32(t))
+
+
+def test_the_reverse_sde_is_solved_where_the_process_is_used(getkey):
+    term = eqd.reverse_sde(eqd.GaussianDenoiser(eqd.VPSDE()), unsafe()(getkey())).terms[0]
+    vf = eqx.filter_jit(lambda t: term.vf(t, jnp.ones(2), None))
+    assert np.all(np.isfinite(vf(jnp.float32(-0.3))))
+    for tau in (0.0, -2.0):
+        with pytest.raises(eqx.EquinoxRuntimeError, match=r"outside \[-t1, -t0\]"):
+            vf(jnp.float32(tau))
+
+
+@pytest.mark.parametrize("solver", [diffrax.ShARK(), diffrax.SPaRK(), diffrax.SEA()])
+def test_a_brownian_motion_without_levy_areas_is_named(solver, getkey):
+    """Diffrax's own message shows two types of terms and no remedy."""
+    process = eqd.VPSDE()
+    brownian = diffrax.VirtualBrownianTree(-1.0, -1e-5, 1e-2, (2,), getkey())
+    term = eqd.reverse_sde(eqd.GaussianDenoiser(process), brownian)
+    forward = eqd.forward_sde(process, diffrax.UnsafeBrownianPath((2,), getkey()))
+    for terms, ends, kind in [
+        (term, (-1.0, -1e-5), "VirtualBrownianTree"),
+        (forward, (1e-5, 1.0), "UnsafeBrownianPath"),
+    ]:
+        says = rf"diffrax\.{kind}\(\.\.\., levy_area=diffrax.SpaceTimeLevyArea\)"
+        with pytest.raises(ValueError, match=says):
+            diffrax.diffeqsolve(terms, solver, *ends, 0.1, jnp.ones(2))

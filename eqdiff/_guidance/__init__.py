@@ -1,1 +1,23 @@
+from .base import AbstractGuidance as AbstractGuidance, FixedArgs as FixedArgs
+from .classifier import (
+    ClassifierGuidance as ClassifierGuidance,
+    MeanGuidance as MeanGuidance,
+)
+from .classifier_free import ClassifierFree as ClassifierFree
 from .clip import Clip as Clip
+from .dynamic_threshold import DynamicThreshold as DynamicThreshold
+from .interval import GuidanceInterval as GuidanceInterval
+from .inverse import (
+    AbstractPosteriorCovariance as AbstractPosteriorCovariance,
+    IsotropicCovariance as IsotropicCovariance,
+    JacobianCovariance as JacobianCovariance,
+    PosteriorGuidance as PosteriorGuidance,
+    ZeroCovariance as ZeroCovariance,
+)
+from .linear import (
+    check_partial_isometry as check_partial_isometry,
+    LinearOperator as LinearOperator,
+    output_shape as output_shape,
+    transpose_of as transpose_of,
+)
+from .noise_conditional import Classifier as Classifier

@@ -9,16 +9,19 @@ import equinox as eqx
 import jax.numpy as jnp
 
 from .._denoiser import AbstractDenoiser, Estimate
-from .._precondition import AbstractParameterisation
-from .._process import AbstractProcess
 from .._types import Args, Example, Key, Time
-from .._variance import AbstractVariance
+from .base import AbstractGuidance
 
 
-class Clip(AbstractDenoiser):
+class Clip(AbstractGuidance):
     r"""Clips $\hat x_0$ to the range of the data, equation (1).
 
     What both papers' samplers do with images. Not for likelihoods or encoding: a clipped flow is not invertible.
+
+    The official code leaves one mean as it is when it clips: where the network predicts the mean itself
+    ([`eqdiff.PreviousMean`][]) it clips the $\hat x_0$ that it reports, not the mean that it samples from. Here the estimate is
+    clipped for every parameterisation, and every sampler steps from it. For the official samples leave such a denoiser
+    unwrapped.
     """
 
     denoiser: AbstractDenoiser
@@ -36,18 +39,6 @@ class Clip(AbstractDenoiser):
         if not low < high:
             raise ValueError(f"Clip(low={low}, high={high}): expected low < high.")
         self.denoiser, self.low, self.high = denoiser, low, high
-
-    @property
-    def process(self) -> AbstractProcess:
-        return self.denoiser.process
-
-    @property
-    def parameterisation(self) -> AbstractParameterisation:
-        return self.denoiser.parameterisation
-
-    @property
-    def variance(self) -> AbstractVariance:
-        return self.denoiser.variance
 
     def __call__(
         self, t: Time, x: Example, args: Args = None, *, key: Key | None = None

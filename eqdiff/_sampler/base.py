@@ -13,10 +13,13 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.core
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree, Shaped
 
-from .._denoiser import AbstractDenoiser
+from .._denoiser import AbstractDenoiser, check_example
+from .._misc import is_traced
 from .._process import AbstractProcess
 from .._types import Args, Example, Key
 
@@ -94,6 +97,7 @@ class AbstractChain(AbstractSampler):
         return Trajectory(times, x, x0)
 
     def _scan(self, denoiser, x1, args, key, keep):
+        check_call(type(self).__name__, denoiser, x1)
         if key is None:
             if self.random:
                 raise ValueError(
@@ -141,3 +145,31 @@ def check_num_steps(owner: str, num_steps: int | None) -> None:
     """Raises `ValueError` for a number of steps that is not a positive whole number."""
     if num_steps is not None and (not isinstance(num_steps, int) or num_steps < 1):
         raise ValueError(f"{owner}(num_steps={num_steps!r}): expected a positive whole number.")
+
+
+def check_call(owner: str, denoiser: AbstractDenoiser, x: Example) -> None:
+    """Raises `ValueError` for a network where a denoiser belongs, or an example of whole numbers."""
+    if not isinstance(denoiser, AbstractDenoiser):
+        raise ValueError(
+            f"{owner} takes a denoiser, but was given a {type(denoiser).__name__}. For a network write "
+            "eqdiff.Denoiser(net, process)."
+        )
+    check_example(owner, x)
+
+
+def check_decreasing(
+    owner: str, times: Shaped[Array, "..."] | Shaped[np.ndarray, "..."]
+) -> Shaped[Array, " n"]:
+    """The times themselves, as a JAX array.
+
+    Raises `ValueError` unless they are a vector that strictly decreases; traced times that do not are an error at run time.
+    """
+    if jnp.ndim(times) != 1 or jnp.size(times) == 0:
+        raise ValueError(f"{owner}: times is a vector of times, got shape {jnp.shape(times)}.")
+    remedy = f"{owner}: the times must decrease, from noise to data. For increasing ones write times[::-1]."
+    if is_traced(times):
+        return eqx.error_if(times, jnp.any(times[1:] >= times[:-1]), remedy)
+    known = np.asarray(times)
+    if not np.all(known[1:] < known[:-1]):
+        raise ValueError(f"{remedy} Got {times}.")
+    return jnp.asarray(times)

@@ -1,0 +1,124 @@
+"""What sampling and scoring cost beyond the network: microseconds per chain step, bound evaluation in images per second.
+
+    python benchmarks/sampling.py                       # CIFAR-10 shapes, overhead against its U-Net
+    python benchmarks/sampling.py --batch 64 --steps 200
+
+A chain with a network that costs nothing is timed against one call of the real network at the same shapes: the difference between a
+sampler and its network calls. All cases are measured in turns and the best round of each is kept.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from tqdm import trange
+
+import eqdiff as eqd
+
+
+SHAPE = (3, 32, 32)
+
+
+def identity(label, x, args=None, *, key=None):
+    """A network that costs nothing, with variance outputs."""
+    return jnp.concatenate([x, x])
+
+
+def chain_case(
+    sampler: eqd.AbstractSampler, schedule: eqd.Schedule, batch: int
+) -> Callable[[], Any]:
+    denoiser = eqd.Clip(eqd.Denoiser(identity, schedule, variance=eqd.LearnedRange()))
+    x1 = jax.random.normal(jax.random.key(0), (batch, *SHAPE))
+    keys = jax.random.split(jax.random.key(1), batch)
+
+    @jax.jit
+    def run(x1, keys):
+        return jax.vmap(lambda x, key: sampler(denoiser, x, key=key))(x1, keys)
+
+    return lambda: jax.block_until_ready(run(x1, keys))
+
+
+def network_case(net: Any, batch: int) -> Callable[[], Any]:
+    x, labels = jnp.zeros((batch, *SHAPE)), jnp.zeros(batch)
+    forward = eqx.filter_jit(lambda net, labels, x: jax.vmap(net)(labels, x))
+    return lambda: jax.block_until_ready(forward(net, labels, x))
+
+
+def bound_case(
+    net: Any, schedule: eqd.Schedule, batch: int, terms: int | None
+) -> Callable[[], Any]:
+    """Every term of the bound, or an estimate from `terms` of them."""
+    denoiser = eqd.Denoiser(net, schedule, variance=eqd.LearnedRange())
+    images = jnp.zeros((batch, *SHAPE))
+    keys = jax.random.split(jax.random.key(2), batch)
+
+    @eqx.filter_jit
+    def run(denoiser, images, keys):
+        def one(image, key):
+            if terms is None:
+                return eqd.variational_bound(denoiser, image, key=key).total
+            return eqd.estimate_variational_bound(denoiser, image, key=key, num_terms=terms).value
+
+        return jax.vmap(one)(images, keys)
+
+    return lambda: jax.block_until_ready(run(denoiser, images, keys))
+
+
+def best_of(cases: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Seconds of the best call of each case, in turns; the first round compiles and is not counted."""
+    best = dict.fromkeys(cases, float("inf"))
+    for number in trange(rounds + 1, desc="rounds"):
+        for name, call in cases.items():
+            start = time.perf_counter()
+            call()
+            if number > 0:
+                best[name] = min(best[name], time.perf_counter() - start)
+    return best
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=100, help="of the timed chains and bounds")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--dtype", default="float32", help="that the U-Net computes in")
+    options = parser.parse_args()
+    batch, steps = options.batch, options.steps
+    full = eqd.cosine_schedule(4000)
+    spaced = eqd.respace(full, eqd.section_timesteps(4000, (steps,)))
+    net = eqd.nn.unet_cifar10(key=jax.random.key(0), compute_dtype=jnp.dtype(options.dtype))
+    small = eqd.nn.UNet(3, 6, 32, 1, (1, 2), (2,), norm_groups=8, key=jax.random.key(0))
+    cases = {
+        "ancestral step": chain_case(eqd.Ancestral(), spaced, batch),
+        "DDIM step": chain_case(eqd.DDIM(steps), full, batch),
+        "DDIM step, η = 1": chain_case(eqd.DDIM(steps, eta=1.0), full, batch),
+        "U-Net call": network_case(net, batch),
+        "small U-Net call": network_case(small, batch),
+        "bound, every step": bound_case(small, spaced, batch, None),
+        "bound, estimate": bound_case(small, full, batch, steps),
+    }
+    best = best_of(cases, options.rounds)
+    print(
+        f"jax {jax.__version__}, {jax.devices()[0].device_kind}, batch {batch}, {options.dtype}\n"
+    )
+    print("| per step of the whole batch | μs | share of a CIFAR-10 U-Net call |\n|---|---|---|")
+    call = best["U-Net call"]
+    for name in ("ancestral step", "DDIM step", "DDIM step, η = 1"):
+        print(
+            f"| {name} | {1e6 * best[name] / steps:.0f} | {100 * best[name] / steps / call:.2f} % |"
+        )
+    print(f"| U-Net call | {1e6 * call:.0f} | |")
+    calls = steps * best["small U-Net call"]
+    print(
+        f"\n| bound of {steps} terms, small U-Net | images/s | time over that of its network calls |\n|---|---|---|"
+    )
+    for name in ("bound, every step", "bound, estimate"):
+        print(f"| {name} | {batch / best[name]:.2f} | {best[name] / calls:.2f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+r"""Denoisers made of denoisers.
+
+Guidance replaces a denoiser by another of the same process. Whatever it does, it returns estimates with
+
+$$x = \alpha\hat x_0 + \sigma\hat\varepsilon, \tag{1}$$
+
+so that samplers and likelihoods need not know: moving $\hat x_0$ by δ moves $\hat\varepsilon$ by $-(\alpha/\sigma)\delta$, and in
+terms of the score by a multiple of δ, $\nabla\log p_t \mathrel{+}= (\alpha/\sigma^2)\,\delta$.
+"""
+
+import math
+
+import equinox as eqx
+from jaxtyping import Array
+
+from .._denoiser import AbstractDenoiser, Estimate
+from .._precondition import AbstractParameterisation
+from .._process import AbstractProcess
+from .._types import Args, Example, Key, Time
+from .._variance import AbstractVariance
+
+
+class AbstractGuidance(AbstractDenoiser):
+    """A denoiser that wraps another, and has its process, parameterisation and variance.
+
+    To write one, keep the wrapped denoiser as `denoiser` and change its estimate in `__call__`, by
+    [`eqdiff.Estimate.move`][] where possible.
+    """
+
+    denoiser: eqx.AbstractVar[AbstractDenoiser]
+
+    @property
+    def process(self) -> AbstractProcess:
+        return self.denoiser.process
+
+    @property
+    def parameterisation(self) -> AbstractParameterisation:
+        return self.denoiser.parameterisation
+
+    @property
+    def variance(self) -> AbstractVariance:
+        return self.denoiser.variance
+
+
+class FixedArgs(AbstractGuidance):
+    r"""The denoiser with its conditioning fixed: `FixedArgs(denoiser, y)(t, x, args)` is `denoiser(t, x, y)`.
+
+    For a network that does not know the `args` that its guidance needs: [`eqdiff.ClassifierGuidance`][] of an unconditional
+    network is `ClassifierGuidance(FixedArgs(denoiser), log_prob)`, whose `args` the classifier alone is shown.
+    """
+
+    denoiser: AbstractDenoiser
+    args: Args
+
+    def __init__(self, denoiser: AbstractDenoiser, args: Args = None):
+        """**Arguments:**
+
+        - `denoiser`: the denoiser to wrap.
+        - `args`: what it is shown in place of what it is called with; `None` for an unconditional network.
+        """
+        self.denoiser, self.args = denoiser, args
+
+    def __call__(
+        self, t: Time, x: Example, args: Args = None, *, key: Key | None = None
+    ) -> Estimate:
+        return self.denoiser(t, x, self.args, key=key)
+
+
+def check_scale(owner: str, scale: float | Array) -> None:
+    """Raises `ValueError` for a concrete scale that is not a finite number."""
+    if isinstance(scale, (int, float)) and not math.isfinite(scale):
+        raise ValueError(f"{owner}(scale={scale}): expected a finite number.")

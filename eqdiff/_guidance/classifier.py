@@ -1,0 +1,148 @@
+r"""Classifier guidance.
+
+By Bayes' rule the score of the data that a classifier $p(y|x_t)$ accepts is a sum of two,
+
+$$\nabla\log p_t(x|y) = \nabla\log p_t(x) + \nabla_x\log p_t(y|x), \tag{1}$$
+
+where the classifier has learned to see through the noise, and a scale $s$ on its gradient $g = \nabla_x\log p_t(y|x)$ samples
+from $p_t(x)\,p_t(y|x)^s$. In terms of the estimates, (1) is
+
+$$\hat\varepsilon \leftarrow \hat\varepsilon - s\,\sigma g, \qquad \hat x_0 \leftarrow \hat x_0 + s\,\frac{\sigma^2}{\alpha} g \tag{2}$$
+
+(Dhariwal & Nichol 2021, algorithm 2 and equation 14), which serves every sampler. In ancestral sampling their
+algorithm 1 shifts the mean of a step instead, to first order in its (learned) variance Σ,
+
+$$p(x_{t-1}|x_t, y) \propto \mathcal N(x_{t-1}; \mu, \Sigma)\,p(y|x_{t-1})^s \approx \mathcal N(x_{t-1}; \mu + s\,\Sigma g, \Sigma), \tag{3}$$
+
+with $g$ taken at $x_t$, as their code does, where the expansion asks for μ. The shift of (2) is the same with
+$\beta_t/\sqrt{1-\beta_t}$ in place of Σ.
+"""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.core
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from .._denoiser import AbstractDenoiser, Estimate
+from .._misc import is_traced
+from .._process import AbstractSDE
+from .._types import Args, Example, Key, Scalar, Time
+from .base import AbstractGuidance, check_scale
+
+
+# log p(y|x_t) as a function of t, x_t and y, for one example.
+LogProb = Callable[[Time, Example, Args], Scalar]
+
+
+class ClassifierGuidance(AbstractGuidance):
+    r"""Adds a classifier's gradient to the score, $\hat\varepsilon \leftarrow \hat\varepsilon - s\,\sigma\nabla_x\log p(y|x_t)$: equation (2).
+
+    ```python
+    def log_prob(t, x, y):                                   # the classifier is told time as the network is
+        return jax.nn.log_softmax(classifier(schedule.label(t), x))[y]
+
+    guided = eqd.ClassifierGuidance(eqd.FixedArgs(denoiser), log_prob, scale=2.0)
+    sample = eqd.DDIM(50)(guided, x1, y)
+    ```
+
+    Clipping goes inside, `ClassifierGuidance(Clip(denoiser), ...)`, for the official samples, where the guided estimate is not
+    clipped again.
+
+    ??? cite "Reference"
+
+        Dhariwal & Nichol, *Diffusion Models Beat GANs on Image Synthesis*, NeurIPS 2021, algorithm 2; Song et al.,
+        *Score-Based Generative Modeling through Stochastic Differential Equations*, ICLR 2021, section 5.
+    """
+
+    denoiser: AbstractDenoiser
+    log_prob: LogProb
+    scale: float | Array
+
+    def __init__(self, denoiser: AbstractDenoiser, log_prob: LogProb, scale: float | Array = 1.0):
+        r"""**Arguments:**
+
+        - `denoiser`: the denoiser to guide. It is shown the same `args` as the classifier; wrap it in
+            [`eqdiff.FixedArgs`][] if it takes none.
+        - `log_prob`: $\log p(y|x_t)$ in nats, as `log_prob(t, x, args)`: $t$ is the process's time, `args` is $y$, and the
+            result is one number, differentiable in `x`. Make it an `eqx.Module` if it holds arrays.
+        - `scale`: $s$; 1 is Bayes' rule, 0 is unguided.
+
+        **Raises:** `ValueError` for a scale that is not finite, or a process that ends without signal ($\alpha = 0$, where
+        the shift of $\hat x_0$ is infinite).
+        """
+        check_scale("ClassifierGuidance", scale)
+        _refuse_no_signal(denoiser)
+        self.denoiser, self.log_prob, self.scale = denoiser, log_prob, scale
+
+    def __call__(
+        self, t: Time, x: Example, args: Args = None, *, key: Key | None = None
+    ) -> Estimate:
+        estimate = self.denoiser(t, x, args, key=key)
+        alpha = self.process.alpha(t).astype(x.dtype)
+        sigma = self.process.sigma(t).astype(x.dtype)
+        shift = sigma * _gradient("ClassifierGuidance", self.log_prob, self.scale, t, x, args)
+        return Estimate(
+            estimate.x0 + (sigma / alpha) * shift, estimate.noise - shift, estimate.raw_variance
+        )
+
+
+class MeanGuidance(eqx.Module):
+    r"""Shifts the mean of every ancestral step by $s\,\Sigma\nabla_x\log p(y|x_t)$: equation (3).
+
+    An option of the sampler, which alone knows Σ: `Ancestral(250, guidance=MeanGuidance(log_prob))(denoiser, x1, y, key=key)`.
+    The denoiser and its clipping stay as they are, and Σ is that of the respaced chain.
+
+    ??? cite "Reference"
+
+        Dhariwal & Nichol, *Diffusion Models Beat GANs on Image Synthesis*, NeurIPS 2021, algorithm 1.
+    """
+
+    log_prob: LogProb
+    scale: float | Array
+
+    def __init__(self, log_prob: LogProb, scale: float | Array = 1.0):
+        r"""**Arguments:**
+
+        - `log_prob`, `scale`: as for [`eqdiff.ClassifierGuidance`][].
+
+        **Raises:** `ValueError` for a scale that is not finite.
+        """
+        check_scale("MeanGuidance", scale)
+        self.log_prob, self.scale = log_prob, scale
+
+    def __call__(self, t: Time, x: Example, args: Args = None) -> Example:
+        r"""$s\,\nabla_x\log p(y|x_t)$, shaped like `x`: what Σ is multiplied by."""
+        return _gradient("MeanGuidance", self.log_prob, self.scale, t, x, args)
+
+
+def _gradient(
+    owner: str, log_prob: LogProb, scale: float | Array, t: Time, x: Example, args: Args
+) -> Example:
+    def one_number(x):
+        value = jnp.asarray(log_prob(t, x, args))
+        if value.shape != ():
+            raise ValueError(
+                f"{owner}: log_prob returned shape {value.shape}, expected one number, log p(y|x). For the logits of a "
+                "classifier write lambda t, x, y: jax.nn.log_softmax(classifier(t, x))[y]."
+            )
+        return value
+
+    return jnp.asarray(scale, x.dtype) * jax.grad(one_number)(x).astype(x.dtype)
+
+
+def _refuse_no_signal(denoiser: AbstractDenoiser) -> None:
+    process = denoiser.process
+    if not isinstance(process, AbstractSDE):
+        return
+    # Looked at now, where it costs nothing; a learned process is not looked at.
+    with jax.ensure_compile_time_eval():
+        alpha = process.alpha(process.t1)
+    if not is_traced(alpha) and float(alpha) == 0:
+        name = type(process).__name__
+        raise ValueError(
+            f"ClassifierGuidance: {name} has no signal at its end t1 = {process.t1} (alpha = 0), where moving the score "
+            f"moves the estimate infinitely far. Write {name}(t1=0.999)."
+        )

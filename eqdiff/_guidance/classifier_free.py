@@ -1,0 +1,67 @@
+r"""Classifier-free guidance.
+
+A network that was trained with its conditioning $y$ and, for some of the examples, with a null in its place knows two
+scores. Their difference is the gradient of an implicit classifier, $\nabla\log p_t(x|y) - \nabla\log p_t(x) = \nabla_x\log p_t(y|x)$,
+and going $s$ times as far,
+
+$$\hat\varepsilon = \hat\varepsilon_\varnothing + s\,(\hat\varepsilon_y - \hat\varepsilon_\varnothing), \qquad
+  \hat x_0 = \hat x_{0,\varnothing} + s\,(\hat x_{0,y} - \hat x_{0,\varnothing}), \tag{1}$$
+
+is classifier guidance without a classifier. Here **s = 0 is the unconditional model and s = 1 the conditional one,
+unguided**; Ho & Salimans (2022, equation 6) write $(1 + w)\,\hat\varepsilon_y - w\,\hat\varepsilon_\varnothing$ with $w = s - 1$.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from .._denoiser import AbstractDenoiser, Estimate
+from .._types import Args, Example, Key, Time
+from .base import AbstractGuidance, check_scale
+
+
+class ClassifierFree(AbstractGuidance):
+    r"""Extrapolates from the null estimate through the conditional one, equation (1): scale 1 is unguided.
+
+    Two network calls. A learned variance is the conditional call's.
+
+    Networks with `num_classes` need a class for "none": build them with one more, and in the loss replace the class by it
+    for about a tenth of the examples, `jnp.where(jax.random.bernoulli(key, 0.1), null, y)`.
+
+    ??? cite "Reference"
+
+        Ho & Salimans, *Classifier-Free Diffusion Guidance*, 2022.
+    """
+
+    denoiser: AbstractDenoiser
+    scale: float | Array
+    null: Args
+
+    def __init__(self, denoiser: AbstractDenoiser, scale: float | Array, null: Args = None):
+        r"""**Arguments:**
+
+        - `denoiser`: a denoiser trained with and without conditioning.
+        - `scale`: $s$ of equation (1): 0 is unconditional, 1 conditional, more is guided; Ho & Salimans's $w$ is $s - 1$.
+        - `null`: what stood for "no condition" in training, in place of `args`.
+
+        **Raises:** `ValueError` for a scale that is not finite.
+        """
+        check_scale("ClassifierFree", scale)
+        self.denoiser, self.scale, self.null = denoiser, scale, null
+
+    def __call__(
+        self, t: Time, x: Example, args: Args = None, *, key: Key | None = None
+    ) -> Estimate:
+        if args is None:
+            raise ValueError(
+                "ClassifierFree guides towards args, but was given none: write sampler(denoiser, x1, args), or use the "
+                "denoiser unwrapped for unconditional samples."
+            )
+        given = self.denoiser(t, x, args, key=key)
+        null = self.denoiser(t, x, self.null, key=key)
+        scale = jnp.asarray(self.scale, x.dtype)
+        # At scale 1 this is the conditional estimate to the last digit, which null + scale * (given − null) is not.
+        x0, noise = jax.tree.map(
+            lambda a, b: a + (scale - 1) * (a - b), (given.x0, given.noise), (null.x0, null.noise)
+        )
+        return Estimate(x0, noise, given.raw_variance)

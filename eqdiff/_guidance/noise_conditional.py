@@ -1,0 +1,102 @@
+r"""Noise-conditional classifiers.
+
+Guidance needs $\log p(y|x_t)$ at every noise level (Song et al. 2021, section 5): a classifier that is shown noisy data and told how
+noisy they are, trained by [`eqdiff.classifier_loss`][].
+"""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from .._denoiser import check_example, check_time
+from .._misc import is_traced
+from .._process import AbstractProcess
+from .._types import Array, Example, Float, Int, Key, Network, Scalar, Time
+
+
+class Classifier(eqx.Module):
+    r"""$\log p(y|x_t)$ by a network that returns logits: `classifier(t, x, y)`, which is what guidance takes.
+
+    ```python
+    classifier = eqd.Classifier(net, sde)
+    guided = eqd.ClassifierGuidance(eqd.FixedArgs(denoiser), classifier, scale=1.0)
+    sample = sampler(guided, x1, label)
+    ```
+
+    The network is called as `net(label(t), x, None, key=key)`, like a denoiser's.
+    """
+
+    net: Network
+    process: AbstractProcess
+    label: Callable[[Scalar], Scalar] | None
+
+    def __init__(
+        self,
+        net: Network,
+        process: AbstractProcess,
+        *,
+        label: Callable[[Scalar], Scalar] | None = None,
+    ):
+        """**Arguments:**
+
+        - `net`: the network, `(label, x, args, *, key) -> logits`, one for each class; for vectors `nn.MLP(in_size, num_classes)`.
+        - `process`: whose noise it sees through.
+        - `label`: what the network is told as time; the process's own by default.
+        """
+        self.net, self.process, self.label = net, process, label
+
+    def logits(self, t: Time, x: Example, *, key: Key | None = None) -> Float[Array, " classes"]:
+        """The network's logits of $x = x_t$.
+
+        **Arguments:**
+
+        - `t`: the time.
+        - `x`: one noisy example.
+        - `key`: for dropout; without one there is none.
+
+        **Raises:** `ValueError` for integer data, a time that is known and out of range, or a network that does not return one
+            vector.
+        """
+        check_example("The classifier", x)
+        check_time(self.process, t)
+        label = self.process.label(t) if self.label is None else self.label(jnp.asarray(t))
+        logits = self.net(label.astype(x.dtype), x, None, key=key)
+        if logits.ndim != 1:
+            raise ValueError(
+                f"The classifier's network returned shape {logits.shape} for x of shape {x.shape}, expected one vector of logits, "
+                "(classes,). For a batch write jax.vmap."
+            )
+        return logits.astype(x.dtype)
+
+    def __call__(
+        self, t: Time, x: Example, args: Int[Array, ""] | int, *, key: Key | None = None
+    ) -> Scalar:
+        r"""$\log p(y|x_t)$ in nats.
+
+        **Arguments:**
+
+        - `t`, `x`, `key`: as for `logits`.
+        - `args`: the class $y$, one integer. One that is traced and that the network does not have gives NaN.
+
+        **Raises:** `ValueError` for a class that is not one integer or, where it is known, one that the network does not have; and
+            as `logits`.
+        """
+        if jnp.shape(args) != () or not jnp.issubdtype(jnp.result_type(args), jnp.integer):
+            given = (
+                "None" if args is None else f"{jnp.result_type(args)} of shape {jnp.shape(args)}"
+            )
+            raise ValueError(
+                f"The class of one example is one integer, got {given}. Batch with jax.vmap; turn one-hot vectors into integers "
+                "with jnp.argmax."
+            )
+        log_probs = jax.nn.log_softmax(self.logits(t, x, key=key))
+        known = not is_traced(args)
+        if known and not 0 <= int(args) < log_probs.size:
+            raise ValueError(
+                f"The class is {int(args)}, but the classifier has {log_probs.size}: expected 0 to {log_probs.size - 1}."
+            )
+        # Indexing would take a class that does not exist for the last one. As in the networks, the answer to nonsense is no number.
+        place = jnp.where(jnp.asarray(args) < 0, log_probs.size, jnp.asarray(args))
+        return log_probs.at[place].get(mode="fill", fill_value=jnp.nan)

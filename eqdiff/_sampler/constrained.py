@@ -1,0 +1,78 @@
+r"""Constraints for every chain, and RePaint.
+
+A step of a chain ends at a known level, so a constraint can follow it, whatever chain it is. What the constraint puts in and what the chain made of
+the rest may not fit together; going back up and down again lets the chain see both (Lugmayr et al. 2022, algorithm 1). With $U$ repeats, a step
+from $t$ to $s$ is made $U$ times, each but the first from
+
+$$x_t = \frac{\alpha_t}{\alpha_s} x_s + b z, \qquad b^2 = \sigma_t^2 - \frac{\alpha_t^2}{\alpha_s^2}\sigma_s^2. \tag{1}$$
+"""
+
+from typing import ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from .base import AbstractChain, levels_of
+from .constraint import AbstractConstraint
+from .predictor_corrector import PredictorCorrector
+from .predictors import transition
+
+
+class Constrained(AbstractChain):
+    r"""A chain with a constraint applied after every step: `Constrained(Ancestral(250), Inpaint(image, mask), repeats=10)`.
+
+    For [`eqdiff.Ancestral`][], [`eqdiff.DDIM`][], [`eqdiff.StochasticHeun`][] and chains of your own, whose steps end at the next time and whose last
+    ends at the data. [`eqdiff.PredictorCorrector`][] takes the constraint itself. Several constraints are nested.
+
+    ??? cite "Reference"
+
+        Lugmayr et al., *RePaint: Inpainting using Denoising Diffusion Probabilistic Models*, CVPR 2022.
+    """
+
+    chain: AbstractChain
+    constraint: AbstractConstraint
+    repeats: int = eqx.field(static=True)
+    random: ClassVar[bool] = True
+
+    def __init__(self, chain: AbstractChain, constraint: AbstractConstraint, *, repeats: int = 1):
+        """**Arguments:**
+
+        - `chain`: the chain.
+        - `constraint`: what is known about the sample.
+        - `repeats`: $U$: how many times each step is made; the cost is as many times that of the chain. RePaint uses 10.
+
+        **Raises:** `ValueError` for less than one repeat, or a chain that takes the constraint itself.
+        """
+        if isinstance(chain, PredictorCorrector):
+            raise ValueError(
+                "Constrained: a PredictorCorrector constrains its corrector's steps too. Write PredictorCorrector(constrain=...)."
+            )
+        if not isinstance(repeats, int) or repeats < 1:
+            raise ValueError(f"Constrained(repeats={repeats!r}): expected a positive whole number.")
+        self.chain, self.constraint, self.repeats = chain, constraint, repeats
+
+    def steps(self, process):
+        times, each = self.chain.steps(process)
+        return times, (each, levels_of(process, times))
+
+    def step(self, denoiser, t, this, x, args, *, key):
+        each, levels = this
+        levels = jax.tree.map(lambda leaf: leaf.astype(x.dtype), levels)
+
+        def once(x, key):
+            move, constrain = jax.random.split(key)
+            x, x0 = self.chain.step(denoiser, t, each, x, args, key=move)
+            return self.constraint(levels, x, x0, key=constrain), x0
+
+        if self.repeats == 1:
+            return once(x, key)
+
+        def again(state, key):
+            up, down = jax.random.split(key)
+            a, variance = transition(levels)
+            noise = jax.random.normal(up, x.shape, x.dtype)
+            return once(a * state[0] + jnp.sqrt(variance) * noise, down), None
+
+        first, *others = jax.random.split(key, self.repeats)
+        return jax.lax.scan(again, once(x, first), jnp.stack(others))[0]

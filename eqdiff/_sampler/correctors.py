@@ -1,0 +1,198 @@
+r"""Correctors: Langevin steps that stay at one noise level.
+
+$$x \leftarrow x + \epsilon\,s(x) + \sqrt{2\epsilon}\,z, \qquad z \sim \mathcal N(0, I), \tag{1}$$
+
+leaves $p_t$ invariant up to $O(\epsilon)$, so it repairs what the predictor before it got wrong. Song et al. (2021, algorithms 4
+and 5) set the step by a signal-to-noise ratio $r$, $\|\epsilon s\| \approx r\,\|\sqrt{2\epsilon}z\|$,
+
+$$\epsilon = 2a^2\left(r\,\frac{\|z\|}{\|s\|}\right)^2 \quad\text{(Langevin)}, \qquad
+  \epsilon = 2a^2 (r\,\sigma_t)^2 \quad\text{(annealed Langevin)}, \tag{2}$$
+
+which agree where $\|s\| \approx \sqrt D/\sigma_t$. Their factor is $\alpha_i = 1 - \beta_i$ under VP and 1 under VE: the square of the
+transition's $a = \alpha_t/\alpha_s$, which is how it is defined here for every process (the official code has none for sub-VP).
+
+The published norms are means over the batch, so that a sample depends on the others. Here each example takes its own by default:
+$\|z\|$ becomes its expectation $\sqrt D$ — a step that depended on its own noise would bias it — and $\|s\|$ at least a quarter of
+$\sqrt D/\sigma_t$: near a mode the score vanishes, and a step without a bound would throw the sample out of it. For
+$r \le \sqrt2/8$ the bound keeps $\epsilon \le \sigma_t^2$, the largest step that contracts under the greatest curvature a noisy
+density can have, $-\nabla^2\log p_t \le \sigma_t^{-2}$.
+"""
+
+import abc
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Shaped
+
+from .._denoiser import AbstractDenoiser
+from .._types import Args, Example, Key, Scalar
+from .predictors import Proposal, Step, transition
+
+
+# ‖s‖ of one example is taken to be at least this part of √D/σ.
+_LEAST = 0.25
+
+
+class AbstractNorms(eqx.Module):
+    r"""What $\|z\|$ and $\|s\|$ stand for in a Langevin step."""
+
+    @abc.abstractmethod
+    def ratio(self, noise: Example, score: Example, sigma: Scalar) -> Scalar:
+        r"""$\|z\| / \|s\|$.
+
+        **Arguments:**
+
+        - `noise`, `score`: $z$ and $s$ of one example.
+        - `sigma`: $\sigma_t$.
+        """
+
+
+class PerExample(AbstractNorms):
+    r"""Each example's own: $\sqrt D$ over $\|s\|$, which is at least $\frac14\sqrt D/\sigma_t$. A sample does not depend on its batch."""
+
+    def ratio(self, noise, score, sigma):
+        root = jnp.sqrt(jnp.asarray(noise.size, noise.dtype))
+        return root / jnp.maximum(_norm(score), _LEAST * root / sigma)
+
+
+class BatchMean(AbstractNorms):
+    r"""The published rule: the mean of $\|z\|$ over the mean of $\|s\|$, over a named axis.
+
+    ```python
+    sampler = eqd.PredictorCorrector(corrector=eqd.Langevin(norms=eqd.BatchMean("batch")))
+    draw = lambda x1, key: sampler(denoiser, x1, key=key)
+    jax.vmap(draw, axis_name="batch")(x1, keys)
+    ```
+
+    Samples drawn together depend on each other. The axis may also be a device axis, or a tuple of both.
+    """
+
+    axis_name: str | tuple[str, ...] = eqx.field(static=True)
+
+    def __init__(self, axis_name: str | tuple[str, ...]):
+        """**Arguments:**
+
+        - `axis_name`: the `axis_name` that `jax.vmap` was given.
+        """
+        self.axis_name = axis_name
+
+    def ratio(self, noise, score, sigma):
+        try:
+            mean_noise, mean_score = jax.lax.pmean((_norm(noise), _norm(score)), self.axis_name)
+        except NameError as error:
+            raise ValueError(
+                f"BatchMean({self.axis_name!r}): no such axis. Draw the batch with jax.vmap(..., axis_name={self.axis_name!r})."
+            ) from error
+        # A batch without any score at all would divide by zero.
+        least = jnp.finfo(noise.dtype).eps * jnp.sqrt(jnp.asarray(noise.size, noise.dtype)) / sigma
+        return mean_noise / jnp.maximum(mean_score, least)
+
+
+def _norm(x: Example) -> Scalar:
+    return jnp.sqrt(jnp.sum(x**2))
+
+
+class AbstractCorrector(eqx.Module):
+    """Langevin steps at one time: `corrector(denoiser, t, step, x, args, *, key) -> Proposal`."""
+
+    steps: eqx.AbstractVar[int]
+
+    @abc.abstractmethod
+    def size(self, step: Step, noise: Example, score: Example) -> Scalar:
+        r"""$\epsilon$ of equation (2)."""
+
+    def __call__(
+        self,
+        denoiser: AbstractDenoiser,
+        t: Shaped[Array, ""],
+        step: Step,
+        x: Example,
+        args: Args,
+        *,
+        key: Key,
+    ) -> Proposal:
+        r"""`steps` times equation (1), one network call each. Arguments as for a predictor."""
+
+        def langevin(state, step_key):
+            estimate = denoiser(t, state.x, args)
+            score = -estimate.noise / step.levels.sigma
+            noise = jax.random.normal(step_key, x.shape, x.dtype)
+            size = self.size(step, noise, score)
+            mean = state.x + size * score
+            return Proposal(mean + jnp.sqrt(2 * size) * noise, mean, estimate.x0), None
+
+        keys = jax.random.split(key, self.steps)
+        return jax.lax.scan(langevin, Proposal(x, x, x), keys)[0]
+
+
+class Langevin(AbstractCorrector):
+    r"""Langevin steps of size $\epsilon = 2a^2(r\|z\|/\|s\|)^2$.
+
+    ??? cite "Reference"
+
+        Song et al., *Score-Based Generative Modeling through Stochastic Differential Equations*, ICLR 2021, algorithms 4
+        and 5.
+    """
+
+    snr: float
+    steps: int = eqx.field(static=True)
+    norms: AbstractNorms
+
+    def __init__(self, snr: float = 0.08, steps: int = 1, *, norms: AbstractNorms = PerExample()):
+        r"""**Arguments:**
+
+        - `snr`: the ratio $r$.
+        - `steps`: Langevin steps at each time.
+        - `norms`: what the norms are; [`eqdiff.BatchMean`][] is the published rule.
+
+        **Raises:** `ValueError` for a ratio that is not positive or less than one step.
+        """
+        check_corrector("Langevin", snr, steps)
+        self.snr, self.steps, self.norms = snr, steps, norms
+
+    def size(self, step, noise, score):
+        a, _ = transition(step.levels)
+        return 2 * a**2 * (self.snr * self.norms.ratio(noise, score, step.levels.sigma)) ** 2
+
+
+class AnnealedLangevin(AbstractCorrector):
+    r"""Langevin steps of size $\epsilon = 2a^2(r\sigma_t)^2$, which depends on the noise level alone.
+
+    With many steps per level and `predictor=None` this is annealed Langevin dynamics, the sampler of NCSN.
+
+    ??? cite "Reference"
+
+        Song & Ermon, *Generative Modeling by Estimating Gradients of the Data Distribution*, NeurIPS 2019, algorithm 1;
+        Song et al., *Score-Based Generative Modeling through Stochastic Differential Equations*, ICLR 2021, appendix G.
+    """
+
+    snr: float
+    steps: int = eqx.field(static=True)
+
+    def __init__(self, snr: float = 0.08, steps: int = 1):
+        r"""**Arguments:**
+
+        - `snr`: the ratio $r$; below $1/\sqrt2$, where a step contracts under the curvature $\sigma_t^{-2}$.
+        - `steps`: Langevin steps at each time.
+
+        **Raises:** `ValueError` for a ratio that is not positive or less than one step.
+        """
+        check_corrector("AnnealedLangevin", snr, steps)
+        self.snr, self.steps = snr, steps
+
+    def size(self, step, noise, score):
+        a, _ = transition(step.levels)
+        return 2 * (a * self.snr * step.levels.sigma) ** 2
+
+
+def check_corrector(owner: str, snr: float, steps: int) -> None:
+    """Raises `ValueError` for a ratio that is not positive or less than one step."""
+    if isinstance(snr, (int, float)) and not snr > 0:
+        raise ValueError(
+            f"{owner}(snr={snr}): expected a positive number; published are 0.075 to 0.32."
+        )
+    if not isinstance(steps, int) or steps < 1:
+        raise ValueError(
+            f"{owner}(steps={steps!r}): expected a positive whole number. For no corrector write corrector=None."
+        )

@@ -1,0 +1,113 @@
+"""The probability flow, alone and with its log-density; the theory is the folder's docstring."""
+
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool
+
+from .._denoiser import AbstractDenoiser
+from .._process import AbstractProcess, AbstractSDE
+from .._process.base import as_time
+from .._trace import AbstractTrace
+from .._types import Args, Example, Scalar, Time
+from .batched import check_batch, over_examples
+
+
+def require_sde(process: AbstractProcess, owner: str) -> AbstractSDE:
+    """The process itself, if it is in continuous time; otherwise a `ValueError` that says what to write."""
+    if isinstance(process, AbstractSDE):
+        return process
+    raise ValueError(
+        f"{owner} needs a process in continuous time, but the denoiser is on a {type(process).__name__}. Build it on "
+        "schedule.continuous(): the time is still the index, and the network is told the same."
+    )
+
+
+def interval(process: AbstractSDE, x: Example) -> tuple[Scalar, Scalar]:
+    r"""$(t_0, t_1)$ in the precision of x: Diffrax would promote the whole state to the precision of its times."""
+    return jnp.asarray(process.t0, x.dtype), jnp.asarray(process.t1, x.dtype)
+
+
+def shape_of(x: Example) -> jax.ShapeDtypeStruct:
+    """The shape and precision of an example, as Diffrax's Brownian motions want it."""
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)
+
+
+def outside(process: AbstractSDE, t: Scalar) -> Bool[Array, ""]:
+    """Whether a time is off [t0, t1] by more than rounding. At t = 0, the usual mistake, σ may be 0 and its rate infinite."""
+    t0, t1 = jnp.asarray(process.t0, t.dtype), jnp.asarray(process.t1, t.dtype)
+    slack = 1e-6 * (t1 - t0)
+    # So that NaN is outside too.
+    return ~((t >= t0 - slack) & (t <= t1 + slack))
+
+
+def _checked(process: AbstractSDE, t: Time, owner: str) -> Scalar:
+    t = as_time(t)
+    return eqx.error_if(
+        t,
+        outside(process, t),
+        f"{owner} was solved at a time outside [t0, t1] of its process. Between process.t0 and process.t1 is where the process "
+        "is used: solve from one to the other, in either direction, or make the process with other ends.",
+    )
+
+
+def velocity(denoiser: AbstractDenoiser, t: Time, x: Example, args: Args = None) -> Example:
+    r"""The probability flow's velocity $\dot\alpha_t\hat x_0 + \dot\sigma_t\hat\varepsilon$, equation (2)."""
+    process = require_sde(denoiser.process, "The probability flow")
+    estimate = denoiser(t, x, args)
+    alpha_dot, sigma_dot = process.alpha_dot(t), process.sigma_dot(t)
+    return alpha_dot.astype(x.dtype) * estimate.x0 + sigma_dot.astype(x.dtype) * estimate.noise
+
+
+def probability_flow(denoiser: AbstractDenoiser) -> diffrax.ODETerm:
+    r"""The probability-flow ODE $\dot x = \dot\alpha\hat x_0 + \dot\sigma\hat\varepsilon$, equation (2).
+
+    Its solutions have the SDE's marginals. Solve from $t_1$ to $t_0$ to sample and from $t_0$ to $t_1$ to encode, with any
+    Diffrax ODE solver; `args` of `diffeqsolve` is what conditions the network. With an [`eqdiff.Batched`][] denoiser the
+    state is a batch.
+
+    **Raises:** `ValueError` if the denoiser is not on an SDE; a runtime error if solved outside $[t_0, t_1]$.
+    """
+    process = require_sde(denoiser.process, "probability_flow")
+
+    def vector_field(t, x, args):
+        return velocity(denoiser, _checked(process, t, "probability_flow"), x, args)
+
+    return diffrax.ODETerm(vector_field)
+
+
+def augmented_flow(
+    denoiser: AbstractDenoiser, trace: AbstractTrace, probes: Any
+) -> diffrax.ODETerm:
+    r"""The probability flow with its log-density, equation (3), on states $(x, \ell)$.
+
+    Solved from $t_0$ to $t_1$ with $\ell(t_0) = 0$, $\log p_{t_0}(x(t_0)) = \log p_{t_1}(x(t_1)) + \ell(t_1)$
+    (Chen et al. 2018, theorem 1).
+
+    **Arguments:**
+
+    - `denoiser`: any denoiser on an SDE. With an [`eqdiff.Batched`][] one, $x$, ℓ and `probes` have a leading axis of
+        examples, and each example has its own log-density.
+    - `trace`: how the divergence is found.
+    - `probes`: `trace.probes(x, key=key)`. ℓ has one entry per probe (one for the exact trace).
+
+    **Raises:** `ValueError` if the denoiser is not on an SDE; a runtime error if solved outside $[t_0, t_1]$.
+    """
+    process = require_sde(denoiser.process, "augmented_flow")
+    single, each = over_examples(denoiser)
+
+    def vector_field(t, state, args):
+        x, _ = state
+        t = _checked(process, t, "augmented_flow")
+        if single is not denoiser:
+            check_batch(x, args)
+
+        def one(x, args, probes):
+            return trace.divergence(lambda y: velocity(single, t, y, args), x, probes)
+
+        return each(one)(x, args, probes)
+
+    return diffrax.ODETerm(vector_field)

@@ -1,0 +1,217 @@
+"""EDM's stochastic sampler: against NVlabs/edm with its recorded noise, analytic flows and a fitted order."""
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import assert_golden, load_golden
+from toys import quick_jit
+
+import eqdiff as eqd
+
+
+FILE = "public_edm_samplers"
+MEAN, STD = np.array([0.5, -1.0]), np.array([0.3, 1.2])
+X1 = np.array([0.7, -1.3])
+
+
+def golden(key):
+    return jnp.asarray(load_golden(FILE)[key], float)
+
+
+def toy(label, x, args=None, *, key=None):
+    """The golden file's toy network, told c_noise."""
+    p = load_golden(FILE)["in/p"]
+    channel = jnp.arange(3, dtype=x.dtype).reshape(3, 1, 1) - 1
+    told = jnp.sign(label) * jnp.log1p(jnp.abs(label))
+    return jnp.tanh(float(p[0]) * x + float(p[1]) * told + float(p[2]) * channel)
+
+
+EDM = eqd.Denoiser(toy, eqd.EDMSDE(t0=1e-4, t1=200.0), eqd.EDM())
+
+
+@pytest.fixture
+def steps_noise(monkeypatch):
+    """The i-th step of a chain draws the i-th recorded noise: keys are step numbers."""
+    tape = {}
+
+    def split(key, num=2):
+        data = jnp.stack([jnp.zeros(num, jnp.uint32), jnp.arange(num, dtype=jnp.uint32)], axis=-1)
+        return jax.random.wrap_key_data(data, impl="threefry2x32")
+
+    def normal(key, shape, dtype):
+        return tape["noise"][jax.random.key_data(key)[1]].astype(dtype)
+
+    monkeypatch.setattr(jax.random, "split", split)
+    monkeypatch.setattr(jax.random, "normal", normal)
+    return tape
+
+
+def states(sampler, denoiser, x1, noise=None, tape=None):
+    """Every state and estimate of both recorded examples."""
+
+    def run(x, z):
+        if tape is not None:
+            tape["noise"] = z
+        path = sampler.trajectory(
+            denoiser, x, key=jax.random.wrap_key_data(jnp.zeros(2, jnp.uint32))
+        )
+        return path.x, path.x0
+
+    noise = jnp.zeros((1, 2, 3, 4, 4)) if noise is None else noise
+    return quick_jit(jax.vmap(run, in_axes=(0, 1), out_axes=1))(x1, noise)
+
+
+def check(case, x, x0, second):
+    """The last state, and the estimates at each step's start (every second call where there is a second slope)."""
+    # The official state is float64 but its network float32: the tolerance of float32 numbers.
+    assert_golden(x[-1].astype(jnp.float32), FILE, f"{case}/out")
+    expected = load_golden(FILE)[f"{case}/call_D"][:: 2 if second else 1]
+    assert_golden(x0.astype(jnp.float32), FILE, f"{case}/call_D", expected=expected)
+
+
+CASES = {
+    "edm_sampler/default18": (dict(), dict(num_steps=18, sigma_min=0.002, sigma_max=80.0)),
+    "edm_sampler/churn": (
+        dict(churn=40.0, churn_min=0.05, churn_max=50.0, noise=1.003),
+        dict(num_steps=10, sigma_min=0.002, sigma_max=80.0),
+    ),
+    "edm_sampler/rho3": (dict(), dict(num_steps=9, rho=3.0, sigma_min=0.01, sigma_max=20.0)),
+    "ablation/edm_alpha": (dict(midpoint=0.7), dict(num_steps=9, sigma_min=0.002, sigma_max=80.0)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_edm_sampler(case, steps_noise):
+    kwargs, grid = CASES[case]
+    times = eqd.karras_times(EDM.process, **grid)
+    sampler = eqd.StochasticHeun(times=times, **kwargs)
+    x1 = golden("in/latents") * times[0]
+    x, x0 = states(sampler, EDM, x1, golden("in/noise"), steps_noise)
+    check(case, x, x0, second=True)
+    calls = load_golden(FILE)[f"{case}/call_sigma"]
+    assert sampler.num_calls == len(calls)
+    _, each = sampler.steps(EDM.process)
+    rtol = 1e-12 if times.dtype == jnp.float64 else 1e-5
+    np.testing.assert_allclose(each.churned_level, calls[::2], rtol=rtol)
+    np.testing.assert_allclose(each.middle_level[:-1], calls[1::2], rtol=rtol)
+
+
+CHAIN = eqd.cosine_schedule(1000)
+
+
+@pytest.mark.parametrize("case", ["edm_sampler/iddpm_net", "ablation/iddpm_heun"])
+def test_on_a_discrete_chain(case):
+    """iDDPM's levels u_j are σ/α of the cosine schedule, so EDM's sampler for it is ours on the chain itself."""
+    calls = load_golden(FILE)[f"{case}/call_sigma"][::2]
+    low = float(calls[-1])
+    if case.startswith("edm"):
+        times = eqd.karras_times(CHAIN, 9, sigma_min=low, sigma_max=80.0)
+    else:
+        times = eqd.chain_times(CHAIN, 9, sigma_min=low, sigma_max=81.0)
+    level = jax.vmap(lambda t: CHAIN.sigma(t) / CHAIN.alpha(t))(times)
+    # Their table is a float32 recursion.
+    np.testing.assert_allclose(level, calls, rtol=6e-4)
+    np.testing.assert_allclose(level[:-3], calls[:-3], rtol=2e-6)
+    schedule = eqd.Schedule(CHAIN.betas, labels=np.arange(1000))
+    # iDDPMPrecond tells the network M − 1 − j for the level u_j: our index.
+    denoiser = eqd.Denoiser(toy, schedule, eqd.Noise())
+    sampler = eqd.StochasticHeun(times=times)
+    x1 = golden("in/latents") * float(calls[0]) * schedule.alpha(times[0])
+    x, _ = states(sampler, denoiser, x1)
+    expected = golden(f"{case}/out")
+    np.testing.assert_allclose(x[-1], expected, atol=2e-5 * float(jnp.abs(expected).max()))
+
+
+@pytest.mark.parametrize("case", ["vp_euler", "ve_heun"])
+def test_other_clocks_are_diffrax_solves(case, x64):
+    """The ablation's samplers in natural time: the probability flow by Diffrax's Euler and Heun, up to the last call."""
+    calls = load_golden(FILE)[f"ablation/{case}/call_sigma"]
+    if case == "vp_euler":
+        process, solver, each = eqd.VPSDE(0.1, 20.0, t0=1e-3), diffrax.Euler(), 1
+        times, sign = jnp.linspace(1.0, 1e-3, 9), 1
+    else:
+        process = eqd.KernelSDE(
+            jnp.ones_like, jnp.sqrt, t0=4e-4, t1=1e4, label=lambda t: jnp.log(0.5 * jnp.sqrt(t))
+        )
+        solver, each = diffrax.Heun(), 2
+        # VEPrecond's c_out has the other sign.
+        times, sign = 1e4 * (4e-4 / 1e4) ** jnp.linspace(0, 1, 9), -1
+    levels = jax.vmap(lambda t: process.sigma(t) / process.alpha(t))(times)
+    np.testing.assert_allclose(levels, calls[::each], rtol=1e-9)
+    flow = eqd.ProbabilityFlow(solver, times=times)
+    denoiser = eqd.Denoiser(lambda label, x, args, key: sign * toy(label, x), process)
+    scale = process.sigma(times[0])
+    run = jax.vmap(lambda x: flow.solve(denoiser, x).ys[-1] / process.alpha(times[-1]))
+    x = quick_jit(run)(golden("in/latents") * scale)
+    expected = load_golden(FILE)[f"ablation/{case}/call_x"]
+    assert_golden(x.astype(jnp.float32), FILE, f"ablation/{case}/call_x", expected=expected[-1])
+
+
+def exact_flow(process, x):
+    """The probability flow of Gaussian data, from t1 down to the data: x0 = m + (std/√C)(x − α m), C = α² S + σ²."""
+    alpha, sigma = float(process.alpha(process.t1)), float(process.sigma(process.t1))
+    return MEAN + STD / np.sqrt(alpha**2 * STD**2 + sigma**2) * (x - alpha * MEAN)
+
+
+@pytest.mark.parametrize("midpoint", [1.0, 0.5])
+def test_deterministic_order(midpoint, x64):
+    """Second order. The first level is 1, above the data's own, and the last so low that its Euler step is exact."""
+    process = eqd.EDMSDE(t0=1e-5, t1=3.0)
+    denoiser, errors = eqd.GaussianDenoiser(process, MEAN, STD), []
+    for n in (40, 160):
+        sampler = eqd.StochasticHeun(n, midpoint=midpoint)
+        x = quick_jit(lambda x, s=sampler: s(denoiser, x))(jnp.asarray(X1))
+        errors.append(np.abs(x - exact_flow(process, X1)).max())
+    assert abs(np.log(errors[0] / errors[1]) / np.log(4) - 2) < 0.25
+
+
+def test_all_processes_are_one(x64):
+    """The same levels σ/α on VP and on EDM's process give the same x/α, churn and all."""
+    vp = eqd.VPSDE()
+    times = eqd.karras_times(vp, 8, sigma_max=20.0)
+    levels = jax.vmap(lambda t: vp.sigma(t) / vp.alpha(t))(times)
+    key, x1 = jax.random.key(0), jnp.asarray(X1) * levels[0]
+    kwargs = dict(churn=2.0, churn_max=10.0)
+    edm = eqd.GaussianDenoiser(eqd.EDMSDE(t0=1e-6, t1=30.0), MEAN, STD)
+    one = eqd.StochasticHeun(times=levels, **kwargs)(edm, x1, key=key)
+    other = eqd.StochasticHeun(times=times, **kwargs)(
+        eqd.GaussianDenoiser(vp, MEAN, STD), x1 * vp.alpha(times[0]), key=key
+    )
+    np.testing.assert_allclose(one, other, rtol=1e-7)
+
+
+def test_churn_keeps_the_distribution(x64):
+    """With much churn and many steps the samples still have the data's mean and variance."""
+    denoiser = eqd.GaussianDenoiser(eqd.EDMSDE(t1=20.0), MEAN, STD)
+    sampler, n = eqd.StochasticHeun(40, churn=8.0), 4000
+    prior, path = jax.random.split(jax.random.key(0))
+    x1 = 20 * jax.random.normal(prior, (n, 2))
+    draw = quick_jit(jax.vmap(lambda x, k: sampler(denoiser, x, key=k)))
+    x = np.asarray(draw(x1, jax.random.split(path, n)))
+    assert np.all(np.abs(x.mean(0) - MEAN) < 4 * STD / np.sqrt(n) + 0.01)
+    np.testing.assert_allclose(x.std(0), STD, rtol=4 / np.sqrt(2 * n) + 0.01)
+
+
+def test_churn_never_leaves_the_process():
+    """Churn from the first time would go beyond t1: the level found there is what noise is added up to."""
+    for process in (eqd.VPSDE(), eqd.cosine_schedule(50)):
+        _, each = eqd.StochasticHeun(5, churn=2.0).steps(process)
+        assert each.churned_level[0] == each.level[0]
+        assert np.all(each.churned_level >= each.level * (1 - 1e-5))
+
+
+def test_refusals():
+    for kwargs in (dict(churn=-1.0), dict(noise=0.0), dict(churn_min=2.0, churn_max=1.0)):
+        with pytest.raises(ValueError, match="expected churn >= 0"):
+            eqd.StochasticHeun(**kwargs)
+    with pytest.raises(ValueError, match="Heun's method"):
+        eqd.StochasticHeun(midpoint=0.0)
+    with pytest.raises(ValueError, match="must decrease"):
+        eqd.StochasticHeun(times=jnp.array([0.1, 0.2]))
+    denoiser = eqd.GaussianDenoiser(eqd.VPSDE(), MEAN, STD)
+    with pytest.raises(ValueError, match="needs a key"):
+        eqd.StochasticHeun(churn=1.0)(denoiser, jnp.asarray(X1, float))
+    with pytest.raises(ValueError, match="outside"):
+        eqd.StochasticHeun(times=jnp.array([2.0, 0.2]))(denoiser, jnp.asarray(X1, float))

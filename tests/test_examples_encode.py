@@ -1,0 +1,65 @@
+"""examples/encode.py on a run of an untrained network, whose flow is linear and known."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+
+pytest.importorskip("tyro")
+
+import encode
+import jax
+import numpy as np
+
+import eqdiff as eqd
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The smallest folder that looks like a run."""
+    folder = tmp_path_factory.mktemp("run")
+    net = eqd.nn.UNet(1, 2, 8, 1, (1,), (), norm_groups=8, key=jax.random.key(0))
+    denoiser = eqd.Denoiser(net, eqd.cosine_schedule(50), variance=eqd.LearnedRange())
+    eqd.save_model(folder / "model.safetensors", denoiser)
+    settings = {"dataset": "digits", "data_dir": None, "shape": [1, 8, 8], "levels": 17}
+    (folder / "config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def test_it_draws_both_pictures_and_the_table(run, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(encode, "compilation_cache", lambda: None)
+    options = encode.Encode(
+        run,
+        pairs=1,
+        columns=2,
+        tolerance=1e-3,
+        table=(1e-2, 1e-5),
+        temperatures=(1.0,),
+        out=tmp_path,
+    )
+    with jax.numpy_dtype_promotion("standard"):
+        encode.main(options)
+    for name in ("encode_interpolation.png", "encode_temperature.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    rows = [line.split("|")[1:4] for line in capsys.readouterr().out.splitlines() if "|" in line]
+    coarse, fine = (float(row[1]) for row in rows[2:])
+    # An untrained U-Net predicts no noise: the flow scales x by α, and comes back as well as it is solved.
+    assert fine < 0.1 * coarse and fine < 0.05
+
+
+def test_pairs_of_a_conditional_model_share_their_class():
+    options = encode.Encode(Path(), pairs=12)
+    images, labels = encode.pairs_of(options, eqd.data.digits(), True)
+    assert images.shape == (24, 1, 8, 8)
+    assert np.array_equal(labels[::2], labels[1::2]) and len(np.unique(labels)) == 10
+    images, labels = encode.pairs_of(options, eqd.data.digits(), False)
+    assert images.shape == (24, 1, 8, 8) and labels is None
+
+
+def test_impossible_pictures_are_refused(run):
+    with pytest.raises(ValueError, match="--columns 1"):
+        encode.main(encode.Encode(run, columns=1))
