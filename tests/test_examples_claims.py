@@ -108,7 +108,7 @@ def test_noise_scale_of_a_quadratic_is_known(bench):
     np.testing.assert_allclose(noise["variance"], images.var(axis=0).sum(), rtol=0.1)
     assert not noise["is_a_lower_bound"]
     # At the mean of the data there is no signal, and no more is claimed than that.
-    at_mean = jnp.asarray(images.mean(axis=0).reshape(1, 8, 8))
+    at_mean = jnp.asarray(images.mean(axis=0).reshape(1, 8, 8), jnp.float32)
     silent = _claims.gradient_noise(bench, at_mean, losses)["quadratic"]
     assert silent["noise_scale"] > 1000
 
