@@ -1,5 +1,6 @@
 """Times drawn by the size of past losses: the official sampler, a sequential FIFO, and the smoothed strategy."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
