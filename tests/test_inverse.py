@@ -197,7 +197,8 @@ def test_a_batch_of_measurements():
 def test_bad_arguments(kwargs, match):
     arguments = {"denoiser": prior(eqd.VPSDE()), "y": Y, "operator": measure, "std": STD} | kwargs
     with pytest.raises(ValueError, match=match):
-        eqd.PosteriorGuidance(**arguments)(0.5, jnp.asarray(X, float))
+        # As samplers call it: every check is made while the program is traced.
+        jax.jit(lambda x: eqd.PosteriorGuidance(**arguments)(0.5, x))(jnp.asarray(X, float))
 
 
 def test_bad_covariances():

@@ -1,5 +1,7 @@
 """Gradients of log-likelihoods with respect to a network, by each adjoint, against finite differences and the closed form."""
 
+import functools as ft
+
 import diffrax
 import equinox as eqx
 import jax
@@ -44,7 +46,7 @@ def log_prob(weights, adjoint, trace=eqd.ExactTrace()):
     return found.log_prob
 
 
-@pytest.fixture(scope="module")
+@ft.cache
 def finite_difference():
     f = quick_jit(lambda w: log_prob(w, diffrax.ForwardMode()))
     h = 1e-5
@@ -53,23 +55,23 @@ def finite_difference():
     return (up - down) / (2 * h)
 
 
-def test_reverse_mode(finite_difference, x64):
+def test_reverse_mode(x64):
     f = quick_jit(jax.grad(lambda w: log_prob(w, diffrax.RecursiveCheckpointAdjoint())))
     gradient = f(jnp.asarray(WEIGHTS))
-    np.testing.assert_allclose(jnp.sum(gradient * DIRECTION), finite_difference, rtol=1e-5)
+    np.testing.assert_allclose(jnp.sum(gradient * DIRECTION), finite_difference(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("adjoint", [diffrax.ForwardMode(), diffrax.DirectAdjoint()])
-def test_forward_mode(adjoint, finite_difference, x64):
+def test_forward_mode(adjoint, x64):
     f = quick_jit(lambda w, d: jax.jvp(lambda w: log_prob(w, adjoint), (w,), (d,))[1])
     found = f(jnp.asarray(WEIGHTS), jnp.asarray(DIRECTION))
-    np.testing.assert_allclose(found, finite_difference, rtol=1e-5)
+    np.testing.assert_allclose(found, finite_difference(), rtol=1e-5)
 
 
-def test_direct_adjoint_in_reverse_mode(finite_difference, x64):
+def test_direct_adjoint_in_reverse_mode(x64):
     f = quick_jit(jax.grad(lambda w: log_prob(w, diffrax.DirectAdjoint())))
     gradient = f(jnp.asarray(WEIGHTS))
-    np.testing.assert_allclose(jnp.sum(gradient * DIRECTION), finite_difference, rtol=1e-5)
+    np.testing.assert_allclose(jnp.sum(gradient * DIRECTION), finite_difference(), rtol=1e-5)
 
 
 def test_gradient_of_an_analytic_flow_is_the_closed_forms(x64):

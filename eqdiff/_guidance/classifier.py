@@ -67,7 +67,8 @@ class ClassifierGuidance(AbstractGuidance):
         - `denoiser`: the denoiser to guide. It is shown the same `args` as the classifier; wrap it in
             [`eqdiff.FixedArgs`][] if it takes none.
         - `log_prob`: $\log p(y|x_t)$ in nats, as `log_prob(t, x, args)`: $t$ is the process's time, `args` is $y$, and the
-            result is one number, differentiable in `x`. Make it an `eqx.Module` if it holds arrays.
+            result is one number, differentiable in `x`. Make it an `eqx.Module` if it holds arrays, such as an
+            [`eqdiff.Classifier`][].
         - `scale`: $s$; 1 is Bayes' rule, 0 is unguided.
 
         **Raises:** `ValueError` for a scale that is not finite, or a process that ends without signal ($\alpha = 0$, where

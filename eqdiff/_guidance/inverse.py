@@ -182,21 +182,14 @@ class PosteriorGuidance(AbstractGuidance):
             shape, none at all with [`eqdiff.ZeroCovariance`][], and a process that ends without signal (α = 0); when called, for an operator that
             is not linear or does not return the shape of `y`.
         """
+        # Looked at as they were given: inside jit, asarray makes tracers of known numbers.
+        _check_known(y, std, positive=isinstance(covariance, ZeroCovariance))
         y, std = jnp.asarray(y), jnp.asarray(std)
         check_example("PosteriorGuidance", y)
         if std.shape not in ((), y.shape):
             raise ValueError(
                 f"PosteriorGuidance: std has shape {std.shape}, expected () or that of y, {y.shape}."
             )
-        if not is_traced(y) and not np.all(np.isfinite(y)):
-            raise ValueError(
-                "PosteriorGuidance: y is not finite. Leave out what was not measured: A maps to the rest."
-            )
-        if not is_traced(std):
-            positive = isinstance(covariance, ZeroCovariance)
-            if not np.all(std > 0 if positive else std >= 0) or not np.all(np.isfinite(std)):
-                kind = "positive with ZeroCovariance()" if positive else "at least 0"
-                raise ValueError(f"PosteriorGuidance(std={std}): expected {kind}, and finite.")
         _refuse_no_signal(denoiser)
         self.denoiser, self.y, self.operator = denoiser, y, operator
         self.std, self.covariance = std.astype(y.dtype), covariance
@@ -265,6 +258,19 @@ def _conjugate_gradients(system: Callable, b: Example, iterations: int) -> Examp
 
     (u, *_), _ = jax.lax.scan(step, (jnp.zeros_like(b), b, b, first), length=iterations)
     return u
+
+
+def _check_known(y: ArrayLike, std: ArrayLike, *, positive: bool) -> None:
+    if not is_traced(y) and not np.all(np.isfinite(np.asarray(y))):
+        raise ValueError(
+            "PosteriorGuidance: y is not finite. Leave out what was not measured: A maps to the rest."
+        )
+    if is_traced(std):
+        return
+    known = np.asarray(std)
+    if not np.all((known > 0 if positive else known >= 0) & np.isfinite(known)):
+        kind = "positive with ZeroCovariance()" if positive else "at least 0"
+        raise ValueError(f"PosteriorGuidance(std={std}): expected {kind}, and finite.")
 
 
 def _refuse_no_signal(denoiser: AbstractDenoiser) -> None:

@@ -43,8 +43,8 @@ def check_linear(owner: str, operator: LinearOperator, x: Example) -> None:
 
     An operator that depends on traced arrays is not looked at; one that cannot be transposed still is an error of JAX.
     """
-    u, v = _probes(x)
     with jax.ensure_compile_time_eval():
+        u, v = _probes(x)
         together, apart = operator(u - 2 * v), operator(u) - 2 * operator(v)
         if _differ(together, apart):
             raise ValueError(
@@ -55,8 +55,8 @@ def check_linear(owner: str, operator: LinearOperator, x: Example) -> None:
 
 def check_partial_isometry(owner: str, operator: LinearOperator, x: Example) -> None:
     r"""Raises `ValueError` for an operator whose rows are not orthonormal (or 0): one with $AA^\top A \ne A$."""
-    u, _ = _probes(x)
     with jax.ensure_compile_time_eval():
+        u, _ = _probes(x)
         once = operator(u)
         twice = operator(transpose_of(operator, u)(once))
         if _differ(twice, once):

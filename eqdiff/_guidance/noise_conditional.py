@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from .._denoiser import check_example, check_time
 from .._misc import is_traced
 from .._process import AbstractProcess
-from .._types import Array, Example, Float, Int, Key, Network, Scalar, Time
+from .._types import Args, Array, Example, Float, Key, Network, Scalar, Time
 
 
 class Classifier(eqx.Module):
@@ -70,9 +70,7 @@ class Classifier(eqx.Module):
             )
         return logits.astype(x.dtype)
 
-    def __call__(
-        self, t: Time, x: Example, args: Int[Array, ""] | int, *, key: Key | None = None
-    ) -> Scalar:
+    def __call__(self, t: Time, x: Example, args: Args, *, key: Key | None = None) -> Scalar:
         r"""$\log p(y|x_t)$ in nats.
 
         **Arguments:**
@@ -83,13 +81,14 @@ class Classifier(eqx.Module):
         **Raises:** `ValueError` for a class that is not one integer or, where it is known, one that the network does not have; and
             as `logits`.
         """
-        if jnp.shape(args) != () or not jnp.issubdtype(jnp.result_type(args), jnp.integer):
-            given = (
-                "None" if args is None else f"{jnp.result_type(args)} of shape {jnp.shape(args)}"
-            )
+        if args is None:
             raise ValueError(
-                f"The class of one example is one integer, got {given}. Batch with jax.vmap; turn one-hot vectors into integers "
-                "with jnp.argmax."
+                "The classifier was given no class: write sampler(denoiser, x1, label)."
+            )
+        if jnp.shape(args) != () or not jnp.issubdtype(jnp.result_type(args), jnp.integer):
+            raise ValueError(
+                f"The class of one example is one integer, got {jnp.result_type(args)} of shape {jnp.shape(args)}. Batch with "
+                "jax.vmap; turn one-hot vectors into integers with jnp.argmax."
             )
         log_probs = jax.nn.log_softmax(self.logits(t, x, key=key))
         known = not is_traced(args)

@@ -56,6 +56,30 @@ class AbstractReplacement(AbstractConstraint):
         return self.put(x, alpha.astype(x.dtype) * y + sigma.astype(x.dtype) * noise)
 
 
+_SOFT = "Inpaint: the mask has values other than 0 and 1. For a soft mask choose a threshold: mask > 0.5."
+
+
+def _check_mask(image: ArrayLike, mask: ArrayLike) -> None:
+    shape, expected = np.shape(mask), np.shape(image)
+    ends = zip(shape[::-1], expected[::-1], strict=False)
+    if len(shape) > len(expected) or any(m not in (1, n) for m, n in ends):
+        raise ValueError(
+            f"Inpaint: the mask has shape {shape}, which does not broadcast to that of the image, {expected}."
+        )
+    if is_traced(mask):
+        return
+    mask = np.asarray(mask)
+    if not np.all(np.isin(mask, (0, 1))):
+        raise ValueError(_SOFT)
+    if not is_traced(image) and not np.all(np.isfinite(np.asarray(image)) | (mask == 0)):
+        raise ValueError("Inpaint: a known element of the image is not finite; mask it out.")
+
+
+def _check_finite(owner: str, value: ArrayLike) -> None:
+    if not is_traced(value) and not np.all(np.isfinite(np.asarray(value))):
+        raise ValueError(f"{owner}: what is known is not finite.")
+
+
 class Inpaint(AbstractReplacement):
     """Known pixels: $A$ picks those of a mask.
 
@@ -82,29 +106,19 @@ class Inpaint(AbstractReplacement):
         **Raises:** `ValueError` for an image of whole numbers, a mask of another shape or with values other than 0 and 1, and a known
             element that is not finite.
         """
+        # Looked at as they were given: inside jit, asarray makes tracers of known numbers.
+        _check_mask(image, mask)
+        looked_at = not is_traced(mask)
         image, mask = jnp.asarray(image), jnp.asarray(mask)
         check_example("Inpaint", image)
-        try:
-            fits = jnp.broadcast_shapes(mask.shape, image.shape) == image.shape
-        except ValueError:
-            fits = False
-        if not fits:
-            raise ValueError(
-                f"Inpaint: the mask has shape {mask.shape}, which does not broadcast to that of the image, {image.shape}."
-            )
-        wrong = (mask != jnp.asarray(0, mask.dtype)) & (mask != jnp.asarray(1, mask.dtype))
-        remedy = "Inpaint: the mask has values other than 0 and 1. For a soft mask choose a threshold: mask > 0.5."
-        if is_traced(mask):
-            mask = eqx.error_if(mask, jnp.any(wrong), remedy)
-        elif np.any(wrong):
-            raise ValueError(remedy)
+        if not looked_at:
+            zero, one = (jnp.asarray(value, mask.dtype) for value in (0, 1))
+            mask = eqx.error_if(mask, jnp.any((mask != zero) & (mask != one)), _SOFT)
         known = jnp.asarray(mask, bool)
         known = known.reshape((1,) * (image.ndim - known.ndim) + known.shape)
         self.mask = jnp.broadcast_to(known, image.shape)
         # Unknown elements may be anything, NaN too; they must not reach a product.
         self.image = jnp.where(self.mask, image, 0)
-        if not is_traced(self.image) and not np.all(np.isfinite(self.image)):
-            raise ValueError("Inpaint: a known element of the image is not finite; mask it out.")
 
     def known(self, x):
         if x.shape != self.image.shape:
@@ -143,6 +157,7 @@ class Colourise(AbstractReplacement):
         **Raises:** `ValueError` for a grey image of whole numbers, of another shape or not finite, and for weights that do not sum to 1
             (grey pixels would not keep their value).
         """
+        _check_finite("Colourise", grey)
         grey = jnp.asarray(grey)
         check_example("Colourise", grey)
         if grey.ndim == 2:
@@ -154,8 +169,6 @@ class Colourise(AbstractReplacement):
             )
         if not math.isclose(sum(weights), 1, abs_tol=1e-6):
             raise ValueError(f"Colourise(weights={weights}): expected weights that sum to 1.")
-        if not is_traced(grey) and not np.all(np.isfinite(grey)):
-            raise ValueError("Colourise: the grey image is not finite.")
         self.grey, self.weights = grey, tuple(float(w) for w in weights)
 
     def _axis(self, x: Example) -> Float[Array, "channels 1 1"]:
@@ -203,10 +216,9 @@ class Replace(AbstractReplacement):
         **Raises:** `ValueError` for values that are whole numbers or not finite; when called, for an operator that does not return their
             shape or whose rows are not orthonormal.
         """
+        _check_finite("Replace", value)
         value = jnp.asarray(value)
         check_example("Replace", value)
-        if not is_traced(value) and not np.all(np.isfinite(value)):
-            raise ValueError("Replace: the value is not finite.")
         self.value, self.operator = value, operator
 
     def known(self, x):

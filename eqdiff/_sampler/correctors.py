@@ -16,6 +16,12 @@ $\|z\|$ becomes its expectation $\sqrt D$ — a step that depended on its own no
 $\sqrt D/\sigma_t$: near a mode the score vanishes, and a step without a bound would throw the sample out of it. For
 $r \le \sqrt2/8$ the bound keeps $\epsilon \le \sigma_t^2$, the largest step that contracts under the greatest curvature a noisy
 density can have, $-\nabla^2\log p_t \le \sigma_t^{-2}$.
+
+One default serves all processes: in $x/\alpha$ the steps are the same for VP, sub-VP and VE at the same $\sigma/\alpha$, but for $a$.
+It is $r = 0.08$, half of what is published for VE on CIFAR-10 (0.16; 0.075 on larger images), because with exact denoisers a
+corrector has its own bias to pay for. Measured energy distances to the data (VP, mixtures, 2000 samples; without a corrector, 0.08,
+0.16): 0.0010, 0.0025, 0.0055 in 2 dimensions at 100 times, where two samples of the data are 0.0010 apart; in 64 dimensions 0.0070,
+0.0060, 0.0103 at 100 times (noise 0.0077) and 0.047, 0.041, 0.030 at 30.
 """
 
 import abc

@@ -1,0 +1,62 @@
+"""The page on controllable generation runs as it is written, and so does the example behind its picture."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import eqdiff as eqd
+
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "examples"))
+
+
+@pytest.mark.slow
+def test_the_page_runs():
+    """In a process of its own: readers have neither strict promotion nor float64."""
+    page = (ROOT / "docs" / "controllable.md").read_text()
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL))
+    # The values do not matter here, so neither does their number.
+    code = code.replace("16", "4").replace("< 8", "< 2").replace("(20", "(2").replace("=10)", "=2)")
+    # These programs compile far longer than they run.
+    flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_example_writes_its_picture(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("tyro")
+    pytest.importorskip("sklearn")
+    import controllable
+
+    # Pixels of one Gaussian in place of a network: quick to compile.
+    denoiser = eqd.GaussianDenoiser(eqd.cosine_schedule(30), 0.0, 0.6)
+    settings = {"dataset": "digits", "data_dir": None}
+    monkeypatch.setattr(controllable, "load", lambda run: (denoiser, settings))
+    monkeypatch.setattr(controllable, "num_classes_of", lambda denoiser: None)
+    monkeypatch.setattr(controllable, "compilation_cache", lambda: None)
+    options = controllable.Controllable(tmp_path, num=3, num_steps=4, repeats=2)
+    with jax.numpy_dtype_promotion("standard"):
+        controllable.main(options)
+    assert (tmp_path / "controllable.png").read_bytes().startswith(b"\x89PNG")
+    assert "root mean square error" in capsys.readouterr().out
+    with pytest.raises(FileExistsError, match="--overwrite"):
+        controllable.main(options)
+
+
+def test_the_examples_operators_are_what_they_say():
+    controllable = pytest.importorskip("controllable")
+    x = np.arange(16.0).reshape(1, 4, 4)
+    np.testing.assert_array_equal(controllable.shrink(x), [[[2.5, 4.5], [10.5, 12.5]]])
+    np.testing.assert_array_equal(controllable.shrink(controllable.enlarge(x)), x)
+    half = controllable.left_half((1, 1, 4))
+    np.testing.assert_array_equal(half, [[True, True, False, False]])
