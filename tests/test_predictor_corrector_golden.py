@@ -175,10 +175,11 @@ def test_single_steps(name, tape):
     assert len(cases) == {"VESDE": 16, "VPSDE": 16, "subVPSDE": 6}[name]
     for case, outputs in zip(cases, results, strict=True):
         for key, actual in zip((f"{case}/x", f"{case}/x_mean"), outputs, strict=True):
-            if actual.dtype == jnp.float32 and "euler_maruyama" in case:
-                # The size of a step between two times in float32, t − (t − 1/N), is known to 6e-5 of itself.
+            if actual.dtype == jnp.float32:
+                # In float32 a σ that is an exponential is known to 5e-7, and the size of one step in a thousand, a
+                # difference of two times or of two λ near 9, to 6e-5 of itself.
                 expected = load_golden(FILE)[key]
-                tolerance = max(golden_tolerance(FILE, key), 2e-5)
+                tolerance = max(golden_tolerance(FILE, key), 1e-4 if "predictor" in case else 5e-6)
                 assert np.abs(actual - expected).max() < tolerance * np.abs(expected).max()
             else:
                 assert_golden(actual, FILE, key)
