@@ -65,7 +65,12 @@ def solver_of(name: str):
     return run
 
 
-def run(name, denoiser, points=POINTS, tolerance=1e-7):
+# The continuous view of a chain is smooth but for its second derivative at each of its times, which error control does not see.
+TOLERANCES = {"vp": 1e-7, "sub_vp": 1e-7, "ve": 1e-7, "cosine": 1e-9}
+
+
+def run(name, denoiser, points=POINTS, tolerance=None):
+    tolerance = TOLERANCES[name] if tolerance is None else tolerance
     arrays = eqx.filter(denoiser, eqx.is_array)
     points = jnp.asarray(points)
     return solver_of(name)(arrays, points, jnp.asarray(tolerance, points.dtype))
@@ -87,7 +92,7 @@ def closed_form(process, x):
 
 @pytest.mark.parametrize("name", PROCESSES)
 def test_the_models_density_is_its_prior_through_the_flow(name, x64):
-    """Within 1e-5 nats/dim, at tolerance 1e-7."""
+    """Within 1e-5 nats/dim, at tolerance 1e-7 (a chain's continuous view: 1e-9)."""
     process = PROCESSES[name]
     found, _ = run(name, gaussian(process))
     for i, x in enumerate(POINTS):
