@@ -6,8 +6,15 @@ names are looked up in an explicit table, arguments are plain data, and tensors 
 
 A class can be saved if each argument of its constructor (but `key`) is kept as an attribute of the same name; all of
 eqdiff's are.
+
+The format has a version, which a file names. A file is written in the oldest version that can say it, so that files without
+what a version added are still read by the eqdiff before it:
+
+1. network, process, parameterisation and variance;
+2. also a label of the denoiser's own, of a class that can be saved.
 """
 
+import functools
 import inspect
 import json
 import os
@@ -28,7 +35,9 @@ from ._process import (
     CosineVPSDE,
     EDMSDE,
     KernelSDE,
+    LogNoiseLevel,
     RectifiedFlow,
+    ScaledTime,
     SubVPSDE,
     VESDE,
     VPSDE,
@@ -37,9 +46,12 @@ from ._schedule import ContinuousSchedule, Schedule
 from ._variance import AnalyticVariance, FixedLarge, FixedSmall, Learned, LearnedRange
 
 
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 
-_NETWORKS = (nn.DDPM, nn.NCSNpp, nn.NCSNv2, nn.SongUNet, nn.DhariwalUNet, nn.DiT)
+_NETWORKS = (
+    *(nn.DDPM, nn.NCSNpp, nn.NCSNv2, nn.SongUNet, nn.DhariwalUNet, nn.DiT),
+    *(nn.UNetClassifier, nn.AttentionPool, nn.AveragePool, nn.SpatialPool),
+)
 
 _CLASSES = {
     f"eqdiff.{cls.__name__}": cls
@@ -48,8 +60,12 @@ _CLASSES = {
         *(Schedule, ContinuousSchedule),
         *(Noise, Data, Velocity, Score, Flow, EDM, PreviousMean),
         *(FixedSmall, FixedLarge, Learned, LearnedRange, AnalyticVariance),
+        *(ScaledTime, LogNoiseLevel),
     )
 } | {f"eqdiff.nn.{cls.__name__}": cls for cls in (nn.UNet, nn.MLP, nn.SuperResolution, *_NETWORKS)}
+
+
+_PARTS = ("net", "process", "parameterisation", "variance")
 
 
 def _require_safetensors():
@@ -146,28 +162,28 @@ def save_model(
             f"save_model: expected an eqdiff.Denoiser, got a {type(denoiser).__name__}. Save the denoiser that it wraps, "
             "and wrap what load_model returns."
         )
-    if denoiser.label is not None:
+    table = _table(classes)
+    if denoiser.label is not None and type(denoiser.label) not in table.values():
         raise ValueError(
-            "save_model: the denoiser has a label function of its own, which cannot be saved. Put the labels into the "
-            "process (Schedule(betas, labels=...)) or scale them inside the network."
+            "save_model: the denoiser has a label function of its own, which cannot be saved. Write it as "
+            "eqdiff.ScaledTime(...) or eqdiff.LogNoiseLevel(...), or as a class of your own named in classes=; or put the "
+            "labels into the process (Schedule(betas, labels=...))."
         )
     if isinstance(denoiser.process, KernelSDE):
         raise ValueError(
             "save_model: the process is a KernelSDE, which holds functions, and a file cannot. Write it as a subclass of "
             "eqdiff.AbstractSDE whose constructor takes numbers, and name that class in classes=."
         )
-    writer = _Writer(_table(classes))
-    model = {
-        part: writer.object(getattr(denoiser, part), part)
-        for part in ("net", "process", "parameterisation", "variance")
-    }
+    writer = _Writer(table)
+    parts = _PARTS if denoiser.label is None else (*_PARTS, "label")
+    model = {part: writer.object(getattr(denoiser, part), part) for part in parts}
     leaves = _leaves(denoiser.net)
     weights = {f"net/{name}": np.asarray(leaf) for name, leaf in leaves.items()}
     # Tables that are NumPy's in a network stay so.
     model["tables"] = [name for name, leaf in leaves.items() if isinstance(leaf, np.ndarray)]
     metadata = {
         "format": "eqdiff",
-        "format_version": str(_FORMAT_VERSION),
+        "format_version": "1" if denoiser.label is None else "2",
         "eqdiff_version": version("eqdiff"),
         "model": json.dumps(model),
     }
@@ -190,33 +206,60 @@ def load_model(path: str | os.PathLike, *, classes: Iterable[type] = ()) -> Deno
     **Raises:** `FileNotFoundError`; `ValueError` for a file that is truncated, of another format or a newer version, names
     an unknown class, or whose weights do not fit its architecture (listed by name); `ImportError` without safetensors.
     """
-    safetensors = _require_safetensors()
     path = Path(path)
+    tensors, metadata = read_safetensors(path)
+    model = _read_model(metadata, path)
+    reader = _Reader(_table(classes), tensors, path)
+    try:
+        net: Any = reader.network(model["net"], model["tables"])
+        rest = {name: reader.object(model[name]) for name in _PARTS[1:]}
+        label = reader.object(model["label"]) if "label" in model else None
+    except KeyError as e:
+        raise ValueError(f"{path} is damaged: its description lacks {e}.") from e
+    return Denoiser(
+        net, rest["process"], rest["parameterisation"], variance=rest["variance"], label=label
+    )
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The tensors and the metadata of a safetensors file.
+
+    **Raises:** `FileNotFoundError`; `ValueError` for a file that is truncated or of another format; `ImportError` without
+    safetensors.
+    """
+    safetensors = _require_safetensors()
     if not path.is_file():
         raise FileNotFoundError(f"no model file at {path}.")
     try:
         with safetensors.safe_open(path, "numpy") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except safetensors.SafetensorError as e:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+    except (safetensors.SafetensorError, UnicodeDecodeError) as e:
         raise ValueError(f"{path} is truncated or not a safetensors file ({e}).") from e
+
+
+def _read_model(metadata: dict[str, str], path: Path) -> dict[str, Any]:
     if metadata.get("format") != "eqdiff":
         raise ValueError(
             f"{path} is a safetensors file, but not one written by eqdiff.save_model. For other projects' weights see "
             "eqdiff.interop."
         )
-    if int(metadata["format_version"]) > _FORMAT_VERSION:
+    said, writer = metadata.get("format_version", ""), metadata.get("eqdiff_version", "(unknown)")
+    if not said.isdecimal() or int(said) < 1:
         raise ValueError(
-            f"{path} was written by eqdiff {metadata['eqdiff_version']} in format {metadata['format_version']}; this "
+            f"{path} is damaged: its format version is {said!r:.40}, expected a number."
+        )
+    if int(said) > _FORMAT_VERSION:
+        raise ValueError(
+            f"{path} was written by eqdiff {writer} in format {said}; this "
             f"version reads up to {_FORMAT_VERSION}. Upgrade with pip install -U eqdiff."
         )
-    reader = _Reader(_table(classes), tensors, path)
-    model = json.loads(metadata["model"])
-    net: Any = reader.network(model["net"], model["tables"])
-    rest = {
-        name: reader.object(model[name]) for name in ("process", "parameterisation", "variance")
-    }
-    return Denoiser(net, rest["process"], rest["parameterisation"], variance=rest["variance"])
+    try:
+        model = json.loads(metadata.get("model", ""))
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f"{path} is damaged: its description is no JSON ({e}).") from e
+    if not isinstance(model, dict) or not isinstance(model.get("tables"), list):
+        raise ValueError(f"{path} is damaged: its description is not one of a model.")
+    return model
 
 
 class _Reader:
@@ -231,25 +274,44 @@ class _Reader:
         if "tuple" in value:
             return tuple(self.object(v) for v in value["tuple"])
         if "dtype" in value:
-            return jnp.dtype(value["dtype"])
+            return self._dtype(value["dtype"])
         if "tensor" in value:
-            return self.tensors[value["tensor"]]
+            return self._tensor(value["tensor"])
         if "array" in value:
-            return jnp.asarray(self.tensors[value["array"]])
+            return jnp.asarray(self._tensor(value["array"]))
         cls, arguments = self._call(value)
-        if "key" in inspect.signature(cls).parameters:
+        try:
+            if "key" not in inspect.signature(cls).parameters:
+                return cls(**arguments)
             # The shape of the network without its weights: nothing is drawn or allocated.
-            return eqx.filter_eval_shape(lambda key: cls(**arguments, key=key), jax.random.key(0))
-        return cls(**arguments)
+            make = functools.partial(cls, **arguments)
+            return eqx.filter_eval_shape(lambda key: make(key=key), jax.random.key(0))
+        except (TypeError, AttributeError, OverflowError) as e:
+            raise ValueError(
+                f"{self.path} describes a {cls.__name__} that this version of eqdiff does not make: {e}."
+            ) from e
+
+    def _dtype(self, name: Any) -> Any:
+        try:
+            return jnp.dtype(name)
+        except TypeError as e:
+            raise ValueError(f"{self.path} is damaged: {e}.") from e
+
+    def _tensor(self, name: Any) -> np.ndarray:
+        if name not in self.tensors:
+            raise ValueError(f"{self.path} is damaged: the tensor {name} is missing.")
+        return self.tensors[name]
 
     def _call(self, value: dict[str, Any]) -> tuple[type, dict[str, Any]]:
-        name = value["class"]
+        name, arguments = value["class"], value["arguments"]
+        if not isinstance(name, str) or not isinstance(arguments, dict):
+            raise ValueError(f"{self.path} is damaged: it describes an object as {value!s:.80}.")
         if name not in self.table:
             raise ValueError(
                 f"{self.path} needs the class {name}, which this version of eqdiff does not know. If it is your own, "
                 f"write load_model(path, classes=({name.rpartition('.')[2]},))."
             )
-        return self.table[name], {k: self.object(v) for k, v in value["arguments"].items()}
+        return self.table[name], {k: self.object(v) for k, v in arguments.items()}
 
     def network(self, value: dict[str, Any], tables: list[str]) -> eqx.Module:
         net = self.object(value)
@@ -272,6 +334,17 @@ class _Reader:
             for name, leaf in expected.items()
             if name in weights and weights[name].shape != leaf.shape
         ]
+        problems += [
+            f"{name} holds {weights[name].dtype}, expected {leaf.dtype}"
+            for name, leaf in expected.items()
+            if name in weights and not _same_kind(weights[name].dtype, leaf.dtype)
+        ]
         if problems:
             shown = "; ".join(problems[:10]) + ("; …" if len(problems) > 10 else "")
             raise ValueError(f"{self.path}: the weights do not fit the architecture: {shown}.")
+
+
+def _same_kind(given: Any, expected: Any) -> bool:
+    # Weights may have been saved in another precision than that of a new network.
+    floats = jnp.issubdtype(given, jnp.floating) and jnp.issubdtype(expected, jnp.floating)
+    return floats or given == expected

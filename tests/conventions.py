@@ -44,6 +44,7 @@ THIRD_PARTIES = {
     "sklearn": (frozenset(("data", "metrics")), frozenset()),
     "tqdm": (frozenset(), frozenset(("data", "train", "_generate"))),
     "safetensors": (frozenset(), frozenset(("_serialise",))),
+    "msgpack": (frozenset(), frozenset(("interop",))),
     "torch": (frozenset(), frozenset(("interop", "metrics"))),
 }
 

@@ -74,6 +74,7 @@ def mixture_terms():
     return eqd.pairwise_terms(denoiser, data, np.arange(100), key=key, chunk=50)
 
 
+@pytest.mark.slow
 def test_more_steps_are_better_and_none_is_worse_than_even(mixture_terms):
     best = {}
     for num_steps in (1, 2, 4, 5, 10, 20, 25, 50, 100):

@@ -45,6 +45,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_paths_are_the_bounds_of_respaced_chains(case, getkey):
     """With one key the noise is the same, so the sums are equal to rounding, not only in expectation."""
@@ -102,6 +103,7 @@ def test_what_is_no_edge_is_infinite(getkey):
     assert np.all(np.isfinite(terms.prior))
 
 
+@pytest.mark.slow
 def test_the_decoder_depends_on_the_step_before_it(getkey):
     """Why the decoder has a table over pairs: under the official clip, one cost per time would be wrong by this much."""
     key, data = getkey(), images()

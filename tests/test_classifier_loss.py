@@ -79,6 +79,7 @@ def test_log_probabilities_are_bayes(getkey):
         np.testing.assert_allclose(classifier(0.4, x, y), expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_trained_classifier_guides_samples_into_its_class(getkey):
     """End to end: the loss in a train step, then guidance of a denoiser that knows no classes."""
 

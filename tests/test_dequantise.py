@@ -55,6 +55,7 @@ def test_gaussian_dequantisation_bounds_the_truth(t0, gap, x64):
         assert TABLE.reshape(9) @ (truth - bounds.mean(1)) > 0.01
 
 
+@pytest.mark.slow
 def test_gaussian_dequantisation_through_the_flow(x64):
     """Bits/dim of images of one kind, by the solver, against −log₂ P / D."""
     denoiser = on_grid(2e-3)

@@ -44,6 +44,7 @@ def shrink(schedule, *, learned=False, scale=0.9):
     return eqd.Denoiser(Shrink(jnp.asarray(scale), learned), schedule, variance=variance)
 
 
+@pytest.mark.slow
 def test_distance_prefers_digits_to_noise(bench):
     noise = np.random.RandomState(0).uniform(-1, 1, (40, 1, 8, 8))
     real = _claims.held_out_images(bench.data, 40)
@@ -113,6 +114,7 @@ def test_noise_scale_of_a_quadratic_is_known(bench):
     assert silent["noise_scale"] > 1000
 
 
+@pytest.mark.slow
 def test_warm_up_sees_the_losses(bench):
     """The probabilities follow the root mean square of the loss at each step, found here from draws of its own."""
     config = config_of(Reproduction(num_timesteps=20), "cosine L_vlb, importance", False)

@@ -30,6 +30,7 @@ def run(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_it_draws_both_pictures_and_the_table(run, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(encode, "compilation_cache", lambda: None)
     options = encode.Encode(

@@ -113,6 +113,7 @@ def test_with_the_exact_prior_it_is_the_datas_density(name, make, x64):
     np.testing.assert_allclose(found, exact, atol=2 * 1e-5)
 
 
+@pytest.mark.slow
 def test_a_prior_of_ones_own(x64):
     """`prior=` is used for log p_t1, and −∞ is an answer of it."""
     denoiser = mixture(PROCESSES["vp"])
@@ -265,6 +266,7 @@ def test_network_calls_are_what_the_documentation_says():
     assert len(calls) == 6 * int(found.stats["num_steps"]) + 1
 
 
+@pytest.mark.slow
 def test_through_wrappers(x64):
     """Guidance between two Gaussians of one width is the Gaussian of the guided mean; a clip that holds everywhere is a point
     mass; one that never holds changes nothing.

@@ -67,6 +67,7 @@ def test_encoding_is_the_flow_of_a_gaussian(x64):
     np.testing.assert_allclose(decode(0.7 * latent), m0 + c0 / c1 * (0.7 * latent - m1), atol=1e-7)
 
 
+@pytest.mark.slow
 def test_a_failed_solve_says_so():
     run = eqx.filter_jit(lambda x, f: f(MIXTURE, x, rtol=1e-6, atol=1e-6, max_steps=3))
     for function in (eqd.encode, eqd.decode):

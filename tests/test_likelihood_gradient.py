@@ -55,6 +55,7 @@ def finite_difference():
     return (up - down) / (2 * h)
 
 
+@pytest.mark.slow
 def test_reverse_mode(x64):
     f = quick_jit(jax.grad(lambda w: log_prob(w, diffrax.RecursiveCheckpointAdjoint())))
     gradient = f(jnp.asarray(WEIGHTS))
@@ -68,12 +69,14 @@ def test_forward_mode(adjoint, x64):
     np.testing.assert_allclose(found, finite_difference(), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_direct_adjoint_in_reverse_mode(x64):
     f = quick_jit(jax.grad(lambda w: log_prob(w, diffrax.DirectAdjoint())))
     gradient = f(jnp.asarray(WEIGHTS))
     np.testing.assert_allclose(jnp.sum(gradient * DIRECTION), finite_difference(), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradient_of_an_analytic_flow_is_the_closed_forms(x64):
     """∂ log p/∂(mean) through the solve, against that of the closed form."""
     std, x = np.array([0.3, 1.2]), jnp.asarray(POINT)

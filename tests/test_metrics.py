@@ -71,6 +71,7 @@ def test_features_that_have_no_distance(shapes, monkeypatch):
         eqd.metrics.frechet_distance(np.full((4, 3), np.nan), np.zeros((4, 3)))
 
 
+@pytest.mark.slow
 def test_noise_and_missing_classes_are_far_from_digits(digits):
     images, labels, held_out, held_labels = digits
     features = eqd.metrics.ClassifierFeatures(images, labels)

@@ -18,7 +18,7 @@ def test_every_derivative(getkey, x64, padding):
         return jnp.sum(jnp.sin(y))
 
     def plain(x, w):
-        return jnp.sum(jnp.sin(jax.vmap(lambda x: _convolve(x, w, 1, padding))(x)))
+        return jnp.sum(jnp.sin(jax.vmap(lambda x: _convolve(x, w, (1, 1), padding))(x)))
 
     def derivatives(f):
         grad = jax.grad(f, (0, 1))
@@ -45,7 +45,7 @@ def _count(function, *args):
 
 def test_a_derivative_in_x_alone_costs_two_convolutions(getkey):
     x, w = jnp.ones((16, 16, 2), jnp.float32), jnp.ones((3, 3, 2, 2), jnp.float32)
-    f = lambda x: convolve(x, w, 1, ((1, 1), (1, 1)))  # noqa: E731
+    f = lambda x: convolve(x, w, (1, 1), ((1, 1), (1, 1)))  # noqa: E731
     assert _count(lambda x: jax.jvp(f, (x,), (x,)), x) == 2
     assert _count(lambda x: jax.vjp(f, x)[1](x), x) == 2
 

@@ -45,6 +45,7 @@ def test_parameters(size, millions):
     assert abs(count / 1e6 - millions) < (0.6 if size != "XL" else 1e-9)
 
 
+@pytest.mark.slow
 def test_zero_at_first(getkey):
     net = nn.DiT(**_SMALL, key=getkey())
     x = jax.random.normal(getkey(), (2, 4, 6), jnp.float32)
@@ -163,6 +164,7 @@ def test_classes(getkey):
     assert all(min(_relative(o, told), _relative(o, untold)) < 1e-6 for o in outs)
 
 
+@pytest.mark.slow
 def test_precision_remat_and_batches(getkey):
     x = jax.random.normal(getkey(), (3, 2, 4, 4), jnp.float32)
     labels = jnp.asarray([1.0, 300.0, 900.0])
@@ -176,6 +178,7 @@ def test_precision_remat_and_batches(getkey):
     assert _relative(batch[0], _runner(net)(x[0])) > 1e-3
 
 
+@pytest.mark.slow
 def test_gradients_are_finite_differences(getkey, x64):
     net = _dit(compute_dtype=jnp.float64, depth=1)
     params, static = eqx.partition(net, eqx.is_inexact_array)

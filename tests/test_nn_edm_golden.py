@@ -12,8 +12,8 @@ import eqdiff.interop as interop
 
 
 NAMES = [
-    "public_edm_ncsnpp",
-    pytest.param("public_edm_ddpmpp", marks=pytest.mark.slow),
+    "public_edm_ddpmpp",
+    pytest.param("public_edm_ncsnpp", marks=pytest.mark.slow),
     pytest.param("public_edm_adm", marks=pytest.mark.slow),
 ]
 # The number of parameters that the official script counted.

@@ -58,6 +58,7 @@ def test_labels_of_every_scale_are_told_apart(getkey, labels):
     assert _fit(nn.MLP(2, 1, 64, 2, key=getkey()), labels, x, y) < 0.3
 
 
+@pytest.mark.slow
 def test_learns_a_sharp_function(getkey):
     # A checkerboard of four by four squares, which jumps; its sign at the centres of squares.
     x = jax.random.uniform(getkey(), (1024, 2), jnp.float32, -2, 2)
@@ -95,6 +96,7 @@ def test_batch_is_a_loop(getkey):
     np.testing.assert_allclose(jax.vmap(net)(t, x), loop, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_derivatives(getkey, x64):
     # Forward and reverse mode agree, in float64, with each other and with finite differences.
     net = randomise(nn.MLP(2, 2, 16, 2, key=getkey()))

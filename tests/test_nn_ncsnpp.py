@@ -83,6 +83,7 @@ def test_dtypes(getkey):
     assert 1e-4 < _relative(half, full) < 0.1
 
 
+@pytest.mark.slow
 def test_what_the_label_means(getkey):
     # One function of x, divided by the σ of the label; between levels the nearest is embedded.
     x = _image(getkey)
@@ -158,6 +159,7 @@ def test_classes_and_dropout(getkey):
     assert jnp.array_equal(dropped, run(jnp.asarray(0), key))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -179,6 +181,7 @@ def test_sides_need_not_be_equal(getkey, options):
     assert _relative(again, out) < 1e-5
 
 
+@pytest.mark.slow
 def test_batch_is_a_loop_and_remat_changes_nothing(getkey):
     options = dict(dropout=0.3)
     x, labels = _image(getkey, 2, 2, 4, 4), jnp.asarray([0.3, -1.0], jnp.float32)
@@ -203,6 +206,7 @@ def test_batch_is_a_loop_and_remat_changes_nothing(getkey):
     assert _relative(_call(net, labels[1], x[1], None, keys[1]), out[1]) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fourier", "ncsnv2"])
 def test_gradients_are_finite_differences(getkey, x64, name):
     build, options = (
@@ -245,6 +249,7 @@ def test_pieces_of_ncsnv2(getkey):
     np.testing.assert_allclose(large, (1 + 2 * row) * (3 - column), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_initialisation_is_songs(getkey):
     net = nn.NCSNpp(2, 2, 32, 1, (1,), (1,), key=getkey())
     block, attention = net.body.encoder[0].blocks[0], net.body.encoder[0].attentions[0]

@@ -12,6 +12,19 @@ import eqdiff.nn as nn
 _SMALL = dict(channels=8, num_res_blocks=1, channel_mult=(1,), attention_downsamples=())
 
 _BUILD = {
+    "UNet": lambda key: nn.UNet(
+        2,
+        2,
+        8,
+        1,
+        (0.5, 1),
+        (),
+        channels_per_head=4,
+        resblock_updown=True,
+        norm_groups=4,
+        dims=1,
+        key=key,
+    ),
     "DDPM": lambda key: nn.DDPM(2, 2, **_SMALL, norm_groups=4, num_classes=3, key=key),
     "NCSNpp": lambda key: nn.NCSNpp(2, 2, **_SMALL, frequencies=(0.5,) * 7 + (1 / 3,), key=key),
     "levels": lambda key: nn.NCSNpp(

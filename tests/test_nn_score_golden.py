@@ -20,7 +20,7 @@ slow = pytest.mark.slow
 NAMES = [
     "public_score_ncsnpp_ddpmpp",
     "public_score_ncsnpp_ddpmblock_skip",
-    "public_score_ncsnv2",
+    pytest.param("public_score_ncsnv2", marks=slow),
     pytest.param("public_score_ddpm", marks=slow),
     pytest.param("public_score_ncsnpp_ffhq_cat", marks=slow),
     pytest.param("public_score_ncsnpp_residual_fir", marks=slow),

@@ -79,6 +79,7 @@ def test_dropout_happens_where_there_is_a_key(getkey, build):
     assert jnp.array_equal(one, run(x, None, key))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "build",
     [
@@ -116,6 +117,7 @@ def test_a_denoiser_is_told_a_quarter_of_the_logarithm(getkey):
     assert _relative(estimate, expected) < 1e-4
 
 
+@pytest.mark.slow
 def test_initialisation_is_edms(getkey):
     net = nn.SongUNet(2, 2, 32, 1, (1,), (1,), num_classes=4, key=getkey())
     assert abs(np.std(np.asarray(net.body.encoder[0].blocks[0].conv1.weight)) * 17 - 1) < 0.05

@@ -49,6 +49,7 @@ def official(request):
     return dtype, run(weights, x)
 
 
+@pytest.mark.slow
 def test_outputs_and_gradients_are_the_official_ones(official):
     dtype, ((grad_net, grad_x), out) = official
     assert out.dtype == dtype
@@ -148,6 +149,7 @@ def small_unet(num_classes=None):
     )
 
 
+@pytest.mark.slow
 def test_classes_and_files(tmp_path):
     """With a class too: the network itself on both images; a file brings the wrapper back; DDIM samples through it."""
     net, chain = small_unet(num_classes=3), eqd.cosine_schedule(20)

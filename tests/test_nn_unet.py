@@ -58,9 +58,9 @@ def test_cifar10_preset_is_the_readme():
     net = eqx.filter_eval_shape(lambda key: nn.unet_cifar10(key=key), jax.random.key(0))
     assert (net.in_channels, net.out_channels, net.dropout) == (3, 6, 0.3)
     # Attention at 16 and 8, and not at 32 or 4.
-    has = [[a is not None for a in level.attentions] for level in net.encoder]
+    has = [[a is not None for a in level.attentions] for level in net.body.encoder]
     assert has == [[False] * 3, [True] * 3, [True] * 3, [False] * 3]
-    has = [[a is not None for a in level.attentions] for level in net.decoder]
+    has = [[a is not None for a in level.attentions] for level in net.body.decoder]
     assert has == [[False] * 4, [True] * 4, [True] * 4, [False] * 4]
 
 
@@ -95,17 +95,22 @@ def test_parameters_are_float32_and_nothing_else_is_an_array(getkey):
 
 def test_initialisation_is_pytorchs(getkey):
     net = _unet(getkey(), channels=32, num_classes=100)
-    conv = net.encoder[0].blocks[0].conv1
+    conv = net.body.encoder[0].blocks[0].conv1
     fan_in = 32 * 9
     for array in (np.asarray(conv.weight), np.asarray(conv.bias)):
         # U(−1/√n, 1/√n) has the variance 1/(3n).
         assert np.max(np.abs(array)) <= 1 / np.sqrt(fan_in)
     assert abs(np.std(np.asarray(conv.weight)) * np.sqrt(3 * fan_in) - 1) < 0.02
     assert abs(np.std(np.asarray(net.class_embedding.weight)) - 1) < 0.02
-    for zero in (net.conv_out, net.middle.before.conv2, net.middle.attention.out):
+    for zero in (
+        net.body.out.conv,
+        net.body.middle.blocks[0].conv2,
+        net.body.middle.attentions[0].out,
+    ):
         assert not np.any(zero.weight) and not np.any(zero.bias)
 
 
+@pytest.mark.slow
 def test_dropout_happens_where_there_is_a_key(getkey):
     net = _random_unet(dropout=0.5)
     x = jax.random.normal(getkey(), (2, 8, 8), jnp.float32)
@@ -150,6 +155,7 @@ def test_a_class_that_does_not_exist_is_loud(getkey):
         assert jnp.all(jnp.isnan(_call(net, 1.0, x, jnp.asarray(index))))
 
 
+@pytest.mark.slow
 def test_sides_need_not_be_equal(getkey):
     # Height and width play the same role: transposed image and kernels give a transposed output.
     net = _random_unet(**_TWO)
@@ -161,6 +167,7 @@ def test_sides_need_not_be_equal(getkey):
     assert _relative(again, out) < 1e-5
 
 
+@pytest.mark.slow
 def test_batch_is_a_loop(getkey):
     net = _random_unet(dropout=0.3, num_classes=3, **_TWO)
     x = jax.random.normal(getkey(), (3, 2, 8, 8), jnp.float32)
@@ -197,6 +204,7 @@ def test_batch_is_one_convolution_per_layer(getkey):
         assert eqn.invars[0].aval.shape[0] == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("conv_resample", "scale_shift_norm"), [(True, True), (False, False)])
 def test_gradients_are_finite_differences(getkey, x64, conv_resample, scale_shift_norm):
     options = dict(conv_resample=conv_resample, scale_shift_norm=scale_shift_norm)
@@ -224,6 +232,7 @@ def test_gradients_are_finite_differences(getkey, x64, conv_resample, scale_shif
     np.testing.assert_allclose(reverse, forward, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_second_derivatives(getkey, x64):
     # Forward over reverse (guidance through a network, exact traces) against finite differences.
     net = _random_unet(compute_dtype=jnp.float64)
@@ -236,6 +245,7 @@ def test_second_derivatives(getkey, x64):
     assert _relative(product, difference) < 1e-6
 
 
+@pytest.mark.slow
 def test_remat_gives_the_same_gradients(getkey):
     x = jax.random.normal(getkey(), (2, 8, 8), jnp.float32)
 
@@ -291,6 +301,7 @@ def test_errors_of_calls(getkey):
     assert "jnp.argmax" in _message(lambda: net(1.0, x, jnp.zeros(3, jnp.int32)))
 
 
+@pytest.mark.slow
 def test_errors_of_constructors(getkey):
     key = getkey()
     assert "norm_groups=12" in _message(lambda: _unet(key, channels=12, norm_groups=32))

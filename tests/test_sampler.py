@@ -169,18 +169,21 @@ def shark():
     return _draw_sde(eqd.ReverseSDE(), 1000)
 
 
+@pytest.mark.slow
 def test_adaptive_shark_has_the_datas_moments_in_few_steps(shark):
     _, _, x, num_steps = shark
     _assert_moments(x)
     assert num_steps.mean() < 150
 
 
+@pytest.mark.slow
 def test_an_adaptive_sample_does_not_depend_on_its_batch(shark):
     x1, keys, x, _ = shark
     alone = jax.jit(lambda a, k: eqd.ReverseSDE()(_correlated(), a, key=k))(x1[7], keys[7])
     np.testing.assert_allclose(alone, x[7], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_euler_maruyama_has_the_datas_moments_in_many_steps():
     *_, x, num_steps = _draw_sde(eqd.ReverseSDE(diffrax.Euler(), num_steps=500), 500)
     _assert_moments(x)

@@ -223,8 +223,8 @@ def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(ValueError, match=r"not one written by eqdiff\.save_model"):
         eqd.load_model(path)
     path.write_bytes(whole)
-    rewritten(path, metadata={"format_version": "2", "eqdiff_version": "9.0"})
-    with pytest.raises(ValueError, match=r"written by eqdiff 9\.0 in format 2.*Upgrade"):
+    rewritten(path, metadata={"format_version": "3", "eqdiff_version": "9.0"})
+    with pytest.raises(ValueError, match=r"written by eqdiff 9\.0 in format 3.*Upgrade"):
         eqd.load_model(path)
     path.write_bytes(whole)
     model = {"class": "os.system", "arguments": {"command": "true"}}
@@ -252,3 +252,99 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
         "linear_in.weight has shape (8, 3), expected (2, 8)",
     ):
         assert problem in str(error.value)
+
+
+LABELS = {
+    "time": eqd.ScaledTime(499.0),
+    "noise": eqd.LogNoiseLevel(eqd.EDMSDE(t0=0.02, t1=100.0), 0.5),
+    "array": eqd.ScaledTime(jnp.asarray(3.0)),
+}
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_labels_come_back(name, tmp_path):
+    denoiser = eqd.Denoiser(mlp(), eqd.EDMSDE(t0=0.02, t1=100.0), label=LABELS[name])
+    eqd.save_model(tmp_path / "model", denoiser)
+    assert_same(eqd.load_model(tmp_path / "model"), denoiser)
+
+
+@pytest.mark.parametrize("process", [eqd.VPSDE(), eqd.VESDE(), SCHEDULE], ids=["vp", "ve", "chain"])
+def test_labels_are_what_their_names_say(process):
+    t = 3 if process is SCHEDULE else 0.3
+    expected = np.log(0.5 * process.sigma(t) / process.alpha(t))
+    np.testing.assert_allclose(eqd.LogNoiseLevel(process, 0.5)(t), expected, rtol=1e-5)
+    np.testing.assert_allclose(eqd.ScaledTime(499.0)(0.5), 249.5)
+    for bad in (0.0, -1.0, float("inf")):
+        with pytest.raises(ValueError, match="positive finite number"):
+            eqd.ScaledTime(bad)
+        with pytest.raises(ValueError, match="positive finite number"):
+            eqd.LogNoiseLevel(process, bad)
+
+
+class Doubled(eqx.Module):
+    """A label of one's own."""
+
+    offset: float
+
+    def __call__(self, t):
+        return 2 * t + self.offset
+
+
+def test_a_label_of_ones_own(tmp_path):
+    denoiser = eqd.Denoiser(mlp(), eqd.VPSDE(), label=Doubled(1.0))
+    with pytest.raises(ValueError, match=r"eqdiff\.ScaledTime\(\.\.\.\)"):
+        eqd.save_model(tmp_path / "model", denoiser)
+    eqd.save_model(tmp_path / "model", denoiser, classes=(Doubled,))
+    assert_same(eqd.load_model(tmp_path / "model", classes=(Doubled,)), denoiser)
+
+
+def metadata_of(path):
+    with safetensors.safe_open(path, "numpy") as file:
+        return file.metadata()
+
+
+def test_a_file_is_written_in_the_oldest_format_that_can_say_it(tmp_path):
+    plain, labelled = tmp_path / "plain", tmp_path / "labelled"
+    denoiser = eqd.Denoiser(mlp(), eqd.VPSDE())
+    eqd.save_model(plain, denoiser)
+    eqd.save_model(labelled, eqd.Denoiser(mlp(), eqd.VPSDE(), label=eqd.ScaledTime(2.0)))
+    # An eqdiff that knows format 1 alone would drop the label in silence, so the file must say 2.
+    assert metadata_of(plain)["format_version"] == "1"
+    assert metadata_of(labelled)["format_version"] == "2"
+    assert set(json.loads(metadata_of(plain)["model"])) == {
+        *("net", "process", "parameterisation", "variance", "tables"),
+    }
+    # Who wrote it does not matter, only the format.
+    rewritten(plain, metadata={"eqdiff_version": "0.0.1"})
+    assert_same(eqd.load_model(plain), denoiser)
+    rewritten(plain, metadata={"format_version": "2"})
+    assert_same(eqd.load_model(plain), denoiser)
+
+
+def test_a_file_of_format_1_is_read(tmp_path):
+    """Written down here, so that no later change of the writer can change it."""
+    model = {
+        "net": {
+            "class": "eqdiff.nn.MLP",
+            "arguments": {"in_size": 1, "out_size": 1, "width": 2, "depth": 1},
+        },
+        "process": {
+            "class": "eqdiff.VPSDE",
+            "arguments": {"beta_min": 0.2, "beta_max": 15.0, "t0": 0.0001, "t1": 1.0},
+        },
+        "parameterisation": {"class": "eqdiff.Noise", "arguments": {}},
+        "variance": {"class": "eqdiff.FixedLarge", "arguments": {}},
+        "tables": [],
+    }
+    arguments = {"in_size": 1, "out_size": 1, "width": 2, "depth": 1}
+    expected = filled(lambda key: eqd.nn.MLP(**arguments, key=key))
+    names = jax.tree_util.tree_flatten_with_path(expected)[0]
+    weights = {
+        "net/" + jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf)
+        for path, leaf in names
+        if eqx.is_array(leaf)
+    }
+    metadata = {"format": "eqdiff", "format_version": "1", "eqdiff_version": "0.1.0"}
+    path = tmp_path / "model"
+    safetensors.numpy.save_file(weights, path, metadata | {"model": json.dumps(model)})
+    assert_same(eqd.load_model(path), eqd.Denoiser(expected, eqd.VPSDE(0.2, 15.0, t0=1e-4)))

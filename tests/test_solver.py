@@ -75,6 +75,7 @@ def slope(errors):
     return -np.polyfit(np.log(steps), np.log(list(errors.values())), 1)[0]
 
 
+@pytest.mark.slow
 def test_is_of_second_order_in_both_directions(x64):
     """Against 400 steps of fifth order of the probability flow in natural time; and from data back to noise."""
     denoiser, x1 = mixture(SMOOTH), jnp.asarray(X1)
@@ -111,6 +112,7 @@ def test_is_adams_bashforth_on_an_ordinary_term(x64):
     assert abs(slope(errors) - 2) < 0.1
 
 
+@pytest.mark.slow
 def test_sampler_is_differentiable_and_keeps_float32():
     denoiser = eqd.GaussianDenoiser(SMOOTH, 0.5, 0.3)
     x = jnp.asarray(X1, jnp.float32)
@@ -203,6 +205,7 @@ def test_unknown_costs_are_refused():
         eqd.DiffraxPredictor(diffrax.HalfSolver(diffrax.Euler()))
 
 
+@pytest.mark.slow
 def test_reverse_sde_on_a_grid(x64):
     """Karras's times for Euler–Maruyama on EDM's process: the variance of Gaussian data."""
     process = eqd.EDMSDE(t0=0.01, t1=10.0)

@@ -40,6 +40,7 @@ def test_velocity_is_the_papers(name, getkey, x64):
     np.testing.assert_allclose(flow.vf(t, x, None), velocity(denoiser, t, x), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_augmented_flow_keeps_its_probes(getkey, x64):
     denoiser = correlated(eqd.VPSDE())
     x = jax.random.normal(getkey(), (2,))

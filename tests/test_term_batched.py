@@ -54,6 +54,7 @@ def test_it_is_the_denoiser_for_each_example(getkey):
                 np.testing.assert_allclose(a[i], b, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_likelihood_and_encoding_are_each_examples_own(x64):
     """One per example, each to the tolerance, with one number of steps for all."""
     x, batched = jnp.asarray(BATCH), eqd.Batched(MIXTURE)
@@ -138,6 +139,7 @@ def test_bits_per_dim_of_a_batch(x64):
     np.testing.assert_allclose(found.value, expected, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_samplers_take_shared_steps(x64):
     """The samplers' own solves on a batched denoiser: one number of steps, and the samples of each alone."""
     x1 = jax.random.normal(jax.random.key(0), (5, 2))
@@ -154,6 +156,7 @@ def test_samplers_take_shared_steps(x64):
     np.testing.assert_allclose(found, alone, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_reverse_sde_of_a_batch_has_the_datas_moments(x64):
     n = 2000
     denoiser = eqd.Batched(eqd.GaussianDenoiser(VP, 0.3, 0.5))

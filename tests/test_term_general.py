@@ -56,6 +56,7 @@ def score(t, x, args):
     return -jnp.linalg.solve(values[2:].reshape(2, 2), x - values[:2])
 
 
+@pytest.mark.slow
 def test_the_flow_transports_the_density_exactly(x64):
     """The flow of a Gaussian is affine, so its Jacobian carries the covariance: m1 = φ(m0), C1 = J C0 Jᵀ; and back."""
     term = eqd.general_probability_flow(drift, diffusion, score)
@@ -86,6 +87,7 @@ def test_the_flow_transports_the_density_exactly(x64):
     np.testing.assert_allclose(divergence, [expected], rtol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "solver", [diffrax.ShARK(), diffrax.Euler()], ids=lambda s: type(s).__name__
 )

@@ -86,6 +86,7 @@ def damage(folder, how):
         path.unlink()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh, like", [(None, "shapes"), ("two devices", "state")])
 def test_exact_resume(mesh, like, tmp_path):
     mesh = None if mesh is None else train.data_mesh()

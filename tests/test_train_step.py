@@ -82,6 +82,7 @@ def expected_loss(net, state, batch):
     return sum(w * l for w, l in zip(weights, losses, strict=True)) / len(x0), (t, losses)
 
 
+@pytest.mark.slow
 def test_one_step_of_gradient_descent(getkey):
     net, key, batch = make_net(getkey()), getkey(), make_batch(getkey())
     optimiser = optax.sgd(0.1)
@@ -186,6 +187,7 @@ def test_optimisers(optimiser, getkey):
     assert int(state.step) == 3 and all(np.isfinite(m.loss) for m in reported)
 
 
+@pytest.mark.slow
 def test_gradient_norm_is_before_clipping(getkey):
     net, key, batches = make_net(getkey()), getkey(), [make_batch(getkey())]
     _, (free,) = run(net, key, batches)

@@ -11,11 +11,13 @@ terms of the score by a multiple of δ, $\nabla\log p_t \mathrel{+}= (\alpha/\si
 import math
 
 import equinox as eqx
+import jax
 from jaxtyping import Array
 
 from .._denoiser import AbstractDenoiser, Estimate
+from .._misc import is_traced
 from .._precondition import AbstractParameterisation
-from .._process import AbstractProcess
+from .._process import AbstractProcess, AbstractSDE
 from .._types import Args, Example, Key, Time
 from .._variance import AbstractVariance
 
@@ -70,3 +72,19 @@ def check_scale(owner: str, scale: float | Array) -> None:
     """Raises `ValueError` for a concrete scale that is not a finite number."""
     if isinstance(scale, (int, float)) and not math.isfinite(scale):
         raise ValueError(f"{owner}(scale={scale}): expected a finite number.")
+
+
+def refuse_no_signal(owner: str, denoiser: AbstractDenoiser, why: str) -> None:
+    """Raises `ValueError` for a process whose end has α = 0, where `why`. A learned process is not looked at."""
+    process = denoiser.process
+    if not isinstance(process, AbstractSDE):
+        return
+    # Looked at now, where it costs nothing.
+    with jax.ensure_compile_time_eval():
+        alpha = process.alpha(process.t1)
+    if not is_traced(alpha) and float(alpha) == 0:
+        name = type(process).__name__
+        raise ValueError(
+            f"{owner}: {name} has no signal at its end t1 = {process.t1} (alpha = 0), where {why}. "
+            f"Write {name}(t1=0.999)."
+        )

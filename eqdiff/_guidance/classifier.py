@@ -27,10 +27,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from .._denoiser import AbstractDenoiser, Estimate
-from .._misc import is_traced
-from .._process import AbstractSDE
 from .._types import Args, Example, Key, Scalar, Time
-from .base import AbstractGuidance, check_scale
+from .base import AbstractGuidance, check_scale, refuse_no_signal
 
 
 # log p(y|x_t) as a function of t, x_t and y, for one example.
@@ -75,7 +73,9 @@ class ClassifierGuidance(AbstractGuidance):
         the shift of $\hat x_0$ is infinite).
         """
         check_scale("ClassifierGuidance", scale)
-        _refuse_no_signal(denoiser)
+        refuse_no_signal(
+            "ClassifierGuidance", denoiser, "moving the score moves the estimate infinitely far"
+        )
         self.denoiser, self.log_prob, self.scale = denoiser, log_prob, scale
 
     def __call__(
@@ -132,18 +132,3 @@ def _gradient(
         return value
 
     return jnp.asarray(scale, x.dtype) * jax.grad(one_number)(x).astype(x.dtype)
-
-
-def _refuse_no_signal(denoiser: AbstractDenoiser) -> None:
-    process = denoiser.process
-    if not isinstance(process, AbstractSDE):
-        return
-    # Looked at now, where it costs nothing; a learned process is not looked at.
-    with jax.ensure_compile_time_eval():
-        alpha = process.alpha(process.t1)
-    if not is_traced(alpha) and float(alpha) == 0:
-        name = type(process).__name__
-        raise ValueError(
-            f"ClassifierGuidance: {name} has no signal at its end t1 = {process.t1} (alpha = 0), where moving the score "
-            f"moves the estimate infinitely far. Write {name}(t1=0.999)."
-        )

@@ -34,9 +34,8 @@ from jaxtyping import Array, ArrayLike, Float
 
 from .._denoiser import AbstractDenoiser, check_example, Estimate
 from .._misc import is_traced
-from .._process import AbstractSDE
 from .._types import Args, Example, Key, Scalar, Time
-from .base import AbstractGuidance
+from .base import AbstractGuidance, refuse_no_signal
 from .linear import check_linear, LinearOperator, output_shape, transpose_of
 
 
@@ -190,7 +189,9 @@ class PosteriorGuidance(AbstractGuidance):
             raise ValueError(
                 f"PosteriorGuidance: std has shape {std.shape}, expected () or that of y, {y.shape}."
             )
-        _refuse_no_signal(denoiser)
+        refuse_no_signal(
+            "PosteriorGuidance", denoiser, "x says nothing of x0 and equation (2) is 0/0"
+        )
         self.denoiser, self.y, self.operator = denoiser, y, operator
         self.std, self.covariance = std.astype(y.dtype), covariance
 
@@ -271,18 +272,3 @@ def _check_known(y: ArrayLike, std: ArrayLike, *, positive: bool) -> None:
     if not np.all((known > 0 if positive else known >= 0) & np.isfinite(known)):
         kind = "positive with ZeroCovariance()" if positive else "at least 0"
         raise ValueError(f"PosteriorGuidance(std={std}): expected {kind}, and finite.")
-
-
-def _refuse_no_signal(denoiser: AbstractDenoiser) -> None:
-    process = denoiser.process
-    if not isinstance(process, AbstractSDE):
-        return
-    # Looked at now, where it costs nothing; a learned process is not looked at.
-    with jax.ensure_compile_time_eval():
-        alpha = process.alpha(process.t1)
-    if not is_traced(alpha) and float(alpha) == 0:
-        name = type(process).__name__
-        raise ValueError(
-            f"PosteriorGuidance: {name} has no signal at its end t1 = {process.t1} (alpha = 0), where x says nothing of x0 and "
-            f"equation (2) is 0/0. Write {name}(t1=0.999)."
-        )

@@ -42,7 +42,7 @@ from ._weights import (
 
 
 _NIN = ("W", "b")
-_QKV = Layout(
+QKV = Layout(
     lambda *parts: np.concatenate(parts, axis=-1),
     lambda a: tuple(np.split(a, 3, axis=-1)),
 )
@@ -65,7 +65,7 @@ def _attention(name: str, where: Path) -> Iterator[Entry]:
     yield from affine(f"{name}.GroupNorm_0", where.at("norm"))
     for ours, theirs in zip(("weight", "bias"), _NIN, strict=True):
         names = tuple(f"{name}.NIN_{i}.{theirs}" for i in range(3))
-        yield Entry(names, where.at("qkv", ours), _QKV)
+        yield Entry(names, where.at("qkv", ours), QKV)
     yield from affine(f"{name}.NIN_3", where.at("out"), names=_NIN)
 
 
@@ -232,7 +232,10 @@ def _sigma_levels(model: Any) -> tuple[float, float, int] | None:
     return float(model["sigma_min"]), float(model["sigma_max"]), model["num_scales"]
 
 
-def _build(config, frequencies, compute_dtype, key):
+def build_score_network(
+    config: Mapping[str, Any], frequencies: tuple[float, ...] | None, compute_dtype: Any, key: Any
+) -> DDPM | NCSNpp | NCSNv2:
+    """Our network for an official configuration."""
     name, model, data = _model(config)
     channels = data["num_channels"]
     common: dict[str, Any] = dict(centred=data["centered"], compute_dtype=compute_dtype, key=key)
@@ -284,7 +287,7 @@ def score_sde_network(
     r"""Our network with the weights of score_sde_pytorch's `ddpm`, `ncsnpp` or `ncsnv2_*`.
 
     ```python
-    file = torch.load("checkpoint_24.pth", map_location="cpu", weights_only=True)
+    file = eqdiff.interop.read_torch("checkpoint_24.pth")
     weights = eqdiff.interop.score_sde_ema(file["model"], file["ema"]["shadow_params"])
     net = eqdiff.interop.score_sde_network(weights, config)
     ```
@@ -310,7 +313,7 @@ def score_sde_network(
     arrays = {name: np.asarray(a) for name, a in strip(state_dict, "module.").items()}
     fourier = arrays.get("all_modules.0.W")
     frequencies = None if fourier is None else tuple(float(w) for w in fourier)
-    net = skeleton(lambda key: _build(config, frequencies, compute_dtype, key))
+    net = skeleton(lambda key: build_score_network(config, frequencies, compute_dtype, key))
     buffers = _buffers(arrays)
     levels = getattr(net, "sigma_levels", None)
     if levels is not None and "sigmas" in arrays:

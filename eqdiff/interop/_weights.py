@@ -52,9 +52,22 @@ def layout(to_ours: Callable, to_official: Callable) -> Layout:
 
 
 SAME = layout(lambda a: a, lambda a: a)
-CONV = layout(lambda a: a.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 1))
+# Of any number of spatial dimensions.
+CONV = layout(
+    lambda a: a.transpose(*range(2, a.ndim), 1, 0),
+    lambda a: a.transpose(a.ndim - 1, a.ndim - 2, *range(a.ndim - 2)),
+)
 LINEAR = layout(lambda a: a.T, lambda a: a.T)
-CONV1X1 = layout(lambda a: a[:, :, 0, 0].T, lambda a: a.T[:, :, None, None])
+
+
+def pointwise(dims: int) -> Layout:
+    """A convolution with a kernel of one pixel, which is a linear map here."""
+    return layout(
+        lambda a: a.reshape(a.shape[:2]).T, lambda a: a.T.reshape(*a.T.shape, *dims * (1,))
+    )
+
+
+CONV1X1 = pointwise(2)
 
 
 def affine(

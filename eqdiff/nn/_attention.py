@@ -72,7 +72,7 @@ class AttentionBlock(eqx.Module):
             biases of both (by default as their weights).
         - `key`: a PRNG key.
         """
-        if channels % num_heads != 0:
+        if num_heads < 1 or channels % num_heads != 0:
             raise ValueError(
                 f"{channels} channels cannot be split into {num_heads} heads of equal size; "
                 "use a num_heads that divides every width with attention."

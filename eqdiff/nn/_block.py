@@ -46,6 +46,7 @@ class ResBlock(eqx.Module):
         out_channels: int,
         embedding_size: int | None,
         *,
+        dims: int = 2,
         dropout: float = 0.0,
         scale_shift_norm: bool = True,
         groups: Groups = 32,
@@ -62,6 +63,7 @@ class ResBlock(eqx.Module):
 
         - `in_channels`, `out_channels`: of the image.
         - `embedding_size`: of $e$; `None` for a block that is told nothing.
+        - `dims`: the number of spatial dimensions.
         - `dropout`: a probability.
         - `scale_shift_norm`: whether the embedding scales and shifts the second normalisation, or
             is added before it.
@@ -76,13 +78,17 @@ class ResBlock(eqx.Module):
         key1, key2, key3, key4 = jax.random.split(key, 4)
         size = 2 * out_channels if scale_shift_norm else out_channels
         self.norm1 = GroupNorm(in_channels, groups, eps=eps)
-        self.conv1 = Conv(in_channels, out_channels, init=init, bias_init=bias_init, key=key1)
+        self.conv1 = Conv(
+            in_channels, out_channels, dims=dims, init=init, bias_init=bias_init, key=key1
+        )
         if embedding_size is None:
             self.embedding = None
         else:
             self.embedding = Linear(embedding_size, size, init=init, bias_init=bias_init, key=key2)
         self.norm2 = GroupNorm(out_channels, groups, eps=eps)
-        self.conv2 = Conv(out_channels, out_channels, init=out_init, bias_init=bias_init, key=key3)
+        self.conv2 = Conv(
+            out_channels, out_channels, dims=dims, init=out_init, bias_init=bias_init, key=key3
+        )
         if in_channels == out_channels and not project_skip:
             self.skip = None
         else:
@@ -93,10 +99,10 @@ class ResBlock(eqx.Module):
 
     def __call__(
         self,
-        x: Float[Array, "height width in"],
+        x: Float[Array, "*spatial in"],
         embedding: Float[Array, " size"] | None,
         key: Key | None = None,
-    ) -> Float[Array, "new_height new_width out"]:
+    ) -> Float[Array, "*new_spatial out"]:
         h = jax.nn.silu(self.norm1(x))
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
@@ -106,8 +112,8 @@ class ResBlock(eqx.Module):
         return y if self.scale == 1 else self.scale * y
 
     def _modulate(
-        self, h: Float[Array, "height width c"], embedding: Float[Array, " size"] | None
-    ) -> Float[Array, "height width c"]:
+        self, h: Float[Array, "*spatial c"], embedding: Float[Array, " size"] | None
+    ) -> Float[Array, "*spatial c"]:
         if self.embedding is None or embedding is None:
             return self.norm2(h)
         e = self.embedding(jax.nn.silu(embedding))

@@ -1,19 +1,22 @@
-r"""The U-Net inside the networks of score_sde and EDM, without their embeddings.
+r"""The U-Net inside every network of convolutions but NCSNv2, without their embeddings.
 
-DDPM (Ho et al. 2020), NCSN++ and DDPM++ (Song et al. 2021), ADM (Dhariwal & Nichol 2021) and EDM's
-versions of them (Karras et al. 2022) are one network. With levels of residual blocks, and skips $h_i$
-from every block, resampling and the first convolution,
+DDPM (Ho et al. 2020), Improved DDPM (Nichol & Dhariwal 2021), NCSN++ and DDPM++ (Song et al. 2021), ADM (Dhariwal & Nichol 2021) and EDM's
+versions of them (Karras et al. 2022) are one network. An image goes down through levels of residual
+blocks, each at half the side of the one above, through a middle with attention, and up again. On the
+way up a block also sees its counterpart on the way down: with skips $h_i$ from every block, resampling
+and the first convolution, and an embedding $e$ of the time,
 
 $$h_0 = \mathrm{conv}(x), \quad h_{i+1} = \mathrm{down}_i(h_i, e), \qquad
   u_i = \mathrm{up}_i([u_{i+1}, h_i], e), \qquad F = \mathrm{conv}(\mathrm{SiLU}(\mathrm{GN}(u_0))). \tag{1}$$
 
-They differ in what a block is made of (`Style`), where attention stands on the way up — after the
-last block of a level (Song) or after every one (OpenAI) — and in the pyramids beside it
-(`_pyramid.py`).
+The way up has one block more per level than the way down, because the first convolution and every
+downsampling are shown to it too. They differ in what a block is made of (`_style.py`), where attention
+stands on the way up — after the last block of a level (Song) or after every one (OpenAI) — and in the
+pyramids beside it (`_pyramid.py`). A classifier is the way down and the middle alone.
 """
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -22,118 +25,10 @@ from jaxtyping import Array, Float
 from .._types import Key
 from ._attention import AttentionBlock
 from ._block import ResBlock
-from ._conv import Conv, Linear
-from ._fir import DownsampleConv, Kernel, UpsampleConv
-from ._init import fan_average, Init, key_stream, zeros
-from ._norm import GroupNorm, Groups, song_groups
+from ._conv import Conv
+from ._init import Init, key_stream
 from ._pyramid import Head, Image, InputSkip, OutputSkip, OutputStart, ResidualPyramid
-from ._resample import Downsample, Resample, Upsample
-
-
-class Style(NamedTuple):
-    """What the blocks of one family are made of; the defaults are NCSN++'s.
-
-    - `embedding_size`: of $e$; `None` for blocks that are told nothing.
-    - `dropout`: its probability.
-    - `groups`, `eps`: of the group normalisations.
-    - `scale`: of every sum of two branches.
-    - `scale_shift_norm`: how the embedding enters a block.
-    - `kernel`: the filter's taps; `None` for a strided convolution and repeated pixels.
-    - `resample_in_block`: whether sides change inside a residual block, as BigGAN's do.
-    - `project_resampled`: whether such a block has a 1×1 convolution in its skip.
-    - `conv_resample`: whether sides change with a convolution elsewhere.
-    - `channels_per_head`: of attention; `None` for one head.
-    - `init`, `out_init`, `qkv_init`, `bias_init`: of maps, of the last map of a branch, of the map
-        into attention, and of all biases (`None`: as their weights).
-    """
-
-    embedding_size: int | None
-    dropout: float
-    groups: Groups = song_groups
-    eps: float = 1e-6
-    scale: float = 0.5**0.5
-    scale_shift_norm: bool = False
-    kernel: Kernel | None = (1, 3, 3, 1)
-    resample_in_block: bool = True
-    project_resampled: bool = True
-    conv_resample: bool = True
-    channels_per_head: int | None = None
-    init: Init = fan_average()
-    out_init: Init = fan_average(1e-10)
-    qkv_init: Init = fan_average(0.2)
-    bias_init: Init | None = zeros
-
-    def norm(self, width: int) -> GroupNorm:
-        return GroupNorm(width, self.groups, eps=self.eps)
-
-    def conv(self, width: int, out: int, key: Key, init: Init | None = None) -> Conv:
-        return Conv(width, out, init=init or self.init, bias_init=self.bias_init, key=key)
-
-    def linear(self, width: int, out: int, key: Key) -> Linear:
-        return Linear(width, out, init=self.init, bias_init=self.bias_init, key=key)
-
-    def block(self, width: int, out: int, key: Key, resample: Resample | None = None) -> ResBlock:
-        return ResBlock(
-            width,
-            out,
-            self.embedding_size,
-            dropout=self.dropout,
-            scale_shift_norm=self.scale_shift_norm,
-            groups=self.groups,
-            eps=self.eps,
-            scale=self.scale,
-            resample=resample,
-            project_skip=resample is not None and self.project_resampled,
-            init=self.init,
-            out_init=self.out_init,
-            bias_init=self.bias_init,
-            key=key,
-        )
-
-    def attention(self, width: int, key: Key) -> AttentionBlock:
-        heads = 1 if self.channels_per_head is None else width // self.channels_per_head
-        if heads == 0:
-            raise ValueError(
-                f"attention with {self.channels_per_head} channels per head needs at least as many "
-                f"channels, got {width}; use fewer channels_per_head."
-            )
-        return AttentionBlock(
-            width,
-            heads,
-            groups=self.groups,
-            eps=self.eps,
-            scale=self.scale,
-            init=self.qkv_init,
-            out_init=self.out_init,
-            bias_init=self.bias_init,
-            key=key,
-        )
-
-    def filter(self, direction: Any) -> Resample:
-        return Resample(direction, (1, 1) if self.kernel is None else self.kernel)
-
-    def down_conv(self, width: int, out: int, key: Key) -> DownsampleConv | Downsample:
-        options: dict[str, Any] = dict(init=self.init, bias_init=self.bias_init, key=key)
-        if self.kernel is None:
-            # Song's strided convolutions have their padding below and on the right.
-            return Downsample(width, out, padding=((0, 1), (0, 1)), **options)
-        return DownsampleConv(width, out, self.kernel, **options)
-
-    def up_conv(self, width: int, out: int, key: Key) -> UpsampleConv | Upsample:
-        options: dict[str, Any] = dict(init=self.init, bias_init=self.bias_init, key=key)
-        if self.kernel is None:
-            return Upsample(width, out, **options)
-        return UpsampleConv(width, out, self.kernel, **options)
-
-    def down(self, width: int, key: Key):
-        if self.resample_in_block:
-            return self.block(width, width, key, self.filter("down"))
-        return self.down_conv(width, width, key) if self.conv_resample else self.filter("down")
-
-    def up(self, width: int, key: Key):
-        if self.resample_in_block:
-            return self.block(width, width, key, self.filter("up"))
-        return self.up_conv(width, width, key) if self.conv_resample else self.filter("up")
+from ._style import Style
 
 
 class BodyLevel(eqx.Module):
@@ -161,7 +56,7 @@ class UNetBody(eqx.Module):
         *,
         in_channels: int,
         out_channels: int,
-        stem: int,
+        stem: int | None = None,
         widths: tuple[int, ...],
         num_res_blocks: int,
         attention: tuple[bool, ...],
@@ -176,7 +71,7 @@ class UNetBody(eqx.Module):
 
         - `style`: what blocks are made of.
         - `in_channels`, `out_channels`: of the image.
-        - `stem`: the width after the first convolution.
+        - `stem`: the width after the first convolution, by default that of the first level.
         - `widths`: of each level.
         - `num_res_blocks`: per level on the way down; one more on the way up.
         - `attention`: whether each level has attention. The middle always has.
@@ -186,19 +81,13 @@ class UNetBody(eqx.Module):
         - `remat`: whether to compute each block again in the backward pass.
         - `key`: a PRNG key.
         """
-        if num_res_blocks < 1 or not widths:
-            raise ValueError(
-                "a U-Net needs at least one level and one residual block per level, got "
-                f"num_res_blocks={num_res_blocks} and {len(widths)} levels in channel_mult."
-            )
+        _check_levels(widths, num_res_blocks)
+        stem = widths[0] if stem is None else stem
         keys = key_stream(key)
         self.conv_in = style.conv(in_channels, stem, next(keys))
         sizes = (stem, widths, num_res_blocks, attention)
         self.encoder, skips = _encoder(style, *sizes, in_channels, encoder, concatenate, next(keys))
-        width = skips[-1]
-        blocks = (style.block(width, width, next(keys)), style.block(width, width, next(keys)))
-        middle = style.attention(width, next(keys))
-        self.middle = BodyLevel(blocks, (middle, None), None, None)
+        self.middle = _middle(style, skips[-1], keys)
         self.decoder = _decoder(
             style, *sizes[1:], skips, attention_after_every, out_channels, decoder, next(keys)
         )
@@ -208,39 +97,11 @@ class UNetBody(eqx.Module):
             self.out = _head(style, widths[0], out_channels, next(keys), style.out_init)
         self.remat = remat
 
-    def _apply(self, block, attention, h, embedding, key):
-        # One block and the attention after it: the unit of rematerialisation.
-        def run(block, attention, h, embedding, key):
-            h = block(h, embedding, key)
-            return h if attention is None else attention(h)
-
-        run = eqx.filter_checkpoint(run) if self.remat else run
-        return run(block, attention, h, embedding, key)
-
     def __call__(
         self, x: Image, embedding: Float[Array, " size"] | None, key: Key | None = None
     ) -> Image:
-        keys = None if key is None else key_stream(key)
-
-        def apply(block, attention, h):
-            return self._apply(block, attention, h, embedding, None if keys is None else next(keys))
-
-        def resample(layer, h):
-            return apply(layer, None, h) if isinstance(layer, ResBlock) else layer(h)
-
-        h, pyramid = self.conv_in(x), x
-        skips = [h]
-        for level in self.encoder:
-            for block, attention in zip(level.blocks, level.attentions, strict=True):
-                h = apply(block, attention, h)
-                skips.append(h)
-            if level.resample is not None:
-                h = resample(level.resample, h)
-                if level.pyramid is not None:
-                    pyramid, h = level.pyramid(pyramid, h)
-                skips.append(h)
-        for block, attention in zip(self.middle.blocks, self.middle.attentions, strict=True):
-            h = apply(block, attention, h)
+        apply = _applier(self.remat, embedding, key)
+        h, skips = _descend(self, x, apply)
         image: Any = None
         for level in self.decoder:
             for block, attention in zip(level.blocks, level.attentions, strict=True):
@@ -248,8 +109,100 @@ class UNetBody(eqx.Module):
             if level.pyramid is not None:
                 image, h = level.pyramid(image, h)
             if level.resample is not None:
-                h = resample(level.resample, h)
+                h = _resample(level.resample, h, apply)
         return image if self.out is None else self.out(h)
+
+
+class UNetEncoder(eqx.Module):
+    """The way down and the middle of equation (1), without pyramids."""
+
+    conv_in: Conv
+    encoder: tuple[BodyLevel, ...]
+    middle: BodyLevel
+    widths: tuple[int, ...] = eqx.field(static=True)
+    remat: bool = eqx.field(static=True)
+
+    def __init__(
+        self,
+        style: Style,
+        *,
+        in_channels: int,
+        widths: tuple[int, ...],
+        num_res_blocks: int,
+        attention: tuple[bool, ...],
+        remat: bool = False,
+        key: Key,
+    ):
+        """**Arguments:** as for `UNetBody`; the stem is as wide as the first level."""
+        _check_levels(widths, num_res_blocks)
+        keys = key_stream(key)
+        stem = widths[0]
+        self.conv_in = style.conv(in_channels, stem, next(keys))
+        sizes = (stem, widths, num_res_blocks, attention)
+        self.encoder, skips = _encoder(style, *sizes, in_channels, "standard", False, next(keys))
+        self.middle = _middle(style, widths[-1], keys)
+        # Of what a call returns.
+        self.widths = (*skips, widths[-1])
+        self.remat = remat
+
+    def __call__(
+        self, x: Image, embedding: Float[Array, " size"] | None, key: Key | None = None
+    ) -> list[Image]:
+        """Every $h_i$, and last what the middle makes of the last."""
+        h, skips = _descend(self, x, _applier(self.remat, embedding, key))
+        return [*skips, h]
+
+
+def _check_levels(widths: tuple[int, ...], num_res_blocks: int) -> None:
+    if num_res_blocks < 1 or not widths:
+        raise ValueError(
+            "a U-Net needs at least one level and one residual block per level, got "
+            f"num_res_blocks={num_res_blocks} and {len(widths)} levels in channel_mult."
+        )
+
+
+def _applier(remat: bool, embedding: Array | None, key: Key | None) -> Callable[..., Image]:
+    # One block and the attention after it: the unit of rematerialisation.
+    def run(block, attention, h, embedding, key):
+        h = block(h, embedding, key)
+        return h if attention is None else attention(h)
+
+    run = eqx.filter_checkpoint(run) if remat else run
+    keys = None if key is None else key_stream(key)
+
+    def apply(block, attention, h):
+        return run(block, attention, h, embedding, None if keys is None else next(keys))
+
+    return apply
+
+
+def _resample(layer: Any, h: Image, apply: Callable[..., Image]) -> Image:
+    return apply(layer, None, h) if isinstance(layer, ResBlock) else layer(h)
+
+
+def _descend(
+    net: "UNetBody | UNetEncoder", x: Image, apply: Callable[..., Image]
+) -> tuple[Image, list[Image]]:
+    # What the middle returns, and the skips.
+    h, pyramid = net.conv_in(x), x
+    skips = [h]
+    for level in net.encoder:
+        for block, attention in zip(level.blocks, level.attentions, strict=True):
+            h = apply(block, attention, h)
+            skips.append(h)
+        if level.resample is not None:
+            h = _resample(level.resample, h, apply)
+            if level.pyramid is not None:
+                pyramid, h = level.pyramid(pyramid, h)
+            skips.append(h)
+    for block, attention in zip(net.middle.blocks, net.middle.attentions, strict=True):
+        h = apply(block, attention, h)
+    return h, skips
+
+
+def _middle(style: Style, width: int, keys: Iterator[Key]) -> BodyLevel:
+    blocks = (style.block(width, width, next(keys)), style.block(width, width, next(keys)))
+    return BodyLevel(blocks, (style.attention(width, next(keys)), None), None, None)
 
 
 def _head(style: Style, width: int, out: int, key: Key, init: Init | None = None) -> Head:
@@ -257,14 +210,19 @@ def _head(style: Style, width: int, out: int, key: Key, init: Init | None = None
 
 
 def _blocks(
-    style: Style, ins: Iterator[int], out: int, attention: tuple[bool, ...], key: Key
+    style: Style,
+    ins: Iterator[int],
+    out: int,
+    attention: tuple[bool, ...],
+    key: Key,
+    up: bool = False,
 ) -> tuple[tuple[ResBlock, ...], tuple[AttentionBlock | None, ...]]:
     # As many blocks as `attention` has entries.
     keys = key_stream(key)
     blocks, attentions = [], []
     for has in attention:
         blocks.append(style.block(next(ins), out, next(keys)))
-        attentions.append(style.attention(out, next(keys)) if has else None)
+        attentions.append(style.attention(out, next(keys), up=up) if has else None)
     return tuple(blocks), tuple(attentions)
 
 
@@ -298,7 +256,7 @@ def _decoder(style, widths, num_res_blocks, attention, skips, every, out_channel
     for i, out in reversed(list(enumerate(widths))):
         ins = iter([h + skips.pop() for h in (width, *num_res_blocks * (out,))])
         has = (*num_res_blocks * (every and attention[i],), attention[i])
-        blocks = _blocks(style, ins, out, has, next(keys))
+        blocks = _blocks(style, ins, out, has, next(keys), up=True)
         width, pyramid = out, None
         if kind == "skip":
             head = _head(style, width, out_channels, next(keys), style.out_init)

@@ -1,8 +1,9 @@
 r"""Convolutions and linear maps that compute channels-last.
 
-Inside a network an image is `(height, width, channels)` and a kernel `(height, width, in, out)`.
-One example has no batch axis; `jax.vmap` puts its axis where the convolution's own batch axis is,
-so that a batch is one NHWC convolution.
+Inside a network an image is `(height, width, channels)` and a kernel `(height, width, in, out)`; data
+of one or three spatial dimensions have one axis fewer or more. One example has no batch axis;
+`jax.vmap` puts its axis where the convolution's own batch axis is, so that a batch is one NHWC
+convolution.
 
 Parameters are float32. They are cast to the dtype of the activation they meet, so the dtype in
 which a network computes is decided once, where its input enters.
@@ -20,21 +21,30 @@ from .._types import Key
 from ._init import Init, torch_default
 
 
-Padding = tuple[tuple[int, int], tuple[int, int]]
+# Zeros before and after each spatial axis.
+Padding = tuple[tuple[int, int], ...]
 
+_DIMENSIONS = {
+    1: ("NWC", "WIO", "NWC"),
+    2: ("NHWC", "HWIO", "NHWC"),
+    3: ("NDHWC", "DHWIO", "NDHWC"),
+}
 
 # Above this height a CPU computes filter gradients row by row; see `_by_rows`.
 _MIN_ROWS = 16
 
 
-def _convolve(x: Array, weight: Array, stride: int, padding: Padding, dilation: int = 1) -> Array:
+def _convolve(
+    x: Array, weight: Array, stride: tuple[int, ...], padding: Padding, dilation: int = 1
+) -> Array:
+    dims = x.ndim - 1
     y = jax.lax.conv_general_dilated(
         x[None],
         weight,
-        (stride, stride),
+        stride,
         padding,
-        rhs_dilation=(dilation, dilation),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        rhs_dilation=dims * (dilation,),
+        dimension_numbers=_DIMENSIONS[dims],
     )
     return y[0]
 
@@ -61,7 +71,7 @@ def _by_rows(x: Array, weight: Array, padding: Padding) -> Array:
 
 @ft.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _convolve_rowwise_gradient(x: Array, weight: Array, padding: Padding) -> Array:
-    return _convolve(x, weight, 1, padding)
+    return _convolve(x, weight, (1, 1), padding)
 
 
 @ft.partial(_convolve_rowwise_gradient.defjvp, symbolic_zeros=True)
@@ -81,14 +91,15 @@ def _convolve_rowwise_gradient_jvp(padding, primals, tangents):
 
 
 def convolve(
-    x: Float[Array, "height width in"],
-    weight: Float[Array, "kh kw in out"],
-    stride: int,
+    x: Float[Array, "*spatial in"],
+    weight: Float[Array, "*kernel in out"],
+    stride: tuple[int, ...],
     padding: Padding,
     dilation: int = 1,
-) -> Float[Array, "new_height new_width out"]:
+) -> Float[Array, "*new_spatial out"]:
     """A cross-correlation, as every deep-learning library calls a convolution."""
-    large = stride == dilation == 1 and weight.shape[0] > 1 and x.shape[0] >= _MIN_ROWS
+    plain = set(stride) == {1} and dilation == 1
+    large = plain and x.ndim == 3 and weight.shape[0] > 1 and x.shape[0] >= _MIN_ROWS
     if large and jax.default_backend() == "cpu":
         return _convolve_rowwise_gradient(x, weight, padding)
     return _convolve(x, weight, stride, padding, dilation)
@@ -101,9 +112,9 @@ def _add_bias(y: Array, bias: Array | None) -> Array:
 class Conv(eqx.Module):
     """A convolution of one channels-last image."""
 
-    weight: Float[Array, "kh kw in out"]
+    weight: Float[Array, "*kernel in out"]
     bias: Float[Array, " out"] | None
-    stride: int = eqx.field(static=True)
+    stride: tuple[int, ...] = eqx.field(static=True)
     padding: Padding = eqx.field(static=True)
     dilation: int = eqx.field(static=True)
 
@@ -113,7 +124,8 @@ class Conv(eqx.Module):
         out_channels: int,
         kernel_size: int = 3,
         *,
-        stride: int = 1,
+        dims: int = 2,
+        stride: int | tuple[int, ...] = 1,
         padding: Padding | None = None,
         dilation: int = 1,
         bias: bool = True,
@@ -123,10 +135,12 @@ class Conv(eqx.Module):
     ):
         """**Arguments:**
 
-        - `in_channels`, `out_channels`, `kernel_size`, `stride`: as usual.
-        - `padding`: zeros before and after the height and the width. The default pads half a kernel
-            on every side (OpenAI, also with stride 2); Song's JAX code pads `((0, 1), (0, 1))`
-            where the stride is 2.
+        - `in_channels`, `out_channels`, `kernel_size`: as usual.
+        - `dims`: the number of spatial dimensions, 1 to 3.
+        - `stride`: of every axis, or of each.
+        - `padding`: zeros before and after each axis. The default pads half a kernel on every side
+            (OpenAI, also with stride 2); Song's JAX code pads `((0, 1), (0, 1))` where the stride
+            is 2.
         - `dilation`: the distance between two taps of the kernel, in pixels.
         - `bias`: whether a number is added to each output channel.
         - `init`, `bias_init`: initialisers; the bias's defaults to the weight's.
@@ -134,16 +148,15 @@ class Conv(eqx.Module):
         """
         key1, key2 = jax.random.split(key)
         half = dilation * (kernel_size // 2)
-        fans = in_channels * kernel_size**2, out_channels * kernel_size**2
-        shape = (kernel_size, kernel_size, in_channels, out_channels)
-        self.weight = init(key1, shape, *fans)
+        taps = kernel_size**dims
+        fans = in_channels * taps, out_channels * taps
+        self.weight = init(key1, (*dims * (kernel_size,), in_channels, out_channels), *fans)
         self.bias = (bias_init or init)(key2, (out_channels,), *fans) if bias else None
-        self.stride, self.dilation = stride, dilation
-        self.padding = ((half, half), (half, half)) if padding is None else padding
+        self.stride = dims * (stride,) if isinstance(stride, int) else stride
+        self.padding = dims * ((half, half),) if padding is None else padding
+        self.dilation = dilation
 
-    def __call__(
-        self, x: Float[Array, "height width in"]
-    ) -> Float[Array, "new_height new_width out"]:
+    def __call__(self, x: Float[Array, "*spatial in"]) -> Float[Array, "*new_spatial out"]:
         y = convolve(x, self.weight.astype(x.dtype), self.stride, self.padding, self.dilation)
         return _add_bias(y, self.bias)
 

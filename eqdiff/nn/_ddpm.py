@@ -3,7 +3,8 @@ r"""The network of DDPM (Ho et al. 2020), as score_sde has it.
 $$h = \mathrm{conv}(\mathrm{SiLU}(\mathrm{GN}(x))) + W\,\mathrm{SiLU}(e), \qquad
   y = \mathrm{skip}(x) + \mathrm{conv}(\mathrm{drop}(\mathrm{SiLU}(\mathrm{GN}(h)))), \tag{1}$$
 
-in levels as in `_body.py`, with one head of attention after the last block of a level on the way up.
+in levels as in `_body.py`, with one head of attention, on the way up after the last block of a level alone
+(`attention_after_every` puts it where Ho et al. have it, after every block).
 Improved DDPM's [`eqdiff.nn.UNet`][] with `scale_shift_norm=False` differs from it in four places: attention
 after every block on the way up, the order and frequencies of the time embedding, the constant of the
 normalisation, and the padding of strided convolutions.
@@ -16,10 +17,11 @@ import jax
 import jax.numpy as jnp
 
 from .._types import Args, Example, Key, Time
-from ._body import Style, UNetBody
+from ._body import UNetBody
 from ._embed import ClassEmbedding, TimeEmbedding
 from ._init import fan_average, key_stream, zeros
 from ._noise_label import check_sigma_levels, run_score_network, SigmaLevels
+from ._style import levels, Style
 
 
 class DDPM(eqx.Module):
@@ -61,6 +63,7 @@ class DDPM(eqx.Module):
     sigma_levels: SigmaLevels | None = eqx.field(static=True)
     scale_by_sigma: bool = eqx.field(static=True)
     norm_groups: int = eqx.field(static=True)
+    attention_after_every: bool = eqx.field(static=True)
     compute_dtype: Any = eqx.field(static=True)
     remat: bool = eqx.field(static=True)
 
@@ -80,6 +83,7 @@ class DDPM(eqx.Module):
         sigma_levels: SigmaLevels | None = None,
         scale_by_sigma: bool = False,
         norm_groups: int = 32,
+        attention_after_every: bool = False,
         compute_dtype: Any = jnp.float32,
         remat: bool = False,
         *,
@@ -103,6 +107,8 @@ class DDPM(eqx.Module):
             sinusoids are of the level's number; it is told $\log\sigma$.
         - `scale_by_sigma`: whether the output is divided by σ; needs `sigma_levels`.
         - `norm_groups`: groups of every normalisation; must divide every width.
+        - `attention_after_every`: whether attention follows every block of a level on the way up, as in Ho et al. (2020)
+            and diffusers, or its last block only, as in score_sde.
         - `compute_dtype`, `remat`, `key`: as for [`eqdiff.nn.UNet`][].
 
         **Raises:** `ValueError` where a width cannot be normalised, or the output is to be divided by a
@@ -122,6 +128,7 @@ class DDPM(eqx.Module):
         self.conditional, self.centred, self.scale_by_sigma = conditional, centred, scale_by_sigma
         self.sigma_levels = check_sigma_levels(sigma_levels, "DDPM")
         self.norm_groups, self.remat = norm_groups, remat
+        self.attention_after_every = attention_after_every
         self.compute_dtype = jnp.dtype(compute_dtype)
         self.time_embedding, self.class_embedding, self.body = self._build(key)
 
@@ -150,15 +157,14 @@ class DDPM(eqx.Module):
             resample_in_block=False,
             conv_resample=self.conv_resample,
         )
-        levels = range(len(self.channel_mult))
         body = UNetBody(
             style,
             in_channels=self.in_channels,
             out_channels=self.out_channels,
             stem=self.channels,
-            widths=tuple(mult * self.channels for mult in self.channel_mult),
             num_res_blocks=self.num_res_blocks,
-            attention=tuple(2**i in self.attention_downsamples for i in levels),
+            **levels(self),
+            attention_after_every=self.attention_after_every,
             remat=self.remat,
             key=next(keys),
         )

@@ -12,13 +12,14 @@ import jax
 import jax.numpy as jnp
 
 from .._types import Args, Example, Key, Time
-from ._body import Style, UNetBody
+from ._body import UNetBody
 from ._check import check_levels
 from ._condition import OneHotLinear, read_conditions
 from ._conv import Linear
 from ._embed import check_label, TimeEmbedding
 from ._init import key_stream, torch_default, zeros
 from ._precision import at_least_float32
+from ._style import levels, Style
 
 
 def _standard_normal(key, shape, fan_in, fan_out):
@@ -141,15 +142,12 @@ class DhariwalUNet(eqx.Module):
             qkv_init=torch_default,
             bias_init=None,
         )
-        levels = range(len(self.channel_mult))
         return UNetBody(
             style,
             in_channels=self.in_channels,
             out_channels=self.out_channels,
-            stem=self.channel_mult[0] * self.channels,
-            widths=tuple(mult * self.channels for mult in self.channel_mult),
             num_res_blocks=self.num_res_blocks,
-            attention=tuple(2**i in self.attention_downsamples for i in levels),
+            **levels(self),
             attention_after_every=True,
             remat=self.remat,
             key=key,

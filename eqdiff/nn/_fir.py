@@ -83,8 +83,15 @@ def filter_axis(
     return jax.lax.slice_in_dim(y, 0, full, down, axis)
 
 
-def _both_axes(x: Array, taps: Kernel, **kwargs) -> Array:
-    return filter_axis(filter_axis(x, taps, 0, **kwargs), taps, 1, **kwargs)
+def resampled_axes(x: Array) -> range:
+    """The axes of a channels-last image that change: at most the last two, so that depth stays."""
+    return range(x.ndim - 1)[-2:]
+
+
+def _every_axis(x: Array, taps: Kernel, **kwargs) -> Array:
+    for axis in resampled_axes(x):
+        x = filter_axis(x, taps, axis, **kwargs)
+    return x
 
 
 def _normalised(kernel: Kernel, gain: float = 1.0) -> Kernel:
@@ -94,20 +101,18 @@ def _normalised(kernel: Kernel, gain: float = 1.0) -> Kernel:
     return tuple(gain * float(tap) / total for tap in kernel)
 
 
-def downsample(
-    x: Float[Array, "height width c"], kernel: Kernel
-) -> Float[Array, "height//2 width//2 c"]:
-    """Half as many pixels on each side; the mean of the image stays away from its edge."""
+def downsample(x: Float[Array, "*spatial c"], kernel: Kernel) -> Float[Array, "*new_spatial c"]:
+    """Half as many pixels on each side (see `resampled_axes`); the mean of the image stays away from its edge."""
     extra = len(kernel) - 2
-    return _both_axes(x, _normalised(kernel), down=2, padding=((extra + 1) // 2, extra // 2))
+    return _every_axis(x, _normalised(kernel), down=2, padding=((extra + 1) // 2, extra // 2))
 
 
-def upsample(
-    x: Float[Array, "height width c"], kernel: Kernel
-) -> Float[Array, "2*height 2*width c"]:
+def upsample(x: Float[Array, "*spatial c"], kernel: Kernel) -> Float[Array, "*new_spatial c"]:
     """Twice as many pixels on each side."""
     extra = len(kernel) - 2
-    return _both_axes(x, _normalised(kernel, 2.0), up=2, padding=((extra + 1) // 2 + 1, extra // 2))
+    return _every_axis(
+        x, _normalised(kernel, 2.0), up=2, padding=((extra + 1) // 2 + 1, extra // 2)
+    )
 
 
 class DownsampleConv(eqx.Module):
@@ -143,7 +148,7 @@ class DownsampleConv(eqx.Module):
     ) -> Float[Array, "height//2 width//2 out"]:
         extra = len(self.kernel) - 2 + self.conv.weight.shape[0] - 1
         padding = ((extra + 1) // 2, extra // 2)
-        return self.conv(_both_axes(x, _normalised(self.kernel), padding=padding))
+        return self.conv(_every_axis(x, _normalised(self.kernel), padding=padding))
 
 
 class UpsampleConv(eqx.Module):
@@ -178,7 +183,7 @@ class UpsampleConv(eqx.Module):
         )[0]
         extra = len(self.kernel) - 2 - (size - 1)
         padding = ((extra + 1) // 2 + 1, extra // 2 + 1)
-        y = _both_axes(y, _normalised(self.kernel, 2.0), padding=padding)
+        y = _every_axis(y, _normalised(self.kernel, 2.0), padding=padding)
         if self.conv.bias is None:
             return y
         return y + jax.lax.broadcast(self.conv.bias.astype(y.dtype), y.shape[:-1])

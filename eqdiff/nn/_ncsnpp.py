@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 
 from .._types import Args, Example, Key, Time
-from ._body import Style, UNetBody
+from ._body import UNetBody
 from ._check import check_variant
 from ._embed import ClassEmbedding, fourier_frequencies, TimeEmbedding
 from ._init import fan_average, key_stream, zeros
 from ._noise_label import check_sigma_levels, run_score_network, SigmaLevels
+from ._style import levels, Style
 
 
 PYRAMIDS_OUT = {"none": "standard", "output_skip": "skip", "residual": "residual"}
@@ -208,15 +209,13 @@ class NCSNpp(eqx.Module):
             conv_resample=self.conv_resample,
             out_init=fan_average(self.init_scale or 1e-10),
         )
-        levels = range(len(self.channel_mult))
         body = UNetBody(
             style,
             in_channels=self.in_channels,
             out_channels=self.out_channels,
             stem=self.channels,
-            widths=tuple(mult * self.channels for mult in self.channel_mult),
             num_res_blocks=self.num_res_blocks,
-            attention=tuple(2**i in self.attention_downsamples for i in levels),
+            **levels(self),
             encoder=PYRAMIDS_IN[self.progressive_input],
             decoder=PYRAMIDS_OUT[self.progressive],
             concatenate=self.progressive_combine == "cat",

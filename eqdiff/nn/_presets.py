@@ -5,6 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from .._types import Key
+from ._super_resolution import SuperResolution
 from ._unet import UNet
 
 
@@ -45,6 +46,66 @@ def unet_cifar10(
         remat=remat,
         key=key,
     )
+
+
+# Flags that the README's larger networks share, by the side of the image.
+_SIDE_64: dict[str, Any] = dict(channel_mult=(1, 2, 3, 4), attention_downsamples=(4, 8))
+_SIDE_256: dict[str, Any] = dict(channel_mult=(1, 1, 2, 2, 4, 4), num_res_blocks=2)
+
+
+def unet_imagenet64(*, key: Key, **options: Any) -> UNet:
+    """Improved DDPM's network for 64×64 ImageNet: 121 million parameters.
+
+    128 channels, three blocks per level, widths (1, 2, 3, 4), attention at 16×16 and 8×8 with four heads, learned
+    variance.
+
+    **Arguments:**
+
+    - `key`: a PRNG key.
+    - `options`: of [`eqdiff.nn.UNet`][]; `channels=192, num_classes=1000` for the class-conditional network of
+        270 million parameters.
+
+    **Returns:** an [`eqdiff.nn.UNet`][].
+    """
+    return UNet(key=key, **(_SIDE_64 | options))
+
+
+def unet_lsun256(*, key: Key, **options: Any) -> UNet:
+    """Improved DDPM's network for 256×256 LSUN bedrooms.
+
+    128 channels, two blocks per level, widths (1, 1, 2, 2, 4, 4), attention at 16×16 with one head, the embedding added
+    before the normalisation, learned variance.
+
+    **Arguments:**
+
+    - `key`: a PRNG key.
+    - `options`: of [`eqdiff.nn.UNet`][].
+
+    **Returns:** an [`eqdiff.nn.UNet`][].
+    """
+    defaults: dict[str, Any] = _SIDE_256 | dict(
+        attention_downsamples=(16,), num_heads=1, scale_shift_norm=False
+    )
+    return UNet(key=key, **(defaults | options))
+
+
+def unet_upsampler256(*, key: Key, **options: Any) -> SuperResolution:
+    """Improved DDPM's upsampler from 64×64 to 256×256 ImageNet: 280 million parameters.
+
+    192 channels, two blocks per level, widths (1, 1, 2, 2, 4, 4), attention at 16×16 and 8×8 with four heads, 1000
+    classes, learned variance: `args` is the pair of the small image and the class.
+
+    **Arguments:**
+
+    - `key`: a PRNG key.
+    - `options`: of [`eqdiff.nn.UNet`][], whose `in_channels` counts both images.
+
+    **Returns:** an [`eqdiff.nn.SuperResolution`][] of an [`eqdiff.nn.UNet`][].
+    """
+    defaults: dict[str, Any] = _SIDE_256 | dict(
+        in_channels=6, channels=192, attention_downsamples=(16, 32), num_classes=1000
+    )
+    return SuperResolution(UNet(key=key, **(defaults | options)))
 
 
 def unet_digits(

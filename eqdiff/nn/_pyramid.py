@@ -26,7 +26,7 @@ from ._resample import Downsample, Resample, Upsample
 
 
 # Channels last; a function may take and return images of different shapes.
-Image = Float[Array, "_height _width _channels"]
+Image = Float[Array, "... _channels"]
 
 
 class InputSkip(eqx.Module):

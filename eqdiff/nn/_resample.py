@@ -1,8 +1,11 @@
 """Halving and doubling the sides of a channels-last image.
 
 Improved DDPM halves with a strided convolution and doubles by repeating pixels before a
-convolution; without convolutions (`conv_resample=False`) it halves with a 2×2 mean. Later networks
-filter (`_fir.py`).
+convolution; without convolutions (`conv_resample=False`), and inside residual blocks (ADM), it halves
+with a 2×2 mean. Later networks filter (`_fir.py`).
+
+Signals of one dimension are halved along it. Volumes keep their depth: only their last two sides
+change, as in OpenAI's networks.
 """
 
 from typing import Any, Literal
@@ -12,22 +15,29 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._types import Key
-from ._conv import Conv, Padding
-from ._fir import downsample, upsample
+from ._conv import Conv
+from ._fir import downsample, resampled_axes, upsample
 from ._init import Init, torch_default
 
 
-def average_pool(x: Float[Array, "height width c"]) -> Float[Array, "height//2 width//2 c"]:
-    """The mean of every 2×2 square."""
-    height, width, channels = x.shape
-    return jnp.mean(jnp.reshape(x, (height // 2, 2, width // 2, 2, channels)), axis=(1, 3))
+def average_pool(x: Float[Array, "*spatial c"]) -> Float[Array, "*new_spatial c"]:
+    """The mean of every two pixels along each side: of every 2×2 square of an image."""
+    shape, pairs = [], []
+    for axis, size in enumerate(x.shape):
+        shape.append(size)
+        if axis in resampled_axes(x):
+            shape[-1:] = size // 2, 2
+            pairs.append(len(shape) - 1)
+    return jnp.mean(jnp.reshape(x, shape), axis=tuple(pairs))
 
 
-def repeat_pixels(x: Float[Array, "height width c"]) -> Float[Array, "2*height 2*width c"]:
-    """Every pixel four times (nearest-neighbour upsampling)."""
-    height, width, channels = x.shape
-    x = jnp.broadcast_to(x[:, None, :, None, :], (height, 2, width, 2, channels))
-    return jnp.reshape(x, (2 * height, 2 * width, channels))
+def repeat_pixels(x: Float[Array, "*spatial c"]) -> Float[Array, "*new_spatial c"]:
+    """Every pixel twice along each side (nearest-neighbour upsampling)."""
+    twice = [2 if axis in resampled_axes(x) else 1 for axis in range(x.ndim)]
+    once = [n for size in x.shape for n in (size, 1)]
+    pairs = [n for size, factor in zip(x.shape, twice, strict=True) for n in (size, factor)]
+    shape = [size * factor for size, factor in zip(x.shape, twice, strict=True)]
+    return jnp.reshape(jnp.broadcast_to(jnp.reshape(x, once), pairs), shape)
 
 
 class Resample(eqx.Module):
@@ -45,73 +55,62 @@ class Resample(eqx.Module):
         """
         self.direction, self.kernel = direction, tuple(kernel)
 
-    def __call__(self, x: Float[Array, "height width c"]) -> Float[Array, "new_height new_width c"]:
+    def __call__(self, x: Float[Array, "*spatial c"]) -> Float[Array, "*new_spatial c"]:
         return downsample(x, self.kernel) if self.direction == "down" else upsample(x, self.kernel)
 
 
 class Downsample(eqx.Module):
-    """Half as many pixels on each side."""
+    """Half as many pixels on each side by a strided 3×3 convolution."""
 
-    conv: Conv | None
+    conv: Conv
 
     def __init__(
         self,
         channels: int,
-        out_channels: int | None = None,
+        out_channels: int,
         *,
-        conv: bool = True,
-        padding: Padding = ((1, 1), (1, 1)),
+        dims: int = 2,
+        padding: tuple[int, int] = (1, 1),
         init: Init = torch_default,
         bias_init: Init | None = None,
         key: Key,
     ):
         """**Arguments:**
 
-        - `channels`, `out_channels`: of the image, before and after the convolution (by default the
-            same).
-        - `conv`: whether with a strided 3×3 convolution; otherwise with a 2×2 mean.
-        - `padding`: of that convolution: one pixel on every side in OpenAI's networks, `((0, 1),
-            (0, 1))` in Song's.
-        - `init`, `bias_init`: its initialisers.
+        - `channels`, `out_channels`: of the image, before and after.
+        - `dims`: the number of spatial dimensions; of three, the first has stride 1.
+        - `padding`: zeros before and after each side: one pixel on both in OpenAI's networks,
+            `(0, 1)` in Song's.
+        - `init`, `bias_init`: initialisers.
         - `key`: a PRNG key.
         """
-        out_channels = channels if out_channels is None else out_channels
-        options: dict[str, Any] = dict(
-            stride=2, padding=padding, init=init, bias_init=bias_init, key=key
+        options: dict[str, Any] = dict(init=init, bias_init=bias_init, key=key)
+        stride = (1, 2, 2) if dims == 3 else dims * (2,)
+        self.conv = Conv(
+            channels, out_channels, dims=dims, stride=stride, padding=dims * (padding,), **options
         )
-        self.conv = Conv(channels, out_channels, **options) if conv else None
 
-    def __call__(self, x: Float[Array, "height width c"]) -> Float[Array, "height//2 width//2 out"]:
-        return average_pool(x) if self.conv is None else self.conv(x)
+    def __call__(self, x: Float[Array, "*spatial c"]) -> Float[Array, "*new_spatial out"]:
+        return self.conv(x)
 
 
 class Upsample(eqx.Module):
-    """Twice as many pixels on each side."""
+    """Twice as many pixels on each side: repeated ones, then a 3×3 convolution."""
 
-    conv: Conv | None
+    conv: Conv
 
     def __init__(
         self,
         channels: int,
-        out_channels: int | None = None,
+        out_channels: int,
         *,
-        conv: bool = True,
+        dims: int = 2,
         init: Init = torch_default,
         bias_init: Init | None = None,
         key: Key,
     ):
-        """**Arguments:**
+        """**Arguments:** as for `Downsample`."""
+        self.conv = Conv(channels, out_channels, dims=dims, init=init, bias_init=bias_init, key=key)
 
-        - `channels`, `out_channels`: of the image, before and after the convolution (by default the
-            same).
-        - `conv`: whether a 3×3 convolution follows the repeated pixels.
-        - `init`, `bias_init`: its initialisers.
-        - `key`: a PRNG key.
-        """
-        out_channels = channels if out_channels is None else out_channels
-        options: dict[str, Any] = dict(init=init, bias_init=bias_init, key=key)
-        self.conv = Conv(channels, out_channels, **options) if conv else None
-
-    def __call__(self, x: Float[Array, "height width c"]) -> Float[Array, "2*height 2*width out"]:
-        x = repeat_pixels(x)
-        return x if self.conv is None else self.conv(x)
+    def __call__(self, x: Float[Array, "*spatial c"]) -> Float[Array, "*new_spatial out"]:
+        return self.conv(repeat_pixels(x))

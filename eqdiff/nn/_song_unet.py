@@ -13,13 +13,14 @@ import jax
 import jax.numpy as jnp
 
 from .._types import Args, Example, Key, Time
-from ._body import Style, UNetBody
+from ._body import UNetBody
 from ._check import check_levels, check_variant
 from ._condition import OneHotLinear, read_conditions
 from ._conv import Linear
 from ._embed import check_label, fourier_frequencies, TimeEmbedding
 from ._init import fan_average, key_stream, zeros
 from ._precision import at_least_float32
+from ._style import levels, Style
 
 
 PYRAMIDS_IN, PYRAMIDS_OUT = ("standard", "skip", "residual"), ("standard", "skip")
@@ -171,15 +172,13 @@ class SongUNet(eqx.Module):
         return time, classes, augment
 
     def _build_body(self, key: Key) -> UNetBody:
-        levels = range(len(self.channel_mult))
         return UNetBody(
             Style(self.embedding_mult * self.channels, self.dropout, kernel=self.kernel),
             in_channels=self.in_channels,
             out_channels=self.out_channels,
             stem=self.channels,
-            widths=tuple(mult * self.channels for mult in self.channel_mult),
             num_res_blocks=self.num_res_blocks,
-            attention=tuple(2**i in self.attention_downsamples for i in levels),
+            **levels(self),
             encoder=self.encoder,
             decoder=self.decoder,
             remat=self.remat,

@@ -1,0 +1,173 @@
+r"""Files of EDM, as denoisers.
+
+NVIDIA's files are pickles of whole objects: of each module the source of its class, the arguments it was made with, and its
+attributes, parameters among them. The source is never looked at; class names, arguments and parameters say all.
+
+The four preconditioners $D(y; \sigma) = c_\text{skip} y + c_\text{out} F(c_\text{in} y; c_\text{noise})$, of $y = x/\alpha$, are
+
+| there | process | parameterisation | the network is told |
+|---|---|---|---|
+| `EDMPrecond` | [`eqdiff.EDMSDE`][] | [`eqdiff.EDM`][] | $\frac14\log\sigma$ |
+| `VPPrecond` | [`eqdiff.VPSDE`][] | [`eqdiff.Noise`][] | $(M-1)\,t$ |
+| `VEPrecond` | [`eqdiff.EDMSDE`][] | [`eqdiff.Noise`][] | $\log(\sigma/2)$ |
+| `iDDPMPrecond` | the cosine chain of $M$ steps | [`eqdiff.Noise`][] | the step |
+
+VE's network returns *minus* the noise, $D = y + \sigma F$; the last convolution is negated. (Its $F/\sigma$ is the score.)
+"""
+
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+
+from .._denoiser import Denoiser
+from .._precondition import EDM, Noise
+from .._process import EDMSDE, LogNoiseLevel, ScaledTime, VPSDE
+from .._schedule import alpha_bar_schedule, Schedule
+from .._variance import LearnedRange
+from ..nn._dhariwal_unet import DhariwalUNet
+from ..nn._song_unet import SongUNet
+from ._edm import edm_network
+from ._edm_file import EDMModule, read_edm
+
+
+# What a preconditioner is made with beside its network, and the official defaults.
+_COMMON = ("img_resolution", "img_channels", "label_dim", "use_fp16", "model_type")
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "VPPrecond": dict(beta_d=19.9, beta_min=0.1, M=1000, epsilon_t=1e-5, model_type="SongUNet"),
+    "VEPrecond": dict(sigma_min=0.02, sigma_max=100, model_type="SongUNet"),
+    "iDDPMPrecond": dict(C_1=0.001, C_2=0.008, M=1000, model_type="DhariwalUNet"),
+    "EDMPrecond": dict(sigma_min=0, sigma_max=math.inf, sigma_data=0.5, model_type="DhariwalUNet"),
+}
+# The paper's range of noise levels, where a preconditioner has none of its own.
+_LOWEST, _HIGHEST = 0.002, 80.0
+
+
+def _edm(options: Mapping[str, Any], net: Any) -> Denoiser:
+    low, high = float(options["sigma_min"]), float(options["sigma_max"])
+    process = EDMSDE(t0=low or _LOWEST, t1=high if math.isfinite(high) else _HIGHEST)
+    return Denoiser(net, process, EDM(float(options["sigma_data"])))
+
+
+def _vp(options: Mapping[str, Any], net: Any) -> Denoiser:
+    low = float(options["beta_min"])
+    process = VPSDE(low, low + float(options["beta_d"]), t0=float(options["epsilon_t"]))
+    steps = options["M"]
+    label = None if steps == 1000 else ScaledTime(float(steps - 1))
+    return Denoiser(net, process, Noise(), label=label)
+
+
+def _ve(options: Mapping[str, Any], net: Any) -> Denoiser:
+    process = EDMSDE(t0=float(options["sigma_min"]), t1=float(options["sigma_max"]))
+    return Denoiser(_negated(net), process, Noise(), label=LogNoiseLevel(process, 0.5))
+
+
+def _iddpm(options: Mapping[str, Any], net: Any) -> Denoiser:
+    steps, offset = options["M"], float(options["C_2"])
+
+    def alpha_bar(u: float) -> float:
+        # The official sin² runs from noise to data.
+        return math.sin(0.5 * math.pi * (1 - u) / (1 + offset)) ** 2
+
+    betas = alpha_bar_schedule(alpha_bar, steps, max_beta=1 - float(options["C_1"])).betas
+    process = Schedule(betas, labels=np.arange(steps))
+    return Denoiser(net, process, Noise(), variance=LearnedRange())
+
+
+_PRECONDITIONERS = {"EDMPrecond": _edm, "VPPrecond": _vp, "VEPrecond": _ve, "iDDPMPrecond": _iddpm}
+
+
+def _negated(net: SongUNet | DhariwalUNet) -> SongUNet | DhariwalUNet:
+    """−F, by the last convolution; with a skip pyramid on the way up F is a sum of several."""
+
+    def last(net: Any) -> list[Any]:
+        body = net.body
+        heads = [body.out] if body.out is not None else [l.pyramid.head for l in body.decoder]
+        return [array for head in heads for array in (head.conv.weight, head.conv.bias)]
+
+    return eqx.tree_at(last, net, replace_fn=lambda array: -array)
+
+
+def edm_denoiser(
+    state_dict: Mapping[str, Any],
+    config: Mapping[str, Any],
+    *,
+    precond: str = "EDMPrecond",
+    compute_dtype: Any = jnp.float32,
+) -> Denoiser:
+    r"""The denoiser that one of EDM's preconditioned networks is.
+
+    **Arguments:**
+
+    - `state_dict`: official names and arrays, of the preconditioned network or the one inside of it.
+    - `config`: the keyword arguments of the preconditioner, those of its network among them.
+    - `precond`: its class: `"EDMPrecond"`, `"VPPrecond"`, `"VEPrecond"` or `"iDDPMPrecond"`.
+    - `compute_dtype`: as for [`eqdiff.nn.UNet`][].
+
+    **Returns:** an [`eqdiff.Denoiser`][] on the process of the preconditioner. On a VP process and a chain it takes
+        $x = \alpha y$, where EDM's takes $y$.
+
+    **Raises:** `ValueError` for another class, arguments that are missing or unknown, and weights that do not fit, all listed by name.
+    """
+    if precond not in _PRECONDITIONERS:
+        raise ValueError(f"precond is one of {sorted(_PRECONDITIONERS)}, got {precond!r}.")
+    options = _DEFAULTS[precond] | {
+        k: v for k, v in config.items() if k in (*_COMMON, *_DEFAULTS[precond])
+    }
+    missing = [name for name in ("img_resolution", "img_channels") if name not in options]
+    if missing:
+        raise ValueError(f"config of an {precond} lacks {', '.join(missing)}.")
+    channels = options["img_channels"]
+    network = {k: v for k, v in config.items() if k not in (*_COMMON, *_DEFAULTS[precond])}
+    network |= dict(
+        model_type=options["model_type"],
+        img_resolution=options["img_resolution"],
+        in_channels=channels,
+        out_channels=2 * channels if precond == "iDDPMPrecond" else channels,
+        label_dim=options.get("label_dim", 0),
+    )
+    # The chain's table of noise levels, which the schedule makes anew.
+    weights = {k: v for k, v in state_dict.items() if k != "u"}
+    net = edm_network(weights, network, compute_dtype=compute_dtype)
+    return _PRECONDITIONERS[precond](options, net)
+
+
+def load_edm(path: str | os.PathLike, *, compute_dtype: Any = jnp.float32) -> Denoiser:
+    """Reads a `.pkl` of EDM: the moving average of a preconditioned network. The code inside of the file is not run, nor is EDM's or
+    PyTorch needed.
+
+    ```python
+    denoiser = eqdiff.interop.load_edm("edm-cifar10-32x32-cond-vp.pkl")
+    sample = eqdiff.StochasticHeun(18)(denoiser, x1, label)
+    ```
+
+    **Arguments:**
+
+    - `path`: a published file, or a `network-snapshot-*.pkl` of a run.
+    - `compute_dtype`: as for [`eqdiff.nn.UNet`][].
+
+    **Returns:** an [`eqdiff.Denoiser`][] as of [`eqdiff.interop.edm_denoiser`][]. Where the network has classes, `args` is one; where
+        it was trained with augmentations it is shown none.
+
+    **Raises:** `FileNotFoundError`; `ValueError` for a truncated or damaged file, for one that asks for anything but modules, tensors
+        and plain data (with its name; nothing is executed), and as `edm_denoiser`.
+    """
+    module = read_edm(path)
+    if module.class_name not in _PRECONDITIONERS:
+        raise ValueError(
+            f"{path} holds a {module.class_name}, expected one of EDM's preconditioners, {sorted(_PRECONDITIONERS)}."
+        )
+    weights, config = module.state_dict, _arguments(module)
+    return edm_denoiser(weights, config, precond=module.class_name, compute_dtype=compute_dtype)
+
+
+def _arguments(module: EDMModule) -> dict[str, Any]:
+    if module.init_kwargs is None:
+        raise ValueError(
+            "the file does not record the arguments of its network. Write edm_denoiser(weights, config) with them."
+        )
+    return dict(module.init_kwargs)

@@ -1,0 +1,153 @@
+r"""The noisy classifier of ADM (Dhariwal & Nichol 2021, section 4): half a U-Net.
+
+$$(h_0, \dots, h_n) = \mathrm{down}(x, e), \qquad e = \mathrm{MLP}(\mathrm{sinusoids}(l)), \qquad
+  \log p(y|x_t) = \log\mathrm{softmax}(\mathrm{pool}(h_0, \dots, h_n))_y, \tag{1}$$
+
+where `down` is the way down and the middle of `_body.py`, and `pool` one of `_pool.py`.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .._types import Args, Example, Key, Time
+from ._body import UNetEncoder
+from ._check import check_levels
+from ._embed import check_label, TimeEmbedding
+from ._init import key_stream
+from ._pool import AbstractHead, AbstractPool, AveragePool
+from ._precision import at_least_float32
+from ._style import levels, openai_style
+
+
+class UNetClassifier(eqx.Module):
+    r"""Equation (1): logits of a noisy image, from the way down of [`eqdiff.nn.UNet`][].
+
+    ```python
+    net = eqdiff.nn.UNetClassifier(num_classes=10, pool=eqdiff.nn.AttentionPool(32), key=key)
+    classifier = eqdiff.Classifier(net, schedule)
+    loss = eqdiff.classifier_loss(classifier, t, x0, label, key=key)      # to train it
+    guided = eqdiff.ClassifierGuidance(eqdiff.FixedArgs(denoiser), classifier, scale=2.0)
+    ```
+
+    The published classifiers are made by `adm_classifier`; their weights are read by
+    [`eqdiff.interop.guided_diffusion_classifier`][]. One example at a time, channels first; use `jax.vmap`
+    for a batch.
+
+    ??? cite "Reference"
+
+        ```bibtex
+        @inproceedings{dhariwal2021diffusion,
+            title={Diffusion Models Beat {GANs} on Image Synthesis},
+            author={Dhariwal, Prafulla and Nichol, Alexander},
+            booktitle={Advances in Neural Information Processing Systems},
+            year={2021},
+        }
+        ```
+    """
+
+    time_embedding: TimeEmbedding
+    body: UNetEncoder
+    head: AbstractHead
+    pool: AbstractPool
+    in_channels: int = eqx.field(static=True)
+    num_classes: int = eqx.field(static=True)
+    channels: int = eqx.field(static=True)
+    num_res_blocks: int = eqx.field(static=True)
+    channel_mult: tuple[float | int, ...] = eqx.field(static=True)
+    attention_downsamples: tuple[int, ...] = eqx.field(static=True)
+    num_heads: int = eqx.field(static=True)
+    channels_per_head: int | None = eqx.field(static=True)
+    dropout: float = eqx.field(static=True)
+    scale_shift_norm: bool = eqx.field(static=True)
+    conv_resample: bool = eqx.field(static=True)
+    resblock_updown: bool = eqx.field(static=True)
+    norm_groups: int = eqx.field(static=True)
+    compute_dtype: Any = eqx.field(static=True)
+    remat: bool = eqx.field(static=True)
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        num_classes: int = 1000,
+        channels: int = 128,
+        num_res_blocks: int = 2,
+        channel_mult: tuple[float | int, ...] = (1, 2, 3, 4),
+        attention_downsamples: tuple[int, ...] = (2, 4, 8),
+        num_heads: int = 1,
+        channels_per_head: int | None = 64,
+        pool: AbstractPool = AveragePool(),
+        dropout: float = 0.0,
+        scale_shift_norm: bool = True,
+        conv_resample: bool = True,
+        resblock_updown: bool = True,
+        norm_groups: int = 32,
+        compute_dtype: Any = jnp.float32,
+        remat: bool = False,
+        *,
+        key: Key,
+    ):
+        """**Arguments:**
+
+        - `in_channels`: of $x$.
+        - `num_classes`: the number of logits.
+        - `channels`, `num_res_blocks`, `channel_mult`, `attention_downsamples`, `num_heads`,
+            `channels_per_head`, `dropout`, `scale_shift_norm`, `conv_resample`, `resblock_updown`,
+            `norm_groups`, `compute_dtype`, `remat`, `key`: as for [`eqdiff.nn.UNet`][].
+        - `pool`: how the images become logits: [`eqdiff.nn.AveragePool`][],
+            [`eqdiff.nn.AttentionPool`][] or [`eqdiff.nn.SpatialPool`][].
+
+        **Raises:** `ValueError` where a width cannot be split into heads or groups, or for images that the
+        pooling does not fit.
+        """
+        self.in_channels, self.num_classes = in_channels, num_classes
+        self.channels, self.num_res_blocks = channels, num_res_blocks
+        self.channel_mult = tuple(channel_mult)
+        self.attention_downsamples = tuple(attention_downsamples)
+        self.num_heads, self.channels_per_head = num_heads, channels_per_head
+        self.pool, self.dropout = pool, dropout
+        self.scale_shift_norm, self.conv_resample = scale_shift_norm, conv_resample
+        self.resblock_updown, self.norm_groups, self.remat = resblock_updown, norm_groups, remat
+        self.compute_dtype = jnp.dtype(compute_dtype)
+
+        keys = key_stream(key)
+        self.time_embedding = TimeEmbedding(channels, 4 * channels, key=next(keys))
+        self.body = UNetEncoder(
+            openai_style(self),
+            in_channels=in_channels,
+            num_res_blocks=num_res_blocks,
+            **levels(self),
+            remat=remat,
+            key=next(keys),
+        )
+        widths = self.body.widths
+        self.head = pool.build(widths, len(self.channel_mult), num_classes, norm_groups, next(keys))
+
+    @jax.named_scope("eqdiff.nn.UNetClassifier")
+    def __call__(
+        self, label: Time, x: Example, args: Args = None, *, key: Key | None = None
+    ) -> Float[Array, " classes"]:
+        """**Arguments:**
+
+        - `label`: what the network is told as time, one number.
+        - `x`: one image, `(in_channels, height, width)`, whose sides are multiples of 2^(levels − 1).
+        - `args`: `None`: a classifier is told no class.
+        - `key`: a PRNG key for dropout. Without it there is no dropout.
+
+        **Returns:** logits, `(num_classes,)`, in the dtype of `x`.
+
+        **Raises:** `ValueError` where an argument has the wrong shape, or a class is given.
+        """
+        check_label(label, "UNetClassifier")
+        check_levels(x, self.in_channels, len(self.channel_mult), "UNetClassifier")
+        if args is not None:
+            raise ValueError(
+                f"UNetClassifier returns the logits of all classes and is told none, got args={args}. For "
+                "log p(y|x) write eqdiff.Classifier(net, process)(t, x, y)."
+            )
+        embedding = self.time_embedding(jnp.asarray(label, at_least_float32(self.compute_dtype)))
+        images = self.body(jnp.moveaxis(x, 0, -1).astype(self.compute_dtype), embedding, key)
+        return self.head(images).astype(x.dtype)
