@@ -2,10 +2,12 @@
 
     python benchmarks/networks.py --network unet_cifar10 unet_digits --batch 8 --dtype float32
     python benchmarks/networks.py --batch 8 --rbg --remat
+    python benchmarks/networks.py --network unet_cifar10 ncsnpp_cifar10 ddpmpp_cifar10 --torch       # against diffusers
 
 A training step is what a trainer does: dropout on, the gradient of a mean squared error, Adam. The
 cases are measured in turns, one call each per round, so that whatever else the machine does hits
-all of them alike; the best round is reported, and the median beside it tells how quiet it was.
+all of them alike; the best round is reported, and the median beside it tells how quiet it was. Memory is what XLA reserves for
+intermediate values of the training step.
 """
 
 import argparse
@@ -30,6 +32,7 @@ class Case(NamedTuple):
     batch: int
     parameters: int
     compile_seconds: float
+    megabytes: float | None
     forward: Callable[[], Any]
     train: Callable[[], Any]
 
@@ -40,11 +43,13 @@ def _mlp(*, compute_dtype, key):
     return nn.MLP(2, 2, key=key)
 
 
-# name -> (constructor, shape of one example)
+# name -> (constructor, shape of one example, the greatest label)
 NETWORKS = {
-    "unet_cifar10": (nn.unet_cifar10, (3, 32, 32)),
-    "unet_digits": (nn.unet_digits, (1, 8, 8)),
-    "mlp": (_mlp, (2,)),
+    "unet_cifar10": (nn.unet_cifar10, (3, 32, 32), 999.0),
+    "ncsnpp_cifar10": (nn.ncsnpp_cifar10, (3, 32, 32), 3.9),
+    "ddpmpp_cifar10": (nn.ddpmpp_cifar10, (3, 32, 32), 999.0),
+    "unet_digits": (nn.unet_digits, (1, 8, 8), 999.0),
+    "mlp": (_mlp, (2,), 999.0),
 }
 
 
@@ -56,13 +61,13 @@ def _loss(params, static, labels, x, keys):
 
 def eqdiff_case(name: str, batch: int, dtype: str, *, remat: bool, rbg: bool) -> Case:
     """One of our networks. Another library's case is another function that returns a `Case`."""
-    constructor, shape = NETWORKS[name]
+    constructor, shape, greatest = NETWORKS[name]
     options = {"remat": True} if remat else {}
     net = constructor(compute_dtype=jnp.dtype(dtype), key=jax.random.key(0), **options)
     params, static = eqx.partition(net, eqx.is_inexact_array)
     optimiser = optax.adam(1e-4)
     x = jax.random.normal(jax.random.key(1), (batch, *shape))
-    labels = jnp.linspace(0.0, 999.0, batch)
+    labels = jnp.linspace(0.0, greatest, batch)
     # Dropout alone may use rbg under vmap: its masks are then shared by the batch's examples.
     keys = jax.random.split(jax.random.key(2, impl="rbg" if rbg else None), batch)
 
@@ -91,7 +96,20 @@ def eqdiff_case(name: str, batch: int, dtype: str, *, remat: bool, rbg: bool) ->
     def run_forward():
         return jax.block_until_ready(forward(params, labels, x))
 
-    return Case(f"eqdiff.nn.{name} {dtype}", batch, parameters, seconds, run_forward, run_train)
+    label = f"eqdiff {name} {dtype}{' remat' if remat else ''}"
+    memory = train.memory_analysis()
+    megabytes = None if memory is None else memory.temp_size_in_bytes / 2**20
+    return Case(label, batch, parameters, seconds, megabytes, run_forward, run_train)
+
+
+def torch_case(name: str, batch: int, dtype: str, *, compiled: bool) -> Case:
+    """The same network from diffusers, eager or compiled."""
+    # Only here, so that the benchmark of our own networks needs neither torch nor diffusers.
+    from _torch_networks import torch_network
+
+    net = torch_network(name, batch, dtype, compiled=compiled)
+    label = f"torch {name} {dtype} {'compiled' if compiled else 'eager'}"
+    return Case(label, batch, net.parameters, net.compile_seconds, None, net.forward, net.train)
 
 
 def measure(cases: list[Case], rounds: int) -> dict[str, list[list[float]]]:
@@ -113,11 +131,12 @@ def print_table(cases: list[Case], times: dict[str, list[list[float]]]) -> None:
         "batch",
         "parameters",
         "compile s",
+        "train MiB",
         "forward im/s",
         "train im/s",
         "(median)",
     )
-    print(("{:32}" + "{:>14}" * 6).format(*header))
+    print(("{:40}" + "{:>14}" * 7).format(*header))
     for case in cases:
         forward, train = times[case.name]
         rates = [case.batch / min(forward), case.batch / min(train)]
@@ -125,7 +144,8 @@ def print_table(cases: list[Case], times: dict[str, list[list[float]]]) -> None:
             *(case.batch / statistics.median(seconds) for seconds in (forward, train))
         )
         print(
-            f"{case.name:32}{case.batch:>14}{case.parameters:>14,}{case.compile_seconds:>14.1f}"
+            f"{case.name:40}{case.batch:>14}{case.parameters:>14,}{case.compile_seconds:>14.1f}"
+            f"{'' if case.megabytes is None else round(case.megabytes):>14}"
             f"{rates[0]:>14.1f}{rates[1]:>14.1f}{medians:>14}"
         )
 
@@ -138,6 +158,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--remat", action="store_true", help="rematerialise each block (U-Nets)")
     parser.add_argument("--rbg", action="store_true", help="draw dropout with the rbg generator")
+    parser.add_argument(
+        "--torch", action="store_true", help="also diffusers' networks, eager and compiled"
+    )
     args = parser.parse_args()
     device = jax.devices()[0]
     print(f"jax {jax.__version__}, {device.device_kind or platform.machine()}")
@@ -146,6 +169,13 @@ def main() -> None:
         for name in args.network
         for dtype in args.dtype
     ]
+    if args.torch:
+        cases += [
+            torch_case(name, args.batch, dtype, compiled=compiled)
+            for name in args.network
+            for dtype in args.dtype
+            for compiled in (False, True)
+        ]
     print_table(cases, measure(cases, args.rounds))
 
 
