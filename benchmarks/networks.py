@@ -2,7 +2,7 @@
 
     python benchmarks/networks.py --network unet_cifar10 unet_digits --batch 8 --dtype float32
     python benchmarks/networks.py --batch 8 --rbg --remat
-    python benchmarks/networks.py --network unet_cifar10 ncsnpp_cifar10 ddpmpp_cifar10 --torch       # against diffusers
+    python benchmarks/networks.py --network unet_cifar10 ncsnpp_cifar10 --torch eager compiled
 
 A training step is what a trainer does: dropout on, the gradient of a mean squared error, Adam. The
 cases are measured in turns, one call each per round, so that whatever else the machine does hits
@@ -159,7 +159,11 @@ def main() -> None:
     parser.add_argument("--remat", action="store_true", help="rematerialise each block (U-Nets)")
     parser.add_argument("--rbg", action="store_true", help="draw dropout with the rbg generator")
     parser.add_argument(
-        "--torch", action="store_true", help="also diffusers' networks, eager and compiled"
+        "--torch",
+        nargs="*",
+        choices=("eager", "compiled"),
+        default=(),
+        help="also diffusers' networks",
     )
     args = parser.parse_args()
     device = jax.devices()[0]
@@ -169,13 +173,12 @@ def main() -> None:
         for name in args.network
         for dtype in args.dtype
     ]
-    if args.torch:
-        cases += [
-            torch_case(name, args.batch, dtype, compiled=compiled)
-            for name in args.network
-            for dtype in args.dtype
-            for compiled in (False, True)
-        ]
+    cases += [
+        torch_case(name, args.batch, dtype, compiled=mode == "compiled")
+        for name in args.network
+        for dtype in args.dtype
+        for mode in args.torch
+    ]
     print_table(cases, measure(cases, args.rounds))
 
 

@@ -9,12 +9,8 @@ Parameters are float32. They are cast to the dtype of the activation they meet, 
 which a network computes is decided once, where its input enters.
 """
 
-import functools as ft
-
 import equinox as eqx
 import jax
-import jax.numpy as jnp
-from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
 from .._types import Key
@@ -30,13 +26,15 @@ _DIMENSIONS = {
     3: ("NDHWC", "DHWIO", "NDHWC"),
 }
 
-# Above this height a CPU computes filter gradients row by row; see `_by_rows`.
-_MIN_ROWS = 16
 
-
-def _convolve(
-    x: Array, weight: Array, stride: tuple[int, ...], padding: Padding, dilation: int = 1
-) -> Array:
+def convolve(
+    x: Float[Array, "*spatial in"],
+    weight: Float[Array, "*kernel in out"],
+    stride: tuple[int, ...],
+    padding: Padding,
+    dilation: int = 1,
+) -> Float[Array, "*new_spatial out"]:
+    """A cross-correlation, as every deep-learning library calls a convolution."""
     dims = x.ndim - 1
     y = jax.lax.conv_general_dilated(
         x[None],
@@ -47,62 +45,6 @@ def _convolve(
         dimension_numbers=_DIMENSIONS[dims],
     )
     return y[0]
-
-
-def _by_rows(x: Array, weight: Array, padding: Padding) -> Array:
-    """The same convolution with stride 1 as a sum of one-dimensional ones, whose batch are the rows.
-
-    Its filter gradient contracts over batch × height contiguous numbers at a time, that of the
-    two-dimensional convolution over batch. XLA's CPU kernels gain from that a factor of 2 to 3 on
-    32×32 and 16×16 images in batches of 8, and nothing on smaller images.
-    """
-    (top, bottom), width_padding = padding
-    kernel_height = weight.shape[0]
-    height = x.shape[0] + top + bottom - kernel_height + 1
-    x = jnp.pad(x, ((top, bottom), (0, 0), (0, 0)))
-    rows = (
-        jax.lax.conv_general_dilated(
-            x[i : i + height], weight[i], (1,), (width_padding,), None, None, ("NWC", "WIO", "NWC")
-        )
-        for i in range(kernel_height)
-    )
-    return ft.reduce(jnp.add, rows)
-
-
-@ft.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _convolve_rowwise_gradient(x: Array, weight: Array, padding: Padding) -> Array:
-    return _convolve(x, weight, (1, 1), padding)
-
-
-@ft.partial(_convolve_rowwise_gradient.defjvp, symbolic_zeros=True)
-def _convolve_rowwise_gradient_jvp(padding, primals, tangents):
-    # A convolution is bilinear. Only its derivative in the weight is rewritten, and reverse mode
-    # transposes what stands here, so that derivatives of every mode and order exist. It is
-    # rematerialised to keep x alone for the backward pass, and not one shifted copy per row.
-    (x, weight), (dx, dweight) = primals, tangents
-    y = _convolve_rowwise_gradient(x, weight, padding)
-    dy = []
-    # A derivative in x alone (a trace, guidance) must not pay for the other term.
-    if not isinstance(dx, SymbolicZero):
-        dy.append(_convolve_rowwise_gradient(dx, weight, padding))
-    if not isinstance(dweight, SymbolicZero):
-        dy.append(jax.checkpoint(ft.partial(_by_rows, padding=padding))(x, dweight))
-    return y, sum(dy) if dy else jnp.zeros_like(y)
-
-
-def convolve(
-    x: Float[Array, "*spatial in"],
-    weight: Float[Array, "*kernel in out"],
-    stride: tuple[int, ...],
-    padding: Padding,
-    dilation: int = 1,
-) -> Float[Array, "*new_spatial out"]:
-    """A cross-correlation, as every deep-learning library calls a convolution."""
-    plain = set(stride) == {1} and dilation == 1
-    large = plain and x.ndim == 3 and weight.shape[0] > 1 and x.shape[0] >= _MIN_ROWS
-    if large and jax.default_backend() == "cpu":
-        return _convolve_rowwise_gradient(x, weight, padding)
-    return _convolve(x, weight, stride, padding, dilation)
 
 
 def _add_bias(y: Array, bias: Array | None) -> Array:
