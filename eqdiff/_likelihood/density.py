@@ -59,8 +59,8 @@ def log_likelihood(
     - `trace`: [`eqdiff.ExactTrace`][] or [`eqdiff.Hutchinson`][].
     - `key`: for the probes.
     - `prior`: $\log p_{t_1}$ of one example; by default the process's prior.
-    - `solver`, `rtol`, `atol`, `max_steps`, `adjoint`: for Diffrax. The state and the log-density are each held to the
-        tolerance. For gradients in reverse mode keep the default adjoint; for forward mode (`jax.jvp`, `jax.jacfwd`) write
+    - `solver`, `rtol`, `atol`, `max_steps`, `adjoint`: for Diffrax. The state, and the log-density in nats per dimension, are
+        each held to the tolerance. For gradients in reverse mode keep the default adjoint; for forward mode (`jax.jvp`, `jax.jacfwd`) write
         `diffrax.ForwardMode()`, for both `diffrax.DirectAdjoint()`.
 
     **Returns:** a [`eqdiff.LogLikelihood`][].
@@ -81,9 +81,17 @@ def log_likelihood(
         return trace.divergence(lambda y: y, x, probes)[1]
 
     num = jax.eval_shape(each(estimates), x, probes).shape
+    flow = augmented_flow(denoiser, trace, probes)
+    dim = x.size if single is denoiser else x.size // x.shape[0]
+
+    def per_dimension(t, y, args):
+        velocity, rate = flow.vf(t, y, args)
+        return velocity, rate / dim
+
     solution = solve(
         "log_likelihood",
-        augmented_flow(denoiser, trace, probes),
+        # In nats per dimension: in nats, an absolute tolerance would be a thousand times stricter for images than for points.
+        diffrax.ODETerm(per_dimension),
         process,
         x,
         (x, jnp.zeros(num, x.dtype)),
@@ -94,6 +102,7 @@ def log_likelihood(
     assert solution.ys is not None
     latent, change = (leaf[-1] for leaf in solution.ys)
     log_prior = each(process.prior_log_prob if prior is None else prior)(latent)
+    change = dim * change
     log_prob = log_prior + jnp.mean(change, axis=-1)
     # −∞ is a fair answer of a prior of one's own.
     log_prob = eqx.error_if(
