@@ -119,6 +119,24 @@ def _tensor(numel, offset, shape, strides, kind="FloatStorage", inner=b""):
     return b"\x80\x02" + call + numbers(shape) + numbers(strides) + b"\x89}t" + b"R" + inner + b"."
 
 
+def _hostile_tensors():
+    return {
+        "shape beyond the storage": _tensor(2, 0, (3,), (1,)),
+        "offset beyond the storage": _tensor(2, 2, (1,), (1,)),
+        "strides beyond the storage": _tensor(2, 0, (2,), (2,)),
+        "negative strides": _tensor(2, 1, (2,), (-1,)),
+        "negative shape": _tensor(2, 0, (-1,), (1,)),
+        "negative offset": _tensor(2, -1, (1,), (1,)),
+        "overlapping": _tensor(2, 0, (2**40,), (0,)),
+        "absurd shape": _tensor(2, 0, (2**62, 2**62), (0, 0)),
+        "many axes": _tensor(2, 0, (1,) * 65, (1,) * 65),
+        "storage beyond the entry": _tensor(3, 0, (3,), (1,)),
+        "absurd storage": _tensor(2**61, 0, (2,), (1,)),
+        "negative storage": _tensor(-2, 0, (0,), (1,)),
+        "a storage of a class": _tensor(2, 0, (2,), (1,), kind="nn"),
+    }
+
+
 def _hostile(tmp_path):
     shell = _canary(tmp_path)
     touch = str(tmp_path / "canary")
@@ -164,19 +182,7 @@ def _hostile(tmp_path):
         + b"tR.",
         "Python 2's names": b"\x80\x02" + _global("__builtin__", "eval") + command + b"tR.",
         "a buffer out of band": b"\x80\x05\x97.",
-        "shape beyond the storage": _tensor(2, 0, (3,), (1,)),
-        "offset beyond the storage": _tensor(2, 2, (1,), (1,)),
-        "strides beyond the storage": _tensor(2, 0, (2,), (2,)),
-        "negative strides": _tensor(2, 1, (2,), (-1,)),
-        "negative shape": _tensor(2, 0, (-1,), (1,)),
-        "negative offset": _tensor(2, -1, (1,), (1,)),
-        "overlapping": _tensor(2, 0, (2**40,), (0,)),
-        "absurd shape": _tensor(2, 0, (2**62, 2**62), (0, 0)),
-        "many axes": _tensor(2, 0, (1,) * 65, (1,) * 65),
-        "storage beyond the entry": _tensor(3, 0, (3,), (1,)),
-        "absurd storage": _tensor(2**61, 0, (2,), (1,)),
-        "negative storage": _tensor(-2, 0, (0,), (1,)),
-        "a storage of a class": _tensor(2, 0, (2,), (1,), kind="nn"),
+        **_hostile_tensors(),
         "itself within itself": b"\x80\x02]q\x00h\x00a.",
         # Called with itself, 100 000 lists deep, and a key of 2^64 parts: what looks at them must not take for ever.
         "deep": b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b")R.",
