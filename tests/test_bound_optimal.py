@@ -131,6 +131,7 @@ def test_gaussian_data(estimate, getkey):
     assert np.all(np.abs(error - truth) < 4.5 * np.sqrt(2 / (n * dim)) * scale + 1e-6)
 
 
+@pytest.mark.slow
 def test_bounds_of_gamma(getkey):
     """At the noisiest steps Γ says nothing (1 − Γ is rounding), and the data's own variance holds it."""
     chain = eqd.cosine_schedule(50)
@@ -163,6 +164,7 @@ def test_a_respaced_chain_is_interpolated(getkey):
     np.testing.assert_allclose(variance.noise_error[9::10], truth[9::10], rtol=scale)
 
 
+@pytest.mark.slow
 def test_no_fixed_variance_is_better_on_a_mixture(getkey):
     """The bound of a chain of ten steps, at the same noise on fresh data; the variance was found on other data."""
     whole = eqd.linear_schedule(200)
@@ -189,6 +191,7 @@ def test_no_fixed_variance_is_better_on_a_mixture(getkey):
         assert gap.mean() > 0.1
 
 
+@pytest.mark.slow
 def test_optimal_for_a_denoiser_that_is_wrong(getkey, x64):
     """On the data and noise it was found with, every step's KL grows if its variance moves either way."""
     chain = eqd.cosine_schedule(12)

@@ -62,6 +62,7 @@ def test_known_pixels_are_noised_to_the_level_after_each_step(chain, getkey):
     np.testing.assert_allclose(path.x[-1, :, 1], path.x0[-1, :, 1], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_repeats_approach_the_posterior(getkey):
     """Replacement alone is not conditional sampling; going up and down again (RePaint) approaches it."""
     expected = np.array([RHO * KNOWN, np.sqrt(1 - RHO**2)])

@@ -116,6 +116,7 @@ class _Bins(eqd.AbstractDenoiser):
 P1 = np.array([0.5, 0.2, 0.3])
 
 
+@pytest.mark.slow
 def test_uniform_dequantisation_through_the_flow(x64):
     """On a density dequantised uniformly, the bound is the truth up to σ at t0 (0.01 of a bin of 0.67)."""
     denoiser = _Bins(eqd.VPSDE(t0=1e-3))
@@ -138,6 +139,7 @@ def test_uniform_dequantisation_through_the_flow(x64):
     np.testing.assert_allclose(values.mean(1), -np.log2(P1), atol=0.03 + 4 * stderr.max())
 
 
+@pytest.mark.slow
 def test_bits_per_dim_is_made_of_its_parts(getkey, x64):
     denoiser, image = gaussian(VP), jnp.array([1.0, -1.0])
     found = eqd.bits_per_dim(

@@ -61,6 +61,7 @@ def reference():
     return trajectory(VIEWS["edm"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vp", "ve", "cosine", "flow", "bridge", "kernel"])
 def test_every_scaling_has_the_same_flow(name, reference, x64):
     """In x/α against λ the probability flow knows nothing of α and σ themselves."""

@@ -107,6 +107,7 @@ def test_zero_covariance_is_classifier_guidance_by_the_estimate(x64):
         np.testing.assert_allclose(a.noise, b.noise, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_probability_flow_has_the_posteriors_moments(x64):
     """The flow of Gaussian data is affine in the prior noise, so its moments need no samples."""
     sampler = eqd.ProbabilityFlow(diffrax.Heun(), num_steps=60)
@@ -119,6 +120,7 @@ def test_probability_flow_has_the_posteriors_moments(x64):
     np.testing.assert_allclose(slope @ slope.T, covariance, atol=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sampler",
     [eqd.DDIM(6, eta=1.0), eqd.ReverseSDE(diffrax.Euler(), num_steps=6)],

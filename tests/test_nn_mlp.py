@@ -39,6 +39,7 @@ def _fit(net, labels, x, y, steps=200):
         return float(jnp.sqrt(fit(net, state)[-1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "labels",
     [

@@ -97,6 +97,7 @@ def test_sides_need_not_be_equal(getkey, build):
     assert _relative(again, out) < 1e-5
 
 
+@pytest.mark.slow
 def test_precision_and_remat(getkey):
     x = _image(getkey)
     full = _runner(_dhariwal())(x)

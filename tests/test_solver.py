@@ -173,6 +173,7 @@ SOLVES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SOLVES)
 def test_calls_of_solves(name):
     """`solve`, and the final denoising that the statistics include."""

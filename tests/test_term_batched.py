@@ -123,6 +123,7 @@ def test_probes_differ_between_examples(x64):
     np.testing.assert_allclose(found.latent, found.latent[:1].repeat(16, 0), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_bits_per_dim_of_a_batch(x64):
     images = jnp.array([[-1.0, 0.0], [1.0, 1.0], [0.0, 0.0]])
     options = dict(trace=eqd.ExactTrace(), rtol=1e-6, atol=1e-6)

@@ -147,6 +147,7 @@ def test_work_is_split_between_devices(getkey):
     assert seen and all(s.shard_shape((8, 3)) == (4, 3) for s in seen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", [None, "two devices"])
 def test_compiled_once_and_state_is_donated(mesh, getkey):
     traces = []
