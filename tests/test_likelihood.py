@@ -113,6 +113,19 @@ def test_with_the_exact_prior_it_is_the_datas_density(name, make, x64):
     np.testing.assert_allclose(found, exact, atol=2 * 1e-5)
 
 
+@pytest.mark.parametrize("tolerance", [1e-6, 1e-7, 1e-8])
+def test_error_follows_the_tolerance_on_narrow_data(tolerance, x64):
+    """Within ten tolerances per dimension, on two thin Gaussians: the first step must not step over them."""
+    process = PROCESSES["vp"]
+    thin = np.array([np.diag([0.05, 0.2]) ** 2, np.diag([0.2, 0.05]) ** 2])
+    denoiser = eqd.GaussianMixtureDenoiser(process, WEIGHTS, 1.4 * np.eye(2), thin)
+    points = 1.4 * np.eye(2)[[0, 0, 1, 1]] + 0.05 * np.array([[0, 1], [1, -2], [2, 1], [-1, 0]])
+    arrays, _ = eqx.partition(denoiser, eqx.is_array)
+    _, found = solver_of("vp")(arrays, jnp.asarray(points), tolerance)
+    exact = jax.vmap(lambda x: denoiser.log_prob(process.t0, x))(jnp.asarray(points))
+    np.testing.assert_allclose(found, exact, rtol=0, atol=2 * 10 * tolerance)
+
+
 @pytest.mark.slow
 def test_a_prior_of_ones_own(x64):
     """`prior=` is used for log p_t1, and −∞ is an answer of it."""
