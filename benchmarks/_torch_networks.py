@@ -17,6 +17,7 @@ from diffusers import UNet2DModel
 class TorchNetwork(NamedTuple):
     """A network on its device, and the functions to be timed."""
 
+    runs_on: str
     parameters: int
     compile_seconds: float
     forward: Any
@@ -105,4 +106,6 @@ def torch_network(name: str, batch: int, dtype: str, *, compiled: bool) -> Torch
     start = time.perf_counter()
     forward()
     train()
-    return TorchNetwork(parameters, time.perf_counter() - start, forward, train)
+    chip = torch.cuda.get_device_name() if device == "cuda" else "cpu"
+    runs_on = f"torch {torch.__version__}, {chip}"
+    return TorchNetwork(runs_on, parameters, time.perf_counter() - start, forward, train)

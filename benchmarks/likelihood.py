@@ -1,65 +1,98 @@
-"""Seconds per image of an exact likelihood, against a solver on the host; and shared against separate steps.
+"""Network calls and time of an exact likelihood against its error, beside a solver on the host; and shared against separate steps.
 
-    python benchmarks/likelihood.py                                    # a trained perceptron and a digits U-Net, batch 64
-    python benchmarks/likelihood.py --network cifar10 --batch 2 --rounds 1 --tolerance 1e-3 --no-sampling
+    python benchmarks/likelihood.py --out docs/assets/likelihood        # a perceptron, and a U-Net trained on digits
+    python benchmarks/likelihood.py --network cifar10 --batch 1 --rounds 1 --tolerances 1e-1 1e-2 1e-3 --no-sampling
 
 The host's solve is the way of the official score-SDE code: scipy's RK45 on the whole batch flattened, its state in float64, around the
-same network and divergence, compiled. Errors are against the host's answer at a thirtieth of the tolerance. All cases are measured in
-turns and the best round of each is kept.
+same network and divergence, compiled. Errors are against the host's answer at a thirtieth of the tightest tolerance. Tolerances of different
+solvers do not mean the same: compare at equal error. All cases are measured in turns and the best round of each is kept.
 """
 
 import argparse
 import time
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 import optax
+from matplotlib.ticker import LogLocator, NullLocator
 from scipy import integrate
-from tqdm import trange
+from tqdm import tqdm, trange
 
 import eqdiff as eqd
 
 
 SDE = eqd.VPSDE()
 LIKELIHOOD_KEY = jax.random.key(3)
+HOST = "scipy on the host"
+TITLES = {
+    "mlp": "perceptron, two dimensions",
+    "digits": "U-Net trained on digits, 8×8",
+    "cifar10": "Improved DDPM's U-Net, untrained, 3×32×32",
+}
 
 
-def draw(shape: tuple[int, ...], key: Any) -> Any:
-    """One point of a mixture of five Gaussians."""
-    means = np.random.default_rng(0).uniform(-1, 1, (5, *shape)).astype(np.float32)
-    which, noise = jax.random.split(key)
-    mean = jnp.asarray(means)[jax.random.randint(which, (), 0, 5)]
-    return mean + 0.2 * jax.random.normal(noise, shape, jnp.float32)
+Draw = Callable[[Any], jax.Array]
 
 
-def trained(net: Any, shape: tuple[int, ...], steps: int) -> eqd.Denoiser:
-    """A network that has learned a mixture for a moment, so that its flow is neither constant nor wild."""
+def mixture(shape: tuple[int, ...]) -> Draw:
+    """key -> one point of a mixture of five Gaussians."""
+    means = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (5, *shape)).astype(np.float32))
+
+    def draw(key):
+        which, noise = jax.random.split(key)
+        mean = means[jax.random.randint(which, (), 0, 5)]
+        return mean + 0.2 * jax.random.normal(noise, shape, jnp.float32)
+
+    return draw
+
+
+def digits() -> Draw:
+    """key -> one handwritten digit, uniformly dequantised."""
+    data = eqd.data.digits()
+    images = jnp.asarray(np.stack([data.normalise(image) for image, _ in data.train]))
+
+    def draw(key):
+        which, noise = jax.random.split(key)
+        image = images[jax.random.randint(which, (), 0, len(images))]
+        width = 2 / (data.levels - 1)
+        return image + width * jax.random.uniform(noise, image.shape, minval=-0.5, maxval=0.5)
+
+    return draw
+
+
+def trained(net: Any, draw: Draw, steps: int) -> eqd.Denoiser:
     optimiser = optax.adam(1e-3)
     params, static = eqx.partition(net, eqx.is_inexact_array)
 
     def loss(params, key):
         def one(key):
             k1, k2, k3 = jax.random.split(key, 3)
-            x0 = draw(shape, k1)
             denoiser = eqd.Denoiser(eqx.combine(params, static), SDE)
             t = SDE.place(jax.random.uniform(k2))
-            return eqd.l_simple(eqd.predict(denoiser, t, x0, key=k3))
+            return eqd.l_simple(eqd.predict(denoiser, t, draw(k1), key=k3))
 
         return jnp.mean(jax.vmap(one)(jax.random.split(key, 64)))
 
     @jax.jit
     def update(params, state, key):
-        updates, state = optimiser.update(jax.grad(loss)(params, key), state)
-        return optax.apply_updates(params, updates), state
+        value, gradient = jax.value_and_grad(loss)(params, key)
+        updates, state = optimiser.update(gradient, state)
+        return optax.apply_updates(params, updates), state, value
 
     state = optimiser.init(params)
-    for key in jax.random.split(jax.random.key(1), steps):
-        params, state = update(params, state, key)
+    for step, key in enumerate(
+        bar := tqdm(jax.random.split(jax.random.key(1), steps), leave=False)
+    ):
+        params, state, value = update(params, state, key)
+        if step % 50 == 0:
+            bar.set_description(f"training, L_simple {value:.3f}")
     return eqd.Denoiser(eqx.combine(params, static), SDE)
 
 
@@ -67,12 +100,14 @@ def problem(name: str, batch: int, steps: int) -> tuple[eqd.Denoiser, Any]:
     """A denoiser and a batch of its data."""
     key = jax.random.key(0)
     if name == "mlp":
-        denoiser, shape = trained(eqd.nn.MLP(2, 2, key=key), (2,), 10 * steps), (2,)
+        draw = mixture((2,))
+        denoiser = trained(eqd.nn.MLP(2, 2, key=key), draw, 2 * steps)
     elif name == "digits":
+        draw = digits()
         net = eqd.nn.UNet(1, 1, 32, 1, (1, 2), (2,), norm_groups=8, key=key)
-        denoiser, shape = trained(net, (1, 8, 8), steps), (1, 8, 8)
+        denoiser = trained(net, draw, steps)
     else:
-        net, shape = eqd.nn.unet_cifar10(key=key), (3, 32, 32)
+        draw = mixture((3, 32, 32))
         # Not trained, which would take days; arrays that start at zero get values.
         rng = np.random.default_rng(0)
 
@@ -80,9 +115,9 @@ def problem(name: str, batch: int, steps: int) -> tuple[eqd.Denoiser, Any]:
             noise = 0.02 * rng.standard_normal(p.shape).astype(np.float32)
             return jnp.where(p == 0, noise, p) if eqx.is_inexact_array(p) else p
 
-        denoiser = eqd.Denoiser(jax.tree.map(fill, net), SDE, variance=eqd.LearnedRange())
-    keys = jax.random.split(jax.random.key(2), batch)
-    return denoiser, jax.vmap(lambda k: draw(shape, k))(keys)
+        net = jax.tree.map(fill, eqd.nn.unet_cifar10(key=key))
+        denoiser = eqd.Denoiser(net, SDE, variance=eqd.LearnedRange())
+    return denoiser, jax.vmap(draw)(jax.random.split(jax.random.key(2), batch))
 
 
 def host(denoiser: eqd.Denoiser, x: Any) -> Callable[[float], tuple[np.ndarray, int]]:
@@ -108,7 +143,7 @@ def host(denoiser: eqd.Denoiser, x: Any) -> Callable[[float], tuple[np.ndarray, 
 
         start = np.concatenate([np.asarray(x).ravel(), np.zeros(len(x))]).astype(np.float64)
         found = integrate.solve_ivp(
-            rhs, (1e-5, 1), start, rtol=tolerance, atol=tolerance, method="RK45"
+            rhs, (SDE.t0, SDE.t1), start, rtol=tolerance, atol=tolerance, method="RK45"
         )
         latent = jnp.asarray(found.y[: x.size, -1], jnp.float32).reshape(x.shape)
         prior = np.asarray(jax.vmap(SDE.prior_log_prob)(latent))
@@ -150,40 +185,99 @@ def in_turns(cases: dict[Any, Callable[[], Any]], rounds: int) -> dict[Any, tupl
     return found
 
 
-def likelihood_table(
-    name: str, denoiser: eqd.Denoiser, x: Any, rounds: int, tolerance: float
-) -> None:
-    batch, on_host = len(x), host(denoiser, x)
-    tsit5, bosh3 = (diffrax.Tsit5(), 6), (diffrax.Bosh3(), 3)
-    shared = device(denoiser, x, *tsit5, shared=True)
-    low_order = device(denoiser, x, *bosh3, shared=True)
+class Row(NamedTuple):
+    """Errors are in bits/dim: over the batch their root mean square, and the largest."""
+
+    method: str
+    tolerance: float
+    calls: int
+    seconds: float
+    rms: float
+    largest: float
+
+
+def likelihoods(denoiser: eqd.Denoiser, x: Any, rounds: int, tolerances: list[float]) -> list[Row]:
+    tsit5, dopri5, bosh3 = (diffrax.Tsit5(), 6), (diffrax.Dopri5(), 6), (diffrax.Bosh3(), 3)
     methods = {
-        ("scipy on the host", tolerance): on_host,
-        ("eqdiff, each its own steps", tolerance): device(denoiser, x, *tsit5, shared=False),
-        ("eqdiff, shared steps", tolerance): shared,
-        # eqdiff holds each example and its log-density to the tolerance, scipy the mean square of the batch: compare at equal error.
-        ("eqdiff, shared steps", 10 * tolerance): shared,
-        ("eqdiff, shared steps, Bosh3", 10 * tolerance): low_order,
-        ("eqdiff, shared steps, Bosh3", 100 * tolerance): low_order,
+        HOST: host(denoiser, x),
+        "each its own steps, Tsit5": device(denoiser, x, *tsit5, shared=False),
+        "shared steps, Tsit5": device(denoiser, x, *tsit5, shared=True),
+        "shared steps, Dopri5": device(denoiser, x, *dopri5, shared=True),
+        "shared steps, Bosh3": device(denoiser, x, *bosh3, shared=True),
     }
     # Compiled for any tolerance: with a loose one, which is quick.
-    for method in set(methods.values()):
-        method(0.5)
-    truth, _ = on_host(tolerance / 30)
-    cases = {key: lambda f=f, tol=key[1]: f(tol) for key, f in methods.items()}
-    measured = in_turns(cases, rounds)
-    print(f"\n**{name}, batch {batch}**\n")
-    print(
-        "| likelihood | tolerance | network calls | ms per image | ms per call | largest error, bits/dim |"
-    )
-    print("|---|---|---|---|---|---|")
-    for (label, tol), (seconds, (found, calls)) in measured.items():
-        error = np.abs(found - truth).max() / (x[0].size * np.log(2))
-        times = f"{1e3 * seconds / batch:.3g} | {1e3 * seconds / calls:.3g}"
-        print(f"| {label} | {tol:g} | {calls} | {times} | {error:.1e} |", flush=True)
+    for method in (bar := tqdm(methods, leave=False)):
+        bar.set_description(f"compiling {method}")
+        methods[method](0.5)
+    truth, _ = methods[HOST](min(tolerances) / 30)
+    cases = {(m, tol): lambda m=m, tol=tol: methods[m](tol) for m in methods for tol in tolerances}
+    rows = []
+    for (method, tol), (seconds, (found, calls)) in in_turns(cases, rounds).items():
+        errors = np.abs(found - truth) / (x[0].size * np.log(2))
+        rms, largest = float(np.sqrt(np.mean(errors**2))), float(errors.max())
+        rows.append(Row(method, tol, calls, seconds, rms, largest))
+    return rows
 
 
-def sampling_table(name: str, denoiser: eqd.Denoiser, x: Any, rounds: int) -> None:
+def likelihood_table(rows: list[Row], batch: int) -> str:
+    lines = [
+        "| likelihood | tolerance | network calls | ms per image | ms per call | error, bits/dim | largest |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        times = f"{1e3 * row.seconds / batch:.3g} | {1e3 * row.seconds / row.calls:.3g}"
+        errors = f"{row.rms:.1e} | {row.largest:.1e}"
+        lines.append(f"| {row.method} | {row.tolerance:g} | {row.calls} | {times} | {errors} |")
+    return "\n".join(lines)
+
+
+def equal_error_table(rows: list[Row], batch: int) -> str:
+    """What each method needs at the least for an error no larger than the columns say."""
+    errors = (2e-2, 1e-2, 5e-3, 2e-3, 1e-3, 1e-4)
+    errors = [error for error in errors if error >= min(row.rms for row in rows)]
+    lines = [
+        "| network calls (ms per image) for an error of | " + " | ".join(map(str, errors)) + " |",
+        "|---" * (1 + len(errors)) + "|",
+    ]
+    for method in dict.fromkeys(row.method for row in rows):
+        cells = []
+        for error in errors:
+            enough = [row for row in rows if row.method == method and row.rms <= error]
+            best = min(enough, key=lambda row: row.calls, default=None)
+            cells.append(
+                "—" if best is None else f"{best.calls} ({1e3 * best.seconds / batch:.3g})"
+            )
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def picture(path: Path, name: str, rows: list[Row], batch: int) -> None:
+    fig, panels = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
+    for method in dict.fromkeys(row.method for row in rows):
+        mine = [row for row in rows if row.method == method]
+        style: dict[str, Any] = (
+            {"color": "0.3", "ls": "--", "marker": "s"} if method == HOST else {"marker": "o"}
+        )
+        errors = [row.rms for row in mine]
+        panels[0].plot([row.calls for row in mine], errors, ms=4, label=method, **style)
+        panels[1].plot([1e3 * row.seconds / batch for row in mine], errors, ms=4, **style)
+    panels[0].set(ylabel="error, bits/dim", xlabel="network calls")
+    panels[1].set(xlabel="ms per image")
+    for axes in panels:
+        axes.set(xscale="log", yscale="log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.grid(which="major", alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    fig.suptitle(name)
+    fig.legend(loc="outside lower center", ncols=3, frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fig.savefig(path, dpi=150)
+    plt.close(fig)
+
+
+def sampling_table(denoiser: eqd.Denoiser, x: Any, rounds: int) -> str:
     x1 = jax.random.normal(jax.random.key(4), x.shape)
 
     @eqx.filter_jit
@@ -203,13 +297,15 @@ def sampling_table(name: str, denoiser: eqd.Denoiser, x: Any, rounds: int) -> No
             )
             cases[tolerance, label]()
     measured = in_turns(cases, rounds)
-    print(f"\n**{name}, batch {len(x)}, ProbabilityFlow**\n")
-    print("| tolerance | steps | network calls | of the mean example | ms per image |")
-    print("|---|---|---|---|---|")
+    lines = [
+        "| `ProbabilityFlow`: tolerance | steps | network calls | of the mean example | ms per image |",
+        "|---|---|---|---|---|",
+    ]
     for (tolerance, label), (seconds, num) in measured.items():
         num = 6 * num + 1
         ms = 1e3 * seconds / len(x)
-        print(f"| {tolerance:g} | {label} | {num.max()} | {num.mean():.0f} | {ms:.3g} |")
+        lines.append(f"| {tolerance:g} | {label} | {num.max()} | {num.mean():.0f} | {ms:.3g} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -217,20 +313,30 @@ def main() -> None:
     parser.add_argument(
         "--network", nargs="+", choices=("mlp", "digits", "cifar10"), default=["mlp", "digits"]
     )
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--tolerance", type=float, default=1e-5)
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument(
-        "--train-steps", type=int, default=200, help="ten times as many for the mlp"
+        "--tolerances",
+        type=float,
+        nargs="+",
+        default=[1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4],
+        help="of the likelihoods",
     )
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--train-steps", type=int, default=1000, help="twice as many for the mlp")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--no-sampling", action="store_true", help="only the likelihoods")
+    parser.add_argument("--out", type=Path, help="folder for a picture of each network")
     options = parser.parse_args()
     print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}")
     for name in options.network:
+        title = f"{TITLES[name]}, batch {options.batch}"
         denoiser, x = problem(name, options.batch, options.train_steps)
-        likelihood_table(name, denoiser, x, options.rounds, options.tolerance)
+        rows = likelihoods(denoiser, x, options.rounds, options.tolerances)
+        print(f"\n**{title}**\n\n{likelihood_table(rows, options.batch)}")
+        print(f"\n{equal_error_table(rows, options.batch)}", flush=True)
+        if options.out is not None:
+            picture(options.out / f"{name}.png", title, rows, options.batch)
         if not options.no_sampling:
-            sampling_table(name, denoiser, x, options.rounds)
+            print(f"\n{sampling_table(denoiser, x, options.rounds)}", flush=True)
 
 
 if __name__ == "__main__":

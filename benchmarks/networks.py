@@ -5,9 +5,10 @@
     python benchmarks/networks.py --network unet_cifar10 ncsnpp_cifar10 --torch eager compiled
 
 A training step is what a trainer does: dropout on, the gradient of a mean squared error, Adam. The
-cases are measured in turns, one call each per round, so that whatever else the machine does hits
-all of them alike; the best round is reported, and the median beside it tells how quiet it was. Memory is what XLA reserves for
-intermediate values of the training step.
+cases are measured in turns, one call each per round after one that is not timed, so that whatever else
+the machine does hits all of them alike; the best round is reported, and the median beside it tells
+how quiet it was. Each library has a process of its own: where PyTorch's threads have run, JAX trains a
+quarter slower. Memory is what XLA reserves for intermediate values of the training step.
 """
 
 import argparse
@@ -15,24 +16,35 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
+from tqdm import trange
 
 import eqdiff.nn as nn
+
+
+class Facts(NamedTuple):
+    """Of one row of the table, what is known before anything is timed."""
+
+    name: str
+    runs_on: str
+    batch: int
+    parameters: int
+    compile_seconds: float
+    megabytes: float | None
 
 
 class Case(NamedTuple):
     """One row of the table: two functions that block until they are done."""
 
-    name: str
-    batch: int
-    parameters: int
-    compile_seconds: float
-    megabytes: float | None
+    facts: Facts
     forward: Callable[[], Any]
     train: Callable[[], Any]
 
@@ -99,7 +111,9 @@ def eqdiff_case(name: str, batch: int, dtype: str, *, remat: bool, rbg: bool) ->
     label = f"eqdiff {name} {dtype}{' remat' if remat else ''}"
     memory = train.memory_analysis()
     megabytes = None if memory is None else memory.temp_size_in_bytes / 2**20
-    return Case(label, batch, parameters, seconds, megabytes, run_forward, run_train)
+    runs_on = f"jax {jax.__version__}, {jax.devices()[0].device_kind or platform.machine()}"
+    facts = Facts(label, runs_on, batch, parameters, seconds, megabytes)
+    return Case(facts, run_forward, run_train)
 
 
 def torch_case(name: str, batch: int, dtype: str, *, compiled: bool) -> Case:
@@ -109,23 +123,56 @@ def torch_case(name: str, batch: int, dtype: str, *, compiled: bool) -> Case:
 
     net = torch_network(name, batch, dtype, compiled=compiled)
     label = f"torch {name} {dtype} {'compiled' if compiled else 'eager'}"
-    return Case(label, batch, net.parameters, net.compile_seconds, None, net.forward, net.train)
+    facts = Facts(label, net.runs_on, batch, net.parameters, net.compile_seconds, None)
+    return Case(facts, net.forward, net.train)
 
 
-def measure(cases: list[Case], rounds: int) -> dict[str, list[list[float]]]:
-    """Seconds of each call, in turns over the cases; the first round is not counted."""
-    times = {case.name: [[], []] for case in cases}
-    for round_number in range(rounds + 1):
-        for case in cases:
-            for i, function in enumerate((case.forward, case.train)):
-                start = time.perf_counter()
-                function()
+def serve(pipe: Connection, makers: list[partial[Case]]) -> None:
+    """Builds cases and says what they are; then runs what it is asked to, (case, function), and says how long it took."""
+    cases = []
+    for make in makers:
+        case = make()
+        cases.append(case)
+        pipe.send(case.facts)
+    while (request := pipe.recv()) is not None:
+        which, function = request
+        run = getattr(cases[which], function)
+        # Once untimed: memory and threads that were idle during the others' turns come back. Training is never idle.
+        run()
+        start = time.perf_counter()
+        run()
+        pipe.send(time.perf_counter() - start)
+
+
+def measure(
+    libraries: list[list[partial[Case]]], rounds: int
+) -> tuple[list[Facts], list[dict[str, list[float]]]]:
+    """What the cases are, and the seconds of each call, in turns over the cases; the first round is not counted."""
+    context = get_context("spawn")
+    facts, owners = [], []
+    for makers in libraries:
+        pipe, theirs = context.Pipe()
+        context.Process(target=serve, args=(theirs, makers), daemon=True).start()
+        # A process that dies shows as the end of its pipe.
+        theirs.close()
+        # One library after the other, so that none compiles while another does.
+        facts += [pipe.recv() for _ in makers]
+        owners += [(pipe, which) for which in range(len(makers))]
+    times = [{"forward": [], "train": []} for _ in facts]
+    for round_number in trange(rounds + 1, desc="rounds", leave=False):
+        for (pipe, which), seconds in zip(owners, times, strict=True):
+            for function in ("forward", "train"):
+                pipe.send((which, function))
+                found = pipe.recv()
                 if round_number > 0:
-                    times[case.name][i].append(time.perf_counter() - start)
-    return times
+                    seconds[function].append(found)
+    for pipe, which in owners:
+        if which == 0:
+            pipe.send(None)
+    return facts, times
 
 
-def print_table(cases: list[Case], times: dict[str, list[list[float]]]) -> None:
+def print_table(cases: list[Facts], times: list[dict[str, list[float]]]) -> None:
     header = (
         "network",
         "batch",
@@ -137,11 +184,11 @@ def print_table(cases: list[Case], times: dict[str, list[list[float]]]) -> None:
         "(median)",
     )
     print(("{:40}" + "{:>14}" * 7).format(*header))
-    for case in cases:
-        forward, train = times[case.name]
+    for case, seconds in zip(cases, times, strict=True):
+        forward, train = seconds["forward"], seconds["train"]
         rates = [case.batch / min(forward), case.batch / min(train)]
         medians = "{:.1f}, {:.1f}".format(
-            *(case.batch / statistics.median(seconds) for seconds in (forward, train))
+            *(case.batch / statistics.median(each) for each in (forward, train))
         )
         print(
             f"{case.name:40}{case.batch:>14}{case.parameters:>14,}{case.compile_seconds:>14.1f}"
@@ -166,20 +213,20 @@ def main() -> None:
         help="also diffusers' networks",
     )
     args = parser.parse_args()
-    device = jax.devices()[0]
-    print(f"jax {jax.__version__}, {device.device_kind or platform.machine()}")
-    cases = [
-        eqdiff_case(name, args.batch, dtype, remat=args.remat, rbg=args.rbg)
+    ours = [
+        partial(eqdiff_case, name, args.batch, dtype, remat=args.remat, rbg=args.rbg)
         for name in args.network
         for dtype in args.dtype
     ]
-    cases += [
-        torch_case(name, args.batch, dtype, compiled=mode == "compiled")
+    theirs = [
+        partial(torch_case, name, args.batch, dtype, compiled=mode == "compiled")
         for name in args.network
         for dtype in args.dtype
         for mode in args.torch
     ]
-    print_table(cases, measure(cases, args.rounds))
+    cases, times = measure([makers for makers in (ours, theirs) if makers], args.rounds)
+    print(*dict.fromkeys(case.runs_on for case in cases), sep="; ")
+    print_table(cases, times)
 
 
 if __name__ == "__main__":

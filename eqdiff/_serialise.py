@@ -189,8 +189,12 @@ def save_model(
     }
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        # safetensors makes private files; a model is for whoever may read the folder.
+        temporary.touch()
+        mode = temporary.stat().st_mode
         safetensors.numpy.save_file(writer.tensors | weights, temporary, metadata)
-        os.replace(temporary, path)
+        temporary.chmod(mode)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -113,7 +113,9 @@ def load_data(settings: dict, data_dir: Path | None) -> Dataset:
 
 
 def compilation_cache() -> None:
-    """Keeps compiled programs between runs: a second start takes seconds."""
+    """Keeps compiled programs between runs, where JAX_COMPILATION_CACHE_DIR says or by default: a second start takes seconds."""
+    if jax.config.values["jax_compilation_cache_dir"] is not None:
+        return
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     jax.config.update("jax_compilation_cache_dir", str(home / "eqdiff" / "jax"))
 

@@ -44,7 +44,6 @@ def test_the_example_writes_its_picture(tmp_path, monkeypatch, capsys):
     settings = {"dataset": "digits", "data_dir": None}
     monkeypatch.setattr(controllable, "load", lambda run: (denoiser, settings))
     monkeypatch.setattr(controllable, "num_classes_of", lambda denoiser: None)
-    monkeypatch.setattr(controllable, "compilation_cache", lambda: None)
     options = controllable.Controllable(tmp_path, num=3, num_steps=4, repeats=2)
     with jax.numpy_dtype_promotion("standard"):
         controllable.main(options)

@@ -31,8 +31,7 @@ def run(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_it_draws_both_pictures_and_the_table(run, capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(encode, "compilation_cache", lambda: None)
+def test_it_draws_both_pictures_and_the_table(run, capsys, tmp_path):
     options = encode.Encode(
         run,
         pairs=1,

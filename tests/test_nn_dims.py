@@ -67,7 +67,12 @@ def _thicken(small, large, axis):
 
 @pytest.mark.parametrize(
     ("dims", "updown", "conv_resample"),
-    [(1, True, True), (1, False, False), (2, True, True), (2, False, True)],
+    [
+        pytest.param(1, True, True, marks=pytest.mark.slow),
+        (1, False, False),
+        pytest.param(2, True, True, marks=pytest.mark.slow),
+        (2, False, True),
+    ],
 )
 def test_one_dimension_more(getkey, dims, updown, conv_resample):
     small, large = (_unet(d, updown, conv_resample) for d in (dims, dims + 1))

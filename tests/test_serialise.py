@@ -173,6 +173,15 @@ def test_existing_files_are_kept(tmp_path):
     assert isinstance(eqd.load_model(path).process, eqd.VESDE)
 
 
+def test_a_model_is_as_readable_as_its_folder(tmp_path):
+    """Not private: the group that shares a folder shares what is saved there."""
+    path = tmp_path / "model.safetensors"
+    eqd.save_model(path, eqd.Denoiser(mlp(), eqd.VPSDE()))
+    ordinary = tmp_path / "ordinary"
+    ordinary.touch()
+    assert path.stat().st_mode == ordinary.stat().st_mode
+
+
 def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
     path = tmp_path / "model"
     eqd.save_model(path, eqd.Denoiser(mlp(), eqd.VPSDE()))
