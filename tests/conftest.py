@@ -27,6 +27,8 @@ import pytest
 
 
 def pytest_configure(config):
+    if not config.pluginmanager.hasplugin("cacheprovider"):
+        return
     # In the environment too, for what tests start as a process of its own.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(config.cache.mkdir("jax")))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
