@@ -111,14 +111,18 @@ class Loop:
                     self.since = time.monotonic()
                 self.extra["images"] += len(images)
                 bar.update()
-                last = step == total or stop.requested
+                last = step == total
                 if step % output.log_every == 0 or last:
-                    self.write_log(step, bar, len(images))
-                if step % output.sample_every == 0 and not last:
+                    self.write_log(step, bar)
+                if step % output.sample_every == 0 and not (last or stop.requested):
                     self.pause(self.picture, state, step)
                 if step % output.checkpoint_every == 0 or last:
-                    self.write_log(step, bar, len(images))
+                    self.write_log(step, bar)
                     self.pause(self.checkpoint, state, batches, step)
+            if step < total:
+                # Not in the loop: a signal may come at any moment, also between what a step asks of it and the loop's condition.
+                self.write_log(step, bar)
+                self.pause(self.checkpoint, state, batches, step)
         if step < total:
             assert stop.signal is not None
             print(
@@ -127,14 +131,15 @@ class Loop:
             return None
         return state
 
-    def write_log(self, step: int, bar, batch_size: int) -> None:
+    def write_log(self, step: int, bar) -> None:
         """Waits for the steps since the last line, checks them and logs them."""
         if not self.pending:
             return
         summary = eqd.train.summarise(self.pending)
         elapsed = time.monotonic() - self.since
         self.extra["training"] += elapsed
-        summary["images_per_second"] = len(self.pending) * batch_size / elapsed
+        images = len(self.pending) * self.config.training.batch_size
+        summary["images_per_second"] = images / elapsed
         self.pending.clear()
         self.since = time.monotonic()
         if summary["nonfinite"]:

@@ -1,11 +1,15 @@
 """The main job's settings and its run folder: what is refused, resumed and kept. CI runs the job itself, end to end."""
 
 import dataclasses
+import itertools
 import json
 import os
+import signal
 import sys
+import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 
@@ -16,6 +20,7 @@ pytest.importorskip("tyro")
 from _config import Config, differences, flat, Model, Output, resolve, Training
 from _job import find_data, make_net, make_timesteps
 from _run import load, Run
+from train_cifar import Loop
 
 import eqdiff as eqd
 
@@ -138,3 +143,41 @@ def test_the_network_fits_any_image(shape, getkey):
     out = eqx.filter_eval_shape(lambda n, t, y: n(t, y), net, label, x)
     assert out.shape == (2 * shape[0], *shape[1:])
     assert make_timesteps(mine).init() is None
+
+
+@pytest.mark.parametrize("moment", ["write_log", "checkpoint"])
+def test_whenever_a_signal_comes_the_last_step_is_saved(tmp_path, monkeypatch, capsys, moment):
+    """It may come after a step has been looked at and before the loop's condition is."""
+    settings = config(tmp_path / "run", steps=9)
+    settings = dataclasses.replace(
+        settings,
+        output=dataclasses.replace(
+            settings.output, log_every=1, checkpoint_every=4, sample_every=100
+        ),
+    )
+    loop = Loop(settings, digits(), Run(settings), None, {"images": 0})
+    stop, saved = types.SimpleNamespace(requested=False, signal=signal.SIGTERM), []
+    last = 3 if moment == "write_log" else 4
+
+    def request(step):
+        stop.requested = stop.requested or step == last
+
+    def write_log(step, *_):
+        if moment == "write_log":
+            request(step)
+
+    def checkpoint(state, batches, step):
+        saved.append((state.step, step))
+        if moment == "checkpoint":
+            request(step)
+
+    monkeypatch.setattr(loop, "write_log", write_log)
+    monkeypatch.setattr(loop, "checkpoint", checkpoint)
+    batch = (np.zeros((2, 1, 8, 8), np.float32), np.zeros(2, np.int32))
+
+    def step_fn(state, batch):
+        return types.SimpleNamespace(step=state.step + 1), None
+
+    assert loop.run(types.SimpleNamespace(step=0), step_fn, itertools.repeat(batch), stop) is None
+    assert saved[-1] == (last, last)
+    assert f"SIGTERM: saved step {last}" in capsys.readouterr().out
