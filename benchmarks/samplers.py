@@ -87,7 +87,7 @@ def families() -> tuple[Family, ...]:
             n, churn=40.0, churn_min=0.05, churn_max=50.0, noise=1.003), half),
         Family("DDIM", eqd.DDIM, STEPS),
         Family("StochasticHeun, no churn", eqd.StochasticHeun, half[:-2]),
-        Family("DPMSolver", eqd.DPMSolver, (*fewer, 200)),
+        Family("DPMSolverPP", eqd.DPMSolverPP, (*fewer, 200)),
         Family("ProbabilityFlow, Tsit5, adaptive", lambda tol: eqd.ProbabilityFlow(
             rtol=tol, atol=tol), tolerances),
         Family("ProbabilityFlow, Tsit5, Karras times", lambda n: eqd.ProbabilityFlow(
@@ -155,7 +155,7 @@ def measure(num: int, chosen: Iterable[Family]) -> tuple[list[Row], tuple[float,
         bar.set_postfix_str(f"{family.name} {setting}")
         sampler = family.make(setting)
         samples, calls = run(sampler, chain if family.chain else exact, x1)
-        deterministic = isinstance(sampler, (eqd.ProbabilityFlow, eqd.DPMSolver)) or not getattr(
+        deterministic = isinstance(sampler, (eqd.ProbabilityFlow, eqd.DPMSolverPP)) or not getattr(
             sampler, "random", True
         )
         path = (

@@ -5,6 +5,10 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING
 
 from . import nn as nn
+from ._analytic import (
+    GaussianDenoiser as GaussianDenoiser,
+    GaussianMixtureDenoiser as GaussianMixtureDenoiser,
+)
 from ._bound import (
     analytic_variance as analytic_variance,
     BoundEstimate as BoundEstimate,
@@ -29,10 +33,14 @@ from ._dequantise import (
     UniformDequantisation as UniformDequantisation,
     VariationalDequantisation as VariationalDequantisation,
 )
+from ._gaussian import (
+    discretised_gaussian_log_likelihood as discretised_gaussian_log_likelihood,
+    discretised_gaussian_log_likelihood_exact as discretised_gaussian_log_likelihood_exact,
+)
 from ._generate import generate as generate
 from ._guidance import (
-    AbstractGuidance as AbstractGuidance,
     AbstractPosteriorCovariance as AbstractPosteriorCovariance,
+    AbstractWrapper as AbstractWrapper,
     Classifier as Classifier,
     ClassifierFree as ClassifierFree,
     ClassifierGuidance as ClassifierGuidance,
@@ -42,7 +50,7 @@ from ._guidance import (
     GuidanceInterval as GuidanceInterval,
     IsotropicCovariance as IsotropicCovariance,
     JacobianCovariance as JacobianCovariance,
-    MeanGuidance as MeanGuidance,
+    MeanShift as MeanShift,
     PosteriorGuidance as PosteriorGuidance,
     ZeroCovariance as ZeroCovariance,
 )
@@ -71,23 +79,15 @@ from ._loss import (
     SigmoidWeighting as SigmoidWeighting,
     sliced_score_matching as sliced_score_matching,
 )
-from ._misc import (
-    discretised_gaussian_log_likelihood as discretised_gaussian_log_likelihood,
-    discretised_gaussian_log_likelihood_exact as discretised_gaussian_log_likelihood_exact,
-)
-from ._oracle import (
-    GaussianDenoiser as GaussianDenoiser,
-    GaussianMixtureDenoiser as GaussianMixtureDenoiser,
-)
-from ._precondition import (
+from ._parameterisation import (
     AbstractParameterisation as AbstractParameterisation,
-    Data as Data,
-    EDM as EDM,
-    Flow as Flow,
-    Noise as Noise,
+    EDMPreconditioning as EDMPreconditioning,
+    PredictData as PredictData,
+    PredictFlow as PredictFlow,
+    PredictNoise as PredictNoise,
+    PredictScore as PredictScore,
+    PredictVelocity as PredictVelocity,
     PreviousMean as PreviousMean,
-    Score as Score,
-    Velocity as Velocity,
 )
 from ._predict import (
     predict as predict,
@@ -101,7 +101,7 @@ from ._process import (
     CosineVPSDE as CosineVPSDE,
     EDMSDE as EDMSDE,
     KernelSDE as KernelSDE,
-    LogNoiseLevel as LogNoiseLevel,
+    LogNoise as LogNoise,
     RectifiedFlow as RectifiedFlow,
     ScaledTime as ScaledTime,
     SubVPSDE as SubVPSDE,
@@ -126,7 +126,7 @@ from ._sampler import (
     Constrained as Constrained,
     DDIM as DDIM,
     DiffraxPredictor as DiffraxPredictor,
-    DPMSolver as DPMSolver,
+    DPMSolverPP as DPMSolverPP,
     EulerMaruyama as EulerMaruyama,
     FinalEstimate as FinalEstimate,
     FinalMean as FinalMean,

@@ -16,8 +16,8 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
-from ._misc import is_traced
-from ._precondition import AbstractParameterisation, Noise
+from ._gaussian import is_traced
+from ._parameterisation import AbstractParameterisation, PredictNoise
 from ._process import AbstractProcess, AbstractSDE
 from ._schedule import Schedule
 from ._types import Args, Example, Key, Network, Scalar, Time
@@ -84,7 +84,7 @@ class Denoiser(AbstractDenoiser):
         self,
         net: Network,
         process: AbstractProcess,
-        parameterisation: AbstractParameterisation = Noise(),
+        parameterisation: AbstractParameterisation = PredictNoise(),
         *,
         variance: AbstractVariance = FixedLarge(),
         label: Callable[[Scalar], Scalar] | None = None,
@@ -108,7 +108,7 @@ class Denoiser(AbstractDenoiser):
         check_example("The denoiser", x)
         check_time(self.process, t)
         label = self.process.label(t) if self.label is None else self.label(jnp.asarray(t))
-        scale = self.parameterisation.scale_in(self.process, t).astype(x.dtype)
+        scale = self.parameterisation.c_in(self.process, t).astype(x.dtype)
         output = self.net(label.astype(x.dtype), scale * x, args, key=key)
         output, raw = self._split(output, x)
         x0, noise = self.parameterisation.estimate(self.process, t, x, output)

@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._denoiser import AbstractDenoiser, check_example
-from ._misc import discretised_gaussian_log_likelihood_exact, is_traced
+from ._gaussian import discretised_gaussian_log_likelihood_exact, is_traced
 from ._term import require_sde
 from ._types import Args, Example, Key, Scalar
 

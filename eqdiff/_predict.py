@@ -11,7 +11,7 @@ import equinox as eqx
 import jax
 
 from ._denoiser import AbstractDenoiser, check_example, check_time, Estimate
-from ._precondition import AbstractParameterisation
+from ._parameterisation import AbstractParameterisation
 from ._process import AbstractProcess
 from ._types import Args, Example, Key, Time
 from ._variance import AbstractVariance

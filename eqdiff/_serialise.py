@@ -30,12 +30,20 @@ import numpy as np
 
 from . import nn
 from ._denoiser import Denoiser
-from ._precondition import Data, EDM, Flow, Noise, PreviousMean, Score, Velocity
+from ._parameterisation import (
+    EDMPreconditioning,
+    PredictData,
+    PredictFlow,
+    PredictNoise,
+    PredictScore,
+    PredictVelocity,
+    PreviousMean,
+)
 from ._process import (
     CosineVPSDE,
     EDMSDE,
     KernelSDE,
-    LogNoiseLevel,
+    LogNoise,
     RectifiedFlow,
     ScaledTime,
     SubVPSDE,
@@ -58,9 +66,17 @@ _CLASSES = {
     for cls in (
         *(VPSDE, VESDE, SubVPSDE, CosineVPSDE, EDMSDE, RectifiedFlow),
         *(Schedule, ContinuousSchedule),
-        *(Noise, Data, Velocity, Score, Flow, EDM, PreviousMean),
+        *(
+            PredictNoise,
+            PredictData,
+            PredictVelocity,
+            PredictScore,
+            PredictFlow,
+            EDMPreconditioning,
+            PreviousMean,
+        ),
         *(FixedSmall, FixedLarge, Learned, LearnedRange, AnalyticVariance),
-        *(ScaledTime, LogNoiseLevel),
+        *(ScaledTime, LogNoise),
     )
 } | {f"eqdiff.nn.{cls.__name__}": cls for cls in (nn.UNet, nn.MLP, nn.SuperResolution, *_NETWORKS)}
 
@@ -166,7 +182,7 @@ def save_model(
     if denoiser.label is not None and type(denoiser.label) not in table.values():
         raise ValueError(
             "save_model: the denoiser has a label function of its own, which cannot be saved. Write it as "
-            "eqdiff.ScaledTime(...) or eqdiff.LogNoiseLevel(...), or as a class of your own named in classes=; or put the "
+            "eqdiff.ScaledTime(...) or eqdiff.LogNoise(...), or as a class of your own named in classes=; or put the "
             "labels into the process (Schedule(betas, labels=...))."
         )
     if isinstance(denoiser.process, KernelSDE):

@@ -78,7 +78,7 @@ def make_net(config: Config, data: Dataset, *, key: jax.Array) -> eqd.nn.UNet:
 def make_denoiser(net: eqd.nn.UNet, schedule: eqd.Schedule, config: Config) -> eqd.Denoiser:
     learned = config.diffusion.loss != "simple"
     variance = eqd.LearnedRange() if learned else eqd.FixedLarge()
-    return eqd.Denoiser(net, schedule, eqd.Noise(), variance=variance)
+    return eqd.Denoiser(net, schedule, eqd.PredictNoise(), variance=variance)
 
 
 def make_loss(config: Config, levels: int):

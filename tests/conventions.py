@@ -14,10 +14,10 @@ NAME = "eqdiff"
 
 # A room imports lower floors and the rooms listed before it on its own floor.
 FLOORS = (
-    ("_types", "_misc"),
+    ("_types", "_gaussian"),
     ("_process", "_schedule", "nn"),
-    ("_precondition", "_variance", "_timesteps"),
-    ("_denoiser", "_oracle", "_predict", "_guidance", "_trace", "_term", "_solver"),
+    ("_parameterisation", "_variance", "_timesteps"),
+    ("_denoiser", "_analytic", "_predict", "_guidance", "_trace", "_term", "_solver"),
     ("_loss", "_sampler", "_dequantise", "_likelihood", "_bound", "_serialise"),
     ("_generate", "train", "data", "metrics", "interop"),
 )
@@ -85,7 +85,7 @@ def imports(package: dict[str, str], module: str) -> list[tuple[str, bool, int]]
                 found.extend((alias.name, inside, child.lineno) for alias in child.names)
             elif isinstance(child, ast.ImportFrom):
                 name = target(package, module, child)
-                # `from .. import _misc` names a room after `import`.
+                # `from .. import _gaussian` names a room after `import`.
                 names = [f"{name}.{a.name}" for a in child.names] if name == NAME else [name]
                 found.extend((name, inside, child.lineno) for name in names)
             function = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))

@@ -116,7 +116,7 @@ def test_the_value_has_a_gradient(getkey):
     def value(scale, key):
         # A network that ignores the noise: both draws of a stratum give nearly one number.
         denoiser = eqd.Denoiser(
-            lambda label, x, args, *, key=None: scale + 0 * x, chain, eqd.Data()
+            lambda label, x, args, *, key=None: scale + 0 * x, chain, eqd.PredictData()
         )
         return eqd.estimate_variational_bound(denoiser, X0, key=key, num_terms=4).value
 

@@ -25,10 +25,10 @@ def images(n=3, shape=(3, 2, 2), levels=17):
     return jnp.asarray(rng.integers(0, levels, (n, *shape)) * (2 / (levels - 1)) - 1, float)
 
 
-def denoiser_on(chain, variance_type, parameterisation=eqd.Data(), clip=False):
+def denoiser_on(chain, variance_type, parameterisation=eqd.PredictData(), clip=False):
     """The golden toy, whose output for x̂0 is near x, with its variance outputs where they are learned."""
     abcd = load_golden("public_idiff_losses")["losses/base_cosine1000/toy_abcd"]
-    mean_type = "START_X" if isinstance(parameterisation, eqd.Data) else "EPSILON"
+    mean_type = "START_X" if isinstance(parameterisation, eqd.PredictData) else "EPSILON"
     net = IdiffToy(abcd, mean_type, variance_type, float)
     denoiser = eqd.Denoiser(net, chain, parameterisation, variance=ALL_VARIANCES[variance_type])
     return eqd.Clip(denoiser) if clip else denoiser
@@ -37,7 +37,7 @@ def denoiser_on(chain, variance_type, parameterisation=eqd.Data(), clip=False):
 CASES = {
     "small": ft.partial(denoiser_on, variance_type="FIXED_SMALL"),
     "large, noise, clipped": ft.partial(
-        denoiser_on, variance_type="FIXED_LARGE", parameterisation=eqd.Noise(), clip=True
+        denoiser_on, variance_type="FIXED_LARGE", parameterisation=eqd.PredictNoise(), clip=True
     ),
     "learned": ft.partial(denoiser_on, variance_type="LEARNED"),
     "learned range": ft.partial(denoiser_on, variance_type="LEARNED_RANGE"),

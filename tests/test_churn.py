@@ -28,7 +28,7 @@ def toy(label, x, args=None, *, key=None):
     return jnp.tanh(float(p[0]) * x + float(p[1]) * told + float(p[2]) * channel)
 
 
-EDM = eqd.Denoiser(toy, eqd.EDMSDE(t0=1e-4, t1=200.0), eqd.EDM())
+EDM = eqd.Denoiser(toy, eqd.EDMSDE(t0=1e-4, t1=200.0), eqd.EDMPreconditioning())
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_on_a_discrete_chain(case):
     np.testing.assert_allclose(level[:-3], calls[:-3], rtol=2e-6)
     schedule = eqd.Schedule(CHAIN.betas, labels=np.arange(1000))
     # iDDPMPrecond tells the network M − 1 − j for the level u_j: our index.
-    denoiser = eqd.Denoiser(toy, schedule, eqd.Noise())
+    denoiser = eqd.Denoiser(toy, schedule, eqd.PredictNoise())
     sampler = eqd.StochasticHeun(times=times)
     x1 = golden("in/latents") * float(calls[0]) * schedule.alpha(times[0])
     x, _ = states(sampler, denoiser, x1)

@@ -77,11 +77,11 @@ def _package(**sources):
 
 def test_imports_are_resolved():
     package = _package(
-        nn__conv="from .._misc import x\nfrom . import block\nfrom .block import y\n"
+        nn__conv="from .._gaussian import x\nfrom . import block\nfrom .block import y\n"
     )
     package["eqdiff.nn"] = "from .conv import z\nfrom .. import _types\nimport jax.numpy as jnp\n"
     names = [name for name, _, _ in imports(package, "eqdiff.nn.conv")]
-    assert names == ["eqdiff._misc", "eqdiff.nn", "eqdiff.nn.block"]
+    assert names == ["eqdiff._gaussian", "eqdiff.nn", "eqdiff.nn.block"]
     names = [name for name, _, _ in imports(package, "eqdiff.nn")]
     assert names == ["eqdiff.nn.conv", "eqdiff._types", "jax.numpy"]
 
@@ -90,7 +90,7 @@ def test_imports_are_resolved():
     "sources",
     [
         {"P_misc": "from ._process import VPSDE"},
-        {"P_types": "from ._misc import gaussian_kl"},
+        {"P_types": "from ._gaussian import gaussian_kl"},
         {"nn__unet": "from .._process import VPSDE"},
         {"P_process__vp": "from .._schedule import Schedule"},
         {"P_term": "def f():\n    from ._sampler import DDIM"},
@@ -195,9 +195,9 @@ def test_declarations_are_no_fields():
 
 
 def test_exports_can_fail():
-    good, bad = "from ._misc import a as a", "from ._misc import a"
-    assert check_exports({"eqdiff": good, "eqdiff._misc": ""}) == []
-    assert len(check_exports({"eqdiff": bad, "eqdiff._misc": ""})) == 1
+    good, bad = "from ._gaussian import a as a", "from ._gaussian import a"
+    assert check_exports({"eqdiff": good, "eqdiff._gaussian": ""}) == []
+    assert len(check_exports({"eqdiff": bad, "eqdiff._gaussian": ""})) == 1
 
 
 def test_module_names_can_fail():

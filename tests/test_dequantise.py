@@ -98,7 +98,7 @@ class _Bins(eqd.AbstractDenoiser):
     """The exact denoiser of uniformly dequantised levels: a density constant on each bin."""
 
     process: eqd.AbstractSDE
-    parameterisation = eqd.Noise()
+    parameterisation = eqd.PredictNoise()
     variance = eqd.FixedSmall()
 
     def log_prob(self, t, x):

@@ -132,7 +132,13 @@ def test_parameterisations_are_views_of_one_model(network, x64):
         def run(process=process):
             t = process.time(jnp.asarray(0.5))
             estimates = [eqd.Denoiser(network, process)(t, x)]
-            for other in (eqd.Data(), eqd.Velocity(), eqd.Score(), eqd.Flow(), eqd.EDM()):
+            for other in (
+                eqd.PredictData(),
+                eqd.PredictVelocity(),
+                eqd.PredictScore(),
+                eqd.PredictFlow(),
+                eqd.EDMPreconditioning(),
+            ):
                 output = other.target(process, t, estimates[0].x0, estimates[0].noise)
                 net = lambda *_, key, f=output: f  # noqa: E731
                 estimates.append(eqd.Denoiser(net, process, other)(t, x))

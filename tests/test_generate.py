@@ -14,7 +14,7 @@ class _Scaled(eqd.AbstractDenoiser):
 
     process: eqd.AbstractProcess
     std: jax.Array
-    parameterisation = eqd.Noise()
+    parameterisation = eqd.PredictNoise()
     variance = eqd.FixedSmall()
 
     def __call__(self, t, x, args=None, *, key=None):

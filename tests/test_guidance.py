@@ -37,7 +37,7 @@ class Labelled(eqd.AbstractDenoiser):
 
     full: eqd.GaussianMixtureDenoiser
     process: eqd.AbstractProcess
-    parameterisation: eqd.AbstractParameterisation = eqd.Noise()
+    parameterisation: eqd.AbstractParameterisation = eqd.PredictNoise()
     variance: eqd.AbstractVariance = eqd.FixedSmall()
 
     def given(self, y):
@@ -148,7 +148,7 @@ def test_mean_guidance_shifts_the_mean_by_the_variance(num_steps, i, x64):
     denoiser, x, y, key = labelled(CHAIN), jnp.asarray(X), jnp.asarray(2), jax.random.key(0)
     plain = eqx.tree_at(lambda d: d.variance, denoiser, eqd.FixedLarge())
     scored = eqd.ClassifierGuidance(eqd.FixedArgs(plain), denoiser.classify, 1.5)
-    guidance = eqd.MeanGuidance(denoiser.classify, 1.5)
+    guidance = eqd.MeanShift(denoiser.classify, 1.5)
 
     @quick_jit
     def run(x):
@@ -185,7 +185,9 @@ def numpy_threshold(x0, p, low, high):
 
 def constant(x0, process=CHAIN):
     """A network that predicts the same data whatever it sees."""
-    return eqd.Denoiser(lambda label, x, args, key: jnp.asarray(x0, x.dtype), process, eqd.Data())
+    return eqd.Denoiser(
+        lambda label, x, args, key: jnp.asarray(x0, x.dtype), process, eqd.PredictData()
+    )
 
 
 @pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (0.0, 1.0), (-3.0, -0.5)])
@@ -226,7 +228,9 @@ def test_dynamic_threshold_leaves_an_estimate_in_range_alone():
 
 def test_dynamic_threshold_is_per_example():
     x0 = jnp.stack([jnp.full(4, 5.0), jnp.full(4, 0.5)])
-    denoiser = eqd.Denoiser(lambda label, x, args, key: args.astype(x.dtype), CHAIN, eqd.Data())
+    denoiser = eqd.Denoiser(
+        lambda label, x, args, key: args.astype(x.dtype), CHAIN, eqd.PredictData()
+    )
     batch = jax.vmap(lambda a: eqd.DynamicThreshold(denoiser)(40, jnp.zeros(4), a).x0)(x0)
     np.testing.assert_allclose(batch, [[1.0] * 4, [0.5] * 4], rtol=1e-6)
 
@@ -270,7 +274,7 @@ def test_wrappers_pass_on_what_the_denoiser_is():
     denoiser = eqd.Denoiser(
         lambda label, x, args, key: jnp.concatenate([x, 2 * x + (0 if args is None else 1)]),
         CHAIN,
-        eqd.Velocity(),
+        eqd.PredictVelocity(),
         variance=eqd.LearnedRange(),
     )
     x = jnp.asarray(X, float)
@@ -283,9 +287,9 @@ def test_wrappers_pass_on_what_the_denoiser_is():
         eqd.GuidanceInterval(guided, denoiser),
         eqd.FixedArgs(denoiser, 1),
     ):
-        assert isinstance(wrapper, eqd.AbstractGuidance)
+        assert isinstance(wrapper, eqd.AbstractWrapper)
         assert wrapper.process is CHAIN
-        assert isinstance(wrapper.parameterisation, eqd.Velocity)
+        assert isinstance(wrapper.parameterisation, eqd.PredictVelocity)
         assert isinstance(wrapper.variance, eqd.LearnedRange)
         # The raw variance is the conditional call's.
         np.testing.assert_allclose(wrapper(40, x, 1).raw_variance, 2 * x + 1, rtol=1e-6)
@@ -338,7 +342,7 @@ def test_guidance_refuses():
     for make in (
         lambda s: eqd.ClassifierFree(denoiser, s),
         lambda s: eqd.ClassifierGuidance(denoiser, log_prob, s),
-        lambda s: eqd.MeanGuidance(log_prob, s),
+        lambda s: eqd.MeanShift(log_prob, s),
     ):
         for scale in (float("nan"), float("inf")):
             with pytest.raises(ValueError, match="expected a finite number"):

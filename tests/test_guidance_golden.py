@@ -51,7 +51,7 @@ def steps(monkeypatch, sampler, denoiser):
 @pytest.mark.parametrize("clip", ["clip0", "clip1"])
 def test_mean_guidance(clip, monkeypatch):
     """Clipping comes before the shift, which is by the respaced chain's learned variance."""
-    sampler = eqd.Ancestral(50, guidance=eqd.MeanGuidance(log_prob))
+    sampler = eqd.Ancestral(50, guidance=eqd.MeanShift(log_prob))
     x, x0 = steps(monkeypatch, sampler, denoiser_of(clip))
     assert_golden(x, FILE, f"p_sample-{clip}/sample")
     assert_golden(x0, FILE, f"p_sample-{clip}/pred_xstart")

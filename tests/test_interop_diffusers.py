@@ -38,7 +38,7 @@ def test_outputs_and_schedules(name):
         x, t, y, out, betas = (file[key] for key in ("x", "t", "y", "out", "betas"))
     song = name == "diffusers_ddpm"
     assert isinstance(denoiser.net, eqd.nn.DDPM if song else eqd.nn.UNet)
-    assert denoiser.parameterisation == (eqd.Noise() if song else eqd.Velocity())
+    assert denoiser.parameterisation == (eqd.PredictNoise() if song else eqd.PredictVelocity())
     assert denoiser.variance == (eqd.FixedLarge() if song else eqd.FixedSmall())
     # Theirs are float32, and the cosine ones come of a ratio of numbers near one.
     np.testing.assert_allclose(denoiser.process.betas, betas, rtol=1e-5, atol=3e-8)
@@ -158,7 +158,7 @@ def test_schedulers():
     np.testing.assert_allclose(sigmoid[0], 1e-4 + 0.0199 / (1 + np.exp(6)), rtol=1e-12)
     np.testing.assert_allclose(sigmoid[0] + sigmoid[-1], 0.0201, rtol=1e-12)
     assert load(trained_betas=[0.1, 0.2]).process.num_steps == 2
-    assert load(prediction_type="sample").parameterisation == eqd.Data()
+    assert load(prediction_type="sample").parameterisation == eqd.PredictData()
     assert load(variance_type="fixed_small_log").variance == eqd.FixedSmall()
     assert "variance_type='learned'" in message(variance_type="learned")
     assert "prediction_type='flow'" in message(prediction_type="flow")

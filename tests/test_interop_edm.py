@@ -154,7 +154,9 @@ def test_a_pickle_of_whole_objects():
         np.testing.assert_array_equal(module.state_dict[name], array)
     denoiser = interop.load_edm(FOLDER / "edm.pkl")
     assert isinstance(denoiser.net, eqd.nn.SongUNet) and denoiser.net.num_classes == 3
-    assert denoiser.process == eqd.EDMSDE() and denoiser.parameterisation == eqd.EDM(0.5)
+    assert denoiser.process == eqd.EDMSDE() and denoiser.parameterisation == eqd.EDMPreconditioning(
+        0.5
+    )
     np.testing.assert_array_equal(denoiser.net.frequencies, expected["model.map_noise.freqs"])
     assert read_edm(FOLDER / "edm.pkl", "loss_fn").class_name == "EDMLoss"
 

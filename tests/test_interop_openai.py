@@ -234,7 +234,7 @@ def test_flags_of_the_diffusion():
     np.testing.assert_array_equal(ddim.labels, eqd.ddim_timesteps(1000, 50))
     sections = _tiny(timestep_respacing=[10, 15, 20], diffusion_steps=300).process
     np.testing.assert_array_equal(sections.timesteps, eqd.section_timesteps(300, (10, 15, 20)))
-    assert isinstance(_tiny(predict_xstart="true").parameterisation, eqd.Data)
+    assert isinstance(_tiny(predict_xstart="true").parameterisation, eqd.PredictData)
     assert isinstance(_tiny(learned=False).variance, eqd.FixedLarge)
     assert isinstance(_tiny(learned=False, sigma_small=True).variance, eqd.FixedSmall)
     # What the losses alone look at is accepted.

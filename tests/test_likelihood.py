@@ -318,7 +318,7 @@ class _Guided(eqd.AbstractDenoiser):
     unconditional: eqd.AbstractDenoiser
     conditional: eqd.AbstractDenoiser
     scale: jax.Array
-    parameterisation = eqd.Noise()
+    parameterisation = eqd.PredictNoise()
     variance = eqd.FixedSmall()
 
     @property

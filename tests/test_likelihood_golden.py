@@ -27,7 +27,7 @@ class _Flat(eqd.AbstractDenoiser):
     """A denoiser of vectors, on images."""
 
     vectors: eqd.AbstractDenoiser
-    parameterisation = eqd.Noise()
+    parameterisation = eqd.PredictNoise()
     variance = eqd.FixedSmall()
 
     @property

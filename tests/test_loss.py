@@ -206,7 +206,13 @@ def test_minimal_loss_of_a_gaussian(getkey, x64):
 
 @pytest.mark.parametrize(
     "parameterisation",
-    [eqd.Noise(), eqd.Data(), eqd.Velocity(), eqd.Score(), eqd.PreviousMean()],
+    [
+        eqd.PredictNoise(),
+        eqd.PredictData(),
+        eqd.PredictVelocity(),
+        eqd.PredictScore(),
+        eqd.PreviousMean(),
+    ],
     ids=lambda p: type(p).__name__,
 )
 def test_l_simple_is_the_squared_error_of_the_raw_output(parameterisation, getkey, x64):

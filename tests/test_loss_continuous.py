@@ -50,8 +50,8 @@ def discrete_denoiser(name, parameters, dtype=jnp.float32):
         return eqd.Denoiser(net, process)
     if name == "VESDE":
         label = lambda t: jnp.rint(999 * (1 - t))  # noqa: E731
-        return eqd.Denoiser(Discrete(net, True), process, eqd.Score(), label=label)
-    return eqd.Denoiser(Discrete(net, False), process, eqd.Score())
+        return eqd.Denoiser(Discrete(net, True), process, eqd.PredictScore(), label=label)
+    return eqd.Denoiser(Discrete(net, False), process, eqd.PredictScore())
 
 
 def batch_loss(denoiser, where, t, x0, z, weighting):
@@ -149,9 +149,9 @@ def edm_case(case, parameters):
     }[case]
     net, edm = EDMToy(parameters, "VELoss" in case), eqd.EDMSDE()
     if case in ("0_EDMLoss", "1_EDMLoss"):
-        return eqd.Denoiser(net, edm, eqd.EDM()), draw, eqd.EDMWeighting()
+        return eqd.Denoiser(net, edm, eqd.EDMPreconditioning()), draw, eqd.EDMWeighting()
     if "VELoss" in case:
-        denoiser = eqd.Denoiser(net, edm, eqd.Score(), label=lambda t: jnp.log(0.5 * t))
+        denoiser = eqd.Denoiser(net, edm, eqd.PredictScore(), label=lambda t: jnp.log(0.5 * t))
         return denoiser, draw, eqd.NoiseWeighting()
     if "VPLoss" in case:
         # The loss's own β is not the network's: it only draws σ, which the network's clock then reads.
@@ -241,9 +241,9 @@ def test_min_snr_for_each_target(process, getkey, x64):
     for t in np.asarray(interior(process))[:2]:
         snr = (float(process.alpha(t)) / float(process.sigma(t))) ** 2
         for parameterisation, weight in (
-            (eqd.Noise(), min(snr, gamma) / snr),
-            (eqd.Data(), min(snr, gamma)),
-            (eqd.Velocity(), min(snr, gamma) / (snr + 1)),
+            (eqd.PredictNoise(), min(snr, gamma) / snr),
+            (eqd.PredictData(), min(snr, gamma)),
+            (eqd.PredictVelocity(), min(snr, gamma) / (snr + 1)),
         ):
             denoiser = eqd.Denoiser(lambda *_, key: output, process, parameterisation)
             p = eqd.predict_from_noise(denoiser, t, x0, noise)
@@ -288,7 +288,7 @@ def test_flow_matching_is_l_simple_with_flow(getkey, x64):
     """‖F − (ε − x0)‖² on a rectified flow."""
     process = eqd.RectifiedFlow()
     x0, noise, output = jax.random.normal(getkey(), (3, 4))
-    denoiser = eqd.Denoiser(lambda *_, key: output, process, eqd.Flow())
+    denoiser = eqd.Denoiser(lambda *_, key: output, process, eqd.PredictFlow())
     p = eqd.predict_from_noise(denoiser, 0.3, x0, noise)
     np.testing.assert_allclose(eqd.l_simple(p), jnp.mean((output - (noise - x0)) ** 2), rtol=1e-10)
     # Since x = (1 − t) x̂0 + t ε̂ for estimate and truth alike, F − v = (ε̂ − ε)/(1 − t).

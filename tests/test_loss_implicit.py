@@ -59,7 +59,7 @@ def test_implicit_is_denoising_less_a_constant(process, x64):
     @jax.vmap
     def run(t):
         def both(scale):
-            return losses(eqd.Denoiser(Bent(scale), process, eqd.Noise()), t)
+            return losses(eqd.Denoiser(Bent(scale), process, eqd.PredictNoise()), t)
 
         scale = jnp.asarray(0.8)
         return both(scale), jax.jacfwd(both)(scale)
@@ -173,7 +173,7 @@ def test_a_network_learns_by_it(x64):
     key = jax.random.key(1)
 
     def loss(scale):
-        denoiser = eqd.Denoiser(Bent(scale), process, eqd.Velocity())
+        denoiser = eqd.Denoiser(Bent(scale), process, eqd.PredictVelocity())
         return jnp.stack([
             eqd.implicit_score_matching(denoiser, t, x),
             eqd.sliced_score_matching(denoiser, t, x, key=key),

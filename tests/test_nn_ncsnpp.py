@@ -108,10 +108,10 @@ def test_what_the_label_means(getkey):
 @pytest.mark.parametrize(
     ("name", "process", "parameterisation"),
     [
-        ("fourier", eqd.VESDE(), eqd.Score()),
-        ("levels", eqd.VESDE(), eqd.Score()),
-        ("positional", eqd.VPSDE(), eqd.Noise()),
-        ("ddpm", eqd.cosine_schedule(1000), eqd.Noise()),
+        ("fourier", eqd.VESDE(), eqd.PredictScore()),
+        ("levels", eqd.VESDE(), eqd.PredictScore()),
+        ("positional", eqd.VPSDE(), eqd.PredictNoise()),
+        ("ddpm", eqd.cosine_schedule(1000), eqd.PredictNoise()),
     ],
 )
 def test_a_denoiser_needs_no_label(getkey, name, process, parameterisation):
@@ -119,12 +119,12 @@ def test_a_denoiser_needs_no_label(getkey, name, process, parameterisation):
     net, x = _BUILD[name](), _image(getkey)
     t = 700 if name == "ddpm" else 0.7
     told = process.label(t)
-    if isinstance(parameterisation, eqd.Score):
+    if isinstance(parameterisation, eqd.PredictScore):
         assert abs(told - jnp.log(process.sigma(t))) < 1e-5
     denoiser = eqd.Denoiser(net, process, parameterisation)
     noise = quick_jit(lambda x: denoiser(t, x).noise)(x)
     out = _call(net, told.astype(x.dtype), x)
-    scale = -process.sigma(t) if isinstance(parameterisation, eqd.Score) else 1.0
+    scale = -process.sigma(t) if isinstance(parameterisation, eqd.PredictScore) else 1.0
     assert _relative(noise, np.asarray(out) * float(scale)) < 1e-5
 
 

@@ -48,7 +48,7 @@ def test_a_file_holds_the_network(tmp_path, name):
     pytest.importorskip("safetensors")
     net = random_network(_BUILD[name])
     path = tmp_path / "net.safetensors"
-    eqd.save_model(path, eqd.Denoiser(net, eqd.VESDE(), eqd.Score()))
+    eqd.save_model(path, eqd.Denoiser(net, eqd.VESDE(), eqd.PredictScore()))
     again = eqd.load_model(path).net
     # Equal structures have equal static fields.
     assert jax.tree.structure(again) == jax.tree.structure(net)

@@ -110,7 +110,9 @@ def test_precision_and_remat(getkey):
 def test_a_denoiser_is_told_a_quarter_of_the_logarithm(getkey):
     net, process, x = _song(), eqd.EDMSDE(), _image(getkey)
     sigma = 3.0
-    estimate = quick_jit(lambda x: eqd.Denoiser(net, process, eqd.EDM())(sigma, x).x0)(x)
+    estimate = quick_jit(
+        lambda x: eqd.Denoiser(net, process, eqd.EDMPreconditioning())(sigma, x).x0
+    )(x)
     # Karras et al. 2022, table 1, for data of deviation a half.
     variance = sigma**2 + 0.25
     inner = _runner(net, math.log(sigma) / 4)(x / math.sqrt(variance))

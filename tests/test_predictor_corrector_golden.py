@@ -95,7 +95,7 @@ def setting(name, t, continuous):
 
 
 def denoiser_of(score, process):
-    return eqd.Denoiser(lambda label, x, args, key: score(x=x), process, eqd.Score())
+    return eqd.Denoiser(lambda label, x, args, key: score(x=x), process, eqd.PredictScore())
 
 
 PREDICTORS = {
@@ -203,7 +203,7 @@ def ve(steps, label, predictor, corrector, **kwargs):
         return process.sigma(t) if label is None else 0.05 * jnp.rint((1 - t) * (steps - 1))
 
     net = SdeToy(golden("in/p"), True)
-    denoiser = eqd.Denoiser(net, process, eqd.Score(), label=tell)
+    denoiser = eqd.Denoiser(net, process, eqd.PredictScore(), label=tell)
     times = jnp.linspace(1.0, 0.0, steps)
     return denoiser, dict(predictor=predictor, corrector=corrector, times=times, **kwargs)
 
@@ -212,7 +212,7 @@ def ve_annealed():
     """No predictor steps through a table here, so the noise level is that of the official time."""
     net = SdeToy(golden("in/p"), True)
     denoiser = eqd.Denoiser(
-        net, SDES["VESDE"], eqd.Score(), label=lambda t: 0.05 * jnp.rint((1 - t) * 11)
+        net, SDES["VESDE"], eqd.PredictScore(), label=lambda t: 0.05 * jnp.rint((1 - t) * 11)
     )
     corrector = eqd.AnnealedLangevin(0.16, 2)
     return denoiser, dict(predictor=None, corrector=corrector, times=jnp.linspace(1.0, EPS, 12))
@@ -221,7 +221,7 @@ def ve_annealed():
 def maruyama(name, steps, eta=1.0):
     """Published as it stands: N times down to ε, and steps of 1/N from each."""
     times = jnp.linspace(1.0, EPS, steps)
-    denoiser = eqd.Denoiser(SdeToy(golden("in/p"), False), SDES[name], eqd.Noise())
+    denoiser = eqd.Denoiser(SdeToy(golden("in/p"), False), SDES[name], eqd.PredictNoise())
     kwargs = dict(predictor=eqd.EulerMaruyama(eta), corrector=None)
     return denoiser, dict(times=times, ends=times - 1 / steps, **kwargs)
 
@@ -234,7 +234,7 @@ def vp_langevin():
         return official_score("VPSDE", t, x, 999 * t, process.sigma(t), True)
 
     corrector = eqd.Langevin(0.16, norms=eqd.BatchMean("batch"))
-    denoiser = eqd.Denoiser(net, schedule, eqd.Score())
+    denoiser = eqd.Denoiser(net, schedule, eqd.PredictScore())
     return denoiser, dict(num_steps=24, predictor=eqd.ReverseDiffusion(), corrector=corrector)
 
 
@@ -305,7 +305,7 @@ def test_runge_kutta_sampler(name, x64):
     process = type(SDES[name])(t0=EPS)
     net = SdeToy(golden("in/p"), name == "VESDE")
     if name == "VESDE":
-        denoiser = eqd.Denoiser(net, process, eqd.Score(), label=process.sigma)
+        denoiser = eqd.Denoiser(net, process, eqd.PredictScore(), label=process.sigma)
     else:
         denoiser = eqd.Denoiser(net, process)
     flow = eqd.ProbabilityFlow(rtol=1e-8, atol=1e-8)

@@ -156,9 +156,9 @@ def test_functions_cannot_be_saved(tmp_path):
 @pytest.mark.parametrize(
     "process,parameterisation",
     [
-        (eqd.EDMSDE(t0=0.01, t1=30.0), eqd.EDM(0.7)),
-        (eqd.RectifiedFlow(t1=1.0), eqd.Flow()),
-        (eqd.CosineVPSDE(log_snr_shift=-1.5, t0=1e-4), eqd.Velocity()),
+        (eqd.EDMSDE(t0=0.01, t1=30.0), eqd.EDMPreconditioning(0.7)),
+        (eqd.RectifiedFlow(t1=1.0), eqd.PredictFlow()),
+        (eqd.CosineVPSDE(log_snr_shift=-1.5, t0=1e-4), eqd.PredictVelocity()),
     ],
     ids=["edm", "flow", "cosine"],
 )

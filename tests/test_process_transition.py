@@ -51,7 +51,7 @@ def test_a_rectified_flow_starts_at_pure_noise():
         return estimate.noise - estimate.x0
 
     sampler = eqd.ProbabilityFlow(rtol=1e-6, atol=1e-6)
-    sample = sampler(eqd.Denoiser(net, sde, eqd.Flow()), jnp.asarray([-1.0, 0.5, 2.0]))
+    sample = sampler(eqd.Denoiser(net, sde, eqd.PredictFlow()), jnp.asarray([-1.0, 0.5, 2.0]))
     np.testing.assert_allclose(sample, 0.3 + 0.5 * np.array([-1.0, 0.5, 2.0]), atol=2e-5)
 
 

@@ -16,7 +16,11 @@ SPACED = {
     "cosine4000_20": (COSINE, eqd.section_timesteps(4000, (20,))),
     "linear1000_ddim20": (LINEAR, eqd.ddim_timesteps(1000, 20)),
 }
-MEANS = {"EPSILON": eqd.Noise(), "START_X": eqd.Data(), "PREVIOUS_X": eqd.PreviousMean()}
+MEANS = {
+    "EPSILON": eqd.PredictNoise(),
+    "START_X": eqd.PredictData(),
+    "PREVIOUS_X": eqd.PreviousMean(),
+}
 VARIANCES = {
     "FIXED_SMALL": eqd.FixedSmall(),
     "FIXED_LARGE": eqd.FixedLarge(),
@@ -219,7 +223,7 @@ def test_network_is_told_the_original_times(spacing, ddim):
     """A network that answers with its label: the estimates spell out what it was told."""
     schedule, kept = SPACED[spacing]
     denoiser = eqd.Denoiser(
-        lambda label, x, args, key: jnp.broadcast_to(label, x.shape), schedule, eqd.Data()
+        lambda label, x, args, key: jnp.broadcast_to(label, x.shape), schedule, eqd.PredictData()
     )
     times = jnp.asarray(kept[::-1].copy())
     sampler = eqd.DDIM(times=times) if ddim else eqd.Ancestral(timesteps=kept)

@@ -25,7 +25,13 @@ PROCESSES = {
     "respaced": eqd.respace(eqd.linear_schedule(1000), eqd.section_timesteps(1000, (7,))),
     "continuous": SCHEDULE.continuous(),
 }
-PARAMETERISATIONS = [eqd.Noise(), eqd.Data(), eqd.Velocity(), eqd.Score(), eqd.PreviousMean()]
+PARAMETERISATIONS = [
+    eqd.PredictNoise(),
+    eqd.PredictData(),
+    eqd.PredictVelocity(),
+    eqd.PredictScore(),
+    eqd.PreviousMean(),
+]
 VARIANCES = [eqd.FixedSmall(), eqd.FixedLarge(), eqd.Learned(), eqd.LearnedRange()]
 
 
@@ -93,7 +99,7 @@ def test_unet_comes_back_bit_for_bit(tmp_path):
         compute_dtype=jnp.bfloat16,
     )
     net = filled(lambda key: eqd.nn.UNet(**options, key=key))
-    denoiser = eqd.Denoiser(net, SCHEDULE, eqd.Velocity(), variance=eqd.LearnedRange())
+    denoiser = eqd.Denoiser(net, SCHEDULE, eqd.PredictVelocity(), variance=eqd.LearnedRange())
     eqd.save_model(tmp_path / "model.safetensors", denoiser)
     assert_same(eqd.load_model(tmp_path / "model.safetensors"), denoiser)
 
@@ -265,7 +271,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
 
 LABELS = {
     "time": eqd.ScaledTime(499.0),
-    "noise": eqd.LogNoiseLevel(eqd.EDMSDE(t0=0.02, t1=100.0), 0.5),
+    "noise": eqd.LogNoise(eqd.EDMSDE(t0=0.02, t1=100.0), 0.5),
     "array": eqd.ScaledTime(jnp.asarray(3.0)),
 }
 
@@ -281,13 +287,13 @@ def test_labels_come_back(name, tmp_path):
 def test_labels_are_what_their_names_say(process):
     t = 3 if process is SCHEDULE else 0.3
     expected = np.log(0.5 * process.sigma(t) / process.alpha(t))
-    np.testing.assert_allclose(eqd.LogNoiseLevel(process, 0.5)(t), expected, rtol=1e-5)
+    np.testing.assert_allclose(eqd.LogNoise(process, 0.5)(t), expected, rtol=1e-5)
     np.testing.assert_allclose(eqd.ScaledTime(499.0)(0.5), 249.5)
     for bad in (0.0, -1.0, float("inf")):
         with pytest.raises(ValueError, match="positive finite number"):
             eqd.ScaledTime(bad)
         with pytest.raises(ValueError, match="positive finite number"):
-            eqd.LogNoiseLevel(process, bad)
+            eqd.LogNoise(process, bad)
 
 
 class Doubled(eqx.Module):
@@ -341,7 +347,7 @@ def test_a_file_of_format_1_is_read(tmp_path):
             "class": "eqdiff.VPSDE",
             "arguments": {"beta_min": 0.2, "beta_max": 15.0, "t0": 0.0001, "t1": 1.0},
         },
-        "parameterisation": {"class": "eqdiff.Noise", "arguments": {}},
+        "parameterisation": {"class": "eqdiff.PredictNoise", "arguments": {}},
         "variance": {"class": "eqdiff.FixedLarge", "arguments": {}},
         "tables": [],
     }

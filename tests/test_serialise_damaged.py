@@ -48,7 +48,7 @@ def test_damaged_descriptions(tmp_path):
     path = tmp_path / "model"
 
     def message(part, process=PROCESSES["chain"], **arguments):
-        denoiser = eqd.Denoiser(mlp(), process, eqd.EDM(0.5))
+        denoiser = eqd.Denoiser(mlp(), process, eqd.EDMPreconditioning(0.5))
         eqd.save_model(path, denoiser, overwrite=True)
         changed(path, part, **arguments)
         with pytest.raises(ValueError) as error:

@@ -42,7 +42,7 @@ def test_is_the_published_algorithm(process, x64):
     denoiser = mixture(process)
     times = process.grid(6)
     expected = textbook(denoiser, times, X1)
-    sample = quick_jit(lambda x: eqd.DPMSolver(times=times)(denoiser, x))(jnp.asarray(X1))
+    sample = quick_jit(lambda x: eqd.DPMSolverPP(times=times)(denoiser, x))(jnp.asarray(X1))
     np.testing.assert_allclose(sample, expected, rtol=1e-9)
 
 
@@ -116,15 +116,15 @@ def test_is_adams_bashforth_on_an_ordinary_term(x64):
 def test_sampler_is_differentiable_and_keeps_float32():
     denoiser = eqd.GaussianDenoiser(SMOOTH, 0.5, 0.3)
     x = jnp.asarray(X1, jnp.float32)
-    run = jax.vmap(jax.value_and_grad(lambda x: eqd.DPMSolver(6)(denoiser, x).sum()))
+    run = jax.vmap(jax.value_and_grad(lambda x: eqd.DPMSolverPP(6)(denoiser, x).sum()))
     (here, there), (gradient, same) = quick_jit(run)(jnp.stack([x, x + 1.0]))
     assert gradient.dtype == jnp.float32
     # Gaussian data: the sample is an affine function of x1.
     np.testing.assert_allclose(gradient, same, rtol=1e-4)
     np.testing.assert_allclose(gradient.sum(), there - here, rtol=1e-3)
-    assert eqx.filter_eval_shape(eqd.DPMSolver(1), denoiser, x).dtype == jnp.float32
+    assert eqx.filter_eval_shape(eqd.DPMSolverPP(1), denoiser, x).dtype == jnp.float32
     with pytest.raises(ValueError, match="at least two times"):
-        eqd.DPMSolver(1).solve(denoiser, x)
+        eqd.DPMSolverPP(1).solve(denoiser, x)
 
 
 class Counting:
@@ -151,7 +151,7 @@ CHAINS = [
     # ShARK has two stages; the estimate at every time is one more.
     (eqd.PredictorCorrector(4, predictor=eqd.DiffraxPredictor(), corrector=None), 10),
     (eqd.StochasticHeun(4, churn=1.0), 7),
-    (eqd.DPMSolver(5), 5),
+    (eqd.DPMSolverPP(5), 5),
 ]
 
 

@@ -57,7 +57,7 @@ class _Conditional(eqd.AbstractDenoiser):
     """A Gaussian whose mean is `args`."""
 
     process: eqd.AbstractProcess
-    parameterisation = eqd.Noise()
+    parameterisation = eqd.PredictNoise()
     variance = eqd.FixedSmall()
 
     def __call__(self, t, x, args=None, *, key=None):

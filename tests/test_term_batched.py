@@ -25,7 +25,7 @@ class _Conditional(eqd.AbstractDenoiser):
     """A Gaussian whose mean is `args`, with noise in its estimate if given a key."""
 
     process: eqd.AbstractProcess
-    parameterisation = eqd.Noise()
+    parameterisation = eqd.PredictNoise()
     variance = eqd.LearnedRange()
 
     def __call__(self, t, x, args=None, *, key=None):

@@ -104,7 +104,7 @@ def test_samplers_take_them(x64):
     for sampler, atol in (
         (eqd.DDIM(times=times), 0.03),
         (eqd.StochasticHeun(times=times), 5e-3),
-        (eqd.DPMSolver(times=times), 6e-3),
+        (eqd.DPMSolverPP(times=times), 6e-3),
         (eqd.ProbabilityFlow(times=times), 1e-3),
     ):
         x = quick_jit(lambda x, s=sampler: s(denoiser, x))(x1)

@@ -70,8 +70,8 @@ class SdeToy(eqx.Module):
 
 
 PARAMETERISATIONS = {
-    "EPSILON": eqd.Noise(),
-    "START_X": eqd.Data(),
+    "EPSILON": eqd.PredictNoise(),
+    "START_X": eqd.PredictData(),
     "PREVIOUS_X": eqd.PreviousMean(),
 }
 VARIANCES = {
@@ -103,5 +103,5 @@ def sde_denoiser(process, p, dtype=None):
     net = SdeToy(jnp.asarray(p, dtype), exploding)
     if exploding:
         # The official VE network is told σ itself and returns the score.
-        return eqd.Denoiser(net, process, eqd.Score(), label=process.sigma)
-    return eqd.Denoiser(net, process, eqd.Noise())
+        return eqd.Denoiser(net, process, eqd.PredictScore(), label=process.sigma)
+    return eqd.Denoiser(net, process, eqd.PredictNoise())

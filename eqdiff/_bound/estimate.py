@@ -21,10 +21,10 @@ import numpy as np
 from jaxtyping import Int
 
 from .._denoiser import AbstractDenoiser
+from .._gaussian import discretised_gaussian_log_likelihood
 from .._loss import bound_term
 from .._loss.discrete import Decoder
-from .._misc import discretised_gaussian_log_likelihood
-from .._precondition import require_schedule
+from .._parameterisation import require_schedule
 from .._predict import predict
 from .._types import Args, Example, Key, Scalar
 from .chunks import in_chunks

@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .._denoiser import AbstractDenoiser
-from .._precondition import require_schedule
+from .._parameterisation import require_schedule
 from .._schedule import Schedule
 from .._types import Args, Key
 from .._variance import AnalyticVariance

@@ -26,9 +26,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .._denoiser import AbstractDenoiser
+from .._gaussian import discretised_gaussian_log_likelihood, gaussian_kl, nats_to_bits
 from .._loss.discrete import Decoder
-from .._misc import discretised_gaussian_log_likelihood, gaussian_kl, nats_to_bits
-from .._precondition import PreviousMean, require_schedule
+from .._parameterisation import PreviousMean, require_schedule
 from .._predict import Prediction
 from .._schedule import Schedule
 from .._types import Args, Key, Scalar
@@ -189,7 +189,7 @@ def pairwise_terms(
     if isinstance(denoiser.parameterisation, PreviousMean):
         raise ValueError(
             "pairwise_terms: a network that predicts the mean of the next step (PreviousMean) belongs to one spacing of the "
-            "chain, so there are no other edges to compare. Train with Noise(), Data() or Velocity()."
+            "chain, so there are no other edges to compare. Train with PredictNoise(), PredictData() or PredictVelocity()."
         )
     if levels < 2:
         raise ValueError(

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from .._denoiser import AbstractDenoiser
+from .._gaussian import discretised_gaussian_log_likelihood, gaussian_kl, nats_to_bits
 from .._loss import bound_term
 from .._loss.discrete import Decoder
-from .._misc import discretised_gaussian_log_likelihood, gaussian_kl, nats_to_bits
-from .._precondition import require_schedule
+from .._parameterisation import require_schedule
 from .._predict import predict, Prediction
 from .._schedule import Schedule
 from .._types import Args, Example, Key, Scalar

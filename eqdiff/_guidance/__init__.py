@@ -1,7 +1,7 @@
-from .base import AbstractGuidance as AbstractGuidance, FixedArgs as FixedArgs
+from .base import AbstractWrapper as AbstractWrapper, FixedArgs as FixedArgs
 from .classifier import (
     ClassifierGuidance as ClassifierGuidance,
-    MeanGuidance as MeanGuidance,
+    MeanShift as MeanShift,
 )
 from .classifier_free import ClassifierFree as ClassifierFree
 from .clip import Clip as Clip

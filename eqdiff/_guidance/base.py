@@ -15,14 +15,14 @@ import jax
 from jaxtyping import Array
 
 from .._denoiser import AbstractDenoiser, Estimate
-from .._misc import is_traced
-from .._precondition import AbstractParameterisation
+from .._gaussian import is_traced
+from .._parameterisation import AbstractParameterisation
 from .._process import AbstractProcess, AbstractSDE
 from .._types import Args, Example, Key, Time
 from .._variance import AbstractVariance
 
 
-class AbstractGuidance(AbstractDenoiser):
+class AbstractWrapper(AbstractDenoiser):
     """A denoiser that wraps another, and has its process, parameterisation and variance.
 
     To write one, keep the wrapped denoiser as `denoiser` and change its estimate in `__call__`, by
@@ -44,7 +44,7 @@ class AbstractGuidance(AbstractDenoiser):
         return self.denoiser.variance
 
 
-class FixedArgs(AbstractGuidance):
+class FixedArgs(AbstractWrapper):
     r"""The denoiser with its conditioning fixed: `FixedArgs(denoiser, y)(t, x, args)` is `denoiser(t, x, y)`.
 
     For a network that does not know the `args` that its guidance needs: [`eqdiff.ClassifierGuidance`][] of an unconditional

@@ -28,14 +28,14 @@ from jaxtyping import Array
 
 from .._denoiser import AbstractDenoiser, Estimate
 from .._types import Args, Example, Key, Scalar, Time
-from .base import AbstractGuidance, check_scale, refuse_no_signal
+from .base import AbstractWrapper, check_scale, refuse_no_signal
 
 
 # log p(y|x_t) as a function of t, x_t and y, for one example.
 LogProb = Callable[[Time, Example, Args], Scalar]
 
 
-class ClassifierGuidance(AbstractGuidance):
+class ClassifierGuidance(AbstractWrapper):
     r"""Adds a classifier's gradient to the score, $\hat\varepsilon \leftarrow \hat\varepsilon - s\,\sigma\nabla_x\log p(y|x_t)$: equation (2).
 
     ```python
@@ -90,10 +90,10 @@ class ClassifierGuidance(AbstractGuidance):
         )
 
 
-class MeanGuidance(eqx.Module):
+class MeanShift(eqx.Module):
     r"""Shifts the mean of every ancestral step by $s\,\Sigma\nabla_x\log p(y|x_t)$: equation (3).
 
-    An option of the sampler, which alone knows Σ: `Ancestral(250, guidance=MeanGuidance(log_prob))(denoiser, x1, y, key=key)`.
+    An option of the sampler, which alone knows Σ: `Ancestral(250, guidance=MeanShift(log_prob))(denoiser, x1, y, key=key)`.
     The denoiser and its clipping stay as they are, and Σ is that of the respaced chain.
 
     ??? cite "Reference"
@@ -111,12 +111,12 @@ class MeanGuidance(eqx.Module):
 
         **Raises:** `ValueError` for a scale that is not finite.
         """
-        check_scale("MeanGuidance", scale)
+        check_scale("MeanShift", scale)
         self.log_prob, self.scale = log_prob, scale
 
     def __call__(self, t: Time, x: Example, args: Args = None) -> Example:
         r"""$s\,\nabla_x\log p(y|x_t)$, shaped like `x`: what Σ is multiplied by."""
-        return _gradient("MeanGuidance", self.log_prob, self.scale, t, x, args)
+        return _gradient("MeanShift", self.log_prob, self.scale, t, x, args)
 
 
 def _gradient(

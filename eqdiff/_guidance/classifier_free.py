@@ -17,10 +17,10 @@ from jaxtyping import Array
 
 from .._denoiser import AbstractDenoiser, Estimate
 from .._types import Args, Example, Key, Time
-from .base import AbstractGuidance, check_scale
+from .base import AbstractWrapper, check_scale
 
 
-class ClassifierFree(AbstractGuidance):
+class ClassifierFree(AbstractWrapper):
     r"""Extrapolates from the null estimate through the conditional one, equation (1): scale 1 is unguided.
 
     Two network calls. A learned variance is the conditional call's.

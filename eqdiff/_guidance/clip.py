@@ -10,10 +10,10 @@ import jax.numpy as jnp
 
 from .._denoiser import AbstractDenoiser, Estimate
 from .._types import Args, Example, Key, Time
-from .base import AbstractGuidance
+from .base import AbstractWrapper
 
 
-class Clip(AbstractGuidance):
+class Clip(AbstractWrapper):
     r"""Clips $\hat x_0$ to the range of the data, equation (1).
 
     What both papers' samplers do with images. Not for likelihoods or encoding: a clipped flow is not invertible.

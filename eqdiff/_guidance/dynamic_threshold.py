@@ -14,10 +14,10 @@ import jax.numpy as jnp
 
 from .._denoiser import AbstractDenoiser, Estimate
 from .._types import Args, Example, Key, Time
-from .base import AbstractGuidance
+from .base import AbstractWrapper
 
 
-class DynamicThreshold(AbstractGuidance):
+class DynamicThreshold(AbstractWrapper):
     r"""Clips $\hat x_0$ to a quantile of its own magnitude and rescales it to the range of the data, equation (1).
 
     $\hat\varepsilon$ moves with it. An estimate that is within the range, but for a fraction $1 - p$, is at most clipped.

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 
 from .._denoiser import AbstractDenoiser, Estimate
 from .._types import Args, Example, Key, Time
-from .base import AbstractGuidance
+from .base import AbstractWrapper
 
 
-class GuidanceInterval(AbstractGuidance):
+class GuidanceInterval(AbstractWrapper):
     r"""One denoiser for noise levels $\sigma/\alpha$ in (low, high], another elsewhere: equation (1).
 
     ```python

@@ -33,9 +33,9 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from .._denoiser import AbstractDenoiser, check_example, Estimate
-from .._misc import is_traced
+from .._gaussian import is_traced
 from .._types import Args, Example, Key, Scalar, Time
-from .base import AbstractGuidance, refuse_no_signal
+from .base import AbstractWrapper, refuse_no_signal
 from .linear import check_linear, LinearOperator, output_shape, transpose_of
 
 
@@ -140,7 +140,7 @@ class ZeroCovariance(AbstractPosteriorCovariance):
         return jnp.zeros_like(v)
 
 
-class PosteriorGuidance(AbstractGuidance):
+class PosteriorGuidance(AbstractWrapper):
     r"""The denoiser of data that were measured as $y = Ax_0 + \sigma_y n$: equation (2).
 
     ```python

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from .._denoiser import check_example, check_time
-from .._misc import is_traced
+from .._gaussian import is_traced
 from .._process import AbstractProcess
 from .._types import Args, Array, Example, Float, Key, Network, Scalar, Time
 

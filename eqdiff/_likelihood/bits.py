@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from .._denoiser import AbstractDenoiser
 from .._dequantise import AbstractDequantisation
-from .._misc import nats_to_bits
+from .._gaussian import nats_to_bits
 from .._term import over_examples
 from .._types import Args, Example, Key
 from .density import log_likelihood, LogLikelihood

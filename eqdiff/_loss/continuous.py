@@ -11,10 +11,10 @@ $$L = \mathbb E_{t, x_0, \varepsilon}\left[\tfrac1D\,\lambda(t)\,\|s(x_t, t) - \
 | score-SDE, continuous (VP, sub-VP, VE) | `score_matching(p)` |
 | … with likelihood weighting | `score_matching(p, LikelihoodWeighting())` |
 | SMLD (NCSN) | `score_matching(p)` on VE, at the times of its noise levels |
-| DDPM | `l_simple(p)` with `Noise()`, on a chain |
-| EDM | `l_simple(p)` with `EDM()`, or `score_matching(p, EDMWeighting())` |
+| DDPM | `l_simple(p)` with `PredictNoise()`, on a chain |
+| EDM | `l_simple(p)` with `EDMPreconditioning()`, or `score_matching(p, EDMWeighting())` |
 | EDM's `VPLoss`, `VELoss` | `score_matching(p)` |
-| flow matching, rectified flow | `l_simple(p)` with `Flow()` |
+| flow matching, rectified flow | `l_simple(p)` with `PredictFlow()` |
 
 All are means over the $D$ elements. The score-SDE code's other reduction (`reduce_mean=False`) is $\frac12\sum$, so $D/2$ times these.
 """

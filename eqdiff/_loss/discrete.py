@@ -31,8 +31,8 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from .._misc import discretised_gaussian_log_likelihood, gaussian_kl, nats_to_bits
-from .._precondition import require_schedule
+from .._gaussian import discretised_gaussian_log_likelihood, gaussian_kl, nats_to_bits
+from .._parameterisation import require_schedule
 from .._predict import Prediction, stop_mean
 from .._types import Example, Scalar
 
@@ -40,7 +40,7 @@ from .._types import Example, Scalar
 def l_simple(prediction: Prediction) -> Scalar:
     r"""$L_\text{simple} = \frac1D\|F - \hat F\|^2$: the mean squared error of what the network predicts.
 
-    ε for [`eqdiff.Noise`][], $x_0$ for [`eqdiff.Data`][] and so on, whatever the process. Equation 14 of Ho et al. (2020).
+    ε for [`eqdiff.PredictNoise`][], $x_0$ for [`eqdiff.PredictData`][] and so on, whatever the process. Equation 14 of Ho et al. (2020).
     """
     p = prediction
     target = p.parameterisation.target(p.process, p.t, p.x0, p.noise)

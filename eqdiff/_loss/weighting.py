@@ -56,7 +56,7 @@ class LikelihoodWeighting(AbstractWeighting):
 class EDMWeighting(AbstractWeighting):
     r"""EDM's weight $\frac{s^2 + \sigma_d^2}{(s\,\sigma_d)^2}$ on $\|\hat x_0 - x_0\|^2$ at the noise level $s = \sigma_t/\alpha_t$.
 
-    On ε it is $(s^2 + \sigma_d^2)/\sigma_d^2$. It makes the loss of an untrained network with [`eqdiff.EDM`][]'s preconditioning the same at
+    On ε it is $(s^2 + \sigma_d^2)/\sigma_d^2$. It makes the loss of an untrained network with [`eqdiff.EDMPreconditioning`][]'s preconditioning the same at
     every noise level; for such a network it is [`eqdiff.l_simple`][]. Draw the times from [`eqdiff.LogNormal`][], as the paper does.
     Infinite where no signal is left.
 

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
-from .._misc import standard_normal_log_prob
+from .._gaussian import standard_normal_log_prob
 from .._types import Example, Key, Scalar, Time
 
 
@@ -174,5 +174,5 @@ def refuse_no_signal(process: AbstractSDE, t: Scalar) -> Scalar:
         t,
         t >= 1,
         f"{name}: at t = 1 no signal is left (alpha = 0), and the drift and diffusion of its SDE are infinite. Write "
-        f"{name}(t1=0.999); the probability flow with a Flow() or Velocity() network may start at t = 1.",
+        f"{name}(t1=0.999); the probability flow with a PredictFlow() or PredictVelocity() network may start at t = 1.",
     )

@@ -51,8 +51,8 @@ class CosineVPSDE(AbstractSDE):
 
         - `log_snr_shift`: what is added to $\lambda_t$: $2\log(64/d)$ for images of $d$ pixels a side, so $-2.77$ for 256.
         - `t0`, `t1`: the interval on which the process is used. $t_1 = 1$ is allowed, but then drift and diffusion raise an
-            error at $t = 1$, so that only the probability flow can start there, with a [`eqdiff.Velocity`][] or
-            [`eqdiff.Flow`][] network.
+            error at $t = 1$, so that only the probability flow can start there, with a [`eqdiff.PredictVelocity`][] or
+            [`eqdiff.PredictFlow`][] network.
 
         **Raises:** `ValueError` for a shift that is not finite or times outside $0 < t_0 < t_1 \le 1$.
         """

@@ -38,12 +38,12 @@ class ScaledTime(eqx.Module):
         return self.scale * as_time(t)
 
 
-class LogNoiseLevel(eqx.Module):
+class LogNoise(eqx.Module):
     r"""The label $\log(k\,\sigma_t/\alpha_t)$, which can be saved: the noise level in units of the data, times a number.
 
     ```python
     process = eqdiff.EDMSDE()
-    denoiser = eqdiff.Denoiser(net, process, label=eqdiff.LogNoiseLevel(process, 0.5))      # log(σ/2): EDM's VE networks
+    denoiser = eqdiff.Denoiser(net, process, label=eqdiff.LogNoise(process, 0.5))      # log(σ/2): EDM's VE networks
     ```
     """
 
@@ -58,7 +58,7 @@ class LogNoiseLevel(eqx.Module):
 
         **Raises:** `ValueError` unless the scale is positive.
         """
-        check_positive("LogNoiseLevel", scale=scale)
+        check_positive("LogNoise", scale=scale)
         self.process, self.scale = process, scale
 
     def __call__(self, t: Time) -> Scalar:

@@ -23,7 +23,7 @@ from .base import AbstractSDE, as_time, check_interval, refuse_no_signal
 class RectifiedFlow(AbstractSDE):
     r"""Rectified flow: $\alpha_t = 1 - t$, $\sigma_t = t$; also known as flow matching with linear paths.
 
-    Use it with [`eqdiff.Flow`][], whose network predicts $\varepsilon - x_0$, and [`eqdiff.l_simple`][], which then is the
+    Use it with [`eqdiff.PredictFlow`][], whose network predicts $\varepsilon - x_0$, and [`eqdiff.l_simple`][], which then is the
     flow matching loss. It is an SDE as well, $\mathrm dx = -\frac{x}{1-t}\mathrm dt + \sqrt{2t/(1-t)}\,\mathrm dw$, so that
     stochastic samplers and likelihoods apply. A network is told $1000\,t$.
 
@@ -41,7 +41,7 @@ class RectifiedFlow(AbstractSDE):
 
         - `t0`, `t1`: the interval on which the process is used. $t_1 = 1$ is allowed, and makes the prior exact; then
             drift and diffusion raise an error at $t = 1$, so that only the probability flow can start there, with a
-            [`eqdiff.Flow`][] or [`eqdiff.Velocity`][] network.
+            [`eqdiff.PredictFlow`][] or [`eqdiff.PredictVelocity`][] network.
 
         **Raises:** `ValueError` for times outside $0 < t_0 < t_1 \le 1$.
         """

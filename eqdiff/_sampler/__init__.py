@@ -24,7 +24,7 @@ from .correctors import (
     PerExample as PerExample,
 )
 from .ddim import DDIM as DDIM
-from .multistep import DPMSolver as DPMSolver
+from .multistep import DPMSolverPP as DPMSolverPP
 from .predictor_corrector import (
     AbstractFinal as AbstractFinal,
     FinalEstimate as FinalEstimate,

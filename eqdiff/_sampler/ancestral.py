@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._precondition import require_schedule
+from .._parameterisation import require_schedule
 from .._process import AbstractProcess
 from .._schedule import respace, Schedule
 from .._types import Args, Example, Time
@@ -52,7 +52,7 @@ class Ancestral(AbstractChain):
         - `num_steps`: how many evenly spaced steps of the chain to visit; all of them by default.
         - `timesteps`: or exactly which, as increasing indices, for example `ddim_timesteps(4000, 50)`.
         - `guidance`: $s\nabla\log p(y|x_t)$ as a function of $t$, $x_t$ and `args`, by $\Sigma_t$ times which each mean is moved:
-            [`eqdiff.MeanGuidance`][]. Other guidance wraps the denoiser.
+            [`eqdiff.MeanShift`][]. Other guidance wraps the denoiser.
 
         **Raises:** `ValueError` if both are given, or for timesteps that are not whole numbers; when called, for timesteps
         that are not increasing or not in the chain.

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from .._denoiser import AbstractDenoiser, check_example
-from .._misc import is_traced
+from .._gaussian import is_traced
 from .._process import AbstractProcess
 from .._types import Args, Example, Key
 

@@ -23,8 +23,8 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
 
 from .._denoiser import check_example
+from .._gaussian import is_traced
 from .._guidance import check_partial_isometry, LinearOperator, output_shape, transpose_of
-from .._misc import is_traced
 from .._types import Example, Key
 from .base import Levels
 from .constraint import AbstractConstraint

@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Array, Shaped
 
 from .._denoiser import AbstractDenoiser, check_time
-from .._misc import is_traced
+from .._gaussian import is_traced
 from .._process import AbstractProcess
 from .._types import Args, Example
 from .base import AbstractChain, check_call, check_decreasing, check_num_steps, levels_of

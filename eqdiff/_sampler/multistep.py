@@ -17,11 +17,11 @@ from .base import AbstractSampler, check_call, check_decreasing, check_num_steps
 from .times import check_times, log_snr_times
 
 
-class DPMSolver(AbstractSampler):
+class DPMSolverPP(AbstractSampler):
     r"""DPM-Solver++(2M): second order at one network call per step, on any process. Deterministic.
 
     ```python
-    x0 = eqd.DPMSolver(20)(denoiser, x1)
+    x0 = eqd.DPMSolverPP(20)(denoiser, x1)
     ```
 
     Times are evenly spaced in the log-SNR unless given. The sample is $\hat x_0$ at the last of them.
@@ -51,9 +51,9 @@ class DPMSolver(AbstractSampler):
         **Raises:** `ValueError` for less than one step, or times that do not decrease; when called, for times that the process
         does not have.
         """
-        check_num_steps("DPMSolver", num_steps)
+        check_num_steps("DPMSolverPP", num_steps)
         if times is not None:
-            times = check_decreasing("DPMSolver", times)
+            times = check_decreasing("DPMSolverPP", times)
         self.num_steps = num_steps if times is None else len(times)
         self.times, self.adjoint = times, adjoint
 
@@ -76,7 +76,7 @@ class DPMSolver(AbstractSampler):
         times = self._times(process)
         if len(times) < 2:
             raise ValueError(
-                "DPMSolver.solve: expected at least two times; with one the sample is x̂0."
+                "DPMSolverPP.solve: expected at least two times; with one the sample is x̂0."
             )
         clock = (0.5 * jax.vmap(process.log_snr)(times)).astype(x1.dtype)
         return diffrax.diffeqsolve(
@@ -95,7 +95,7 @@ class DPMSolver(AbstractSampler):
     def __call__(
         self, denoiser: AbstractDenoiser, x1: Example, args: Args = None, *, key: Key | None = None
     ) -> Example:
-        check_call("DPMSolver", denoiser, x1)
+        check_call("DPMSolverPP", denoiser, x1)
         times = self._times(denoiser.process)
         x = x1
         if len(times) > 1:

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
-from .._misc import is_traced
+from .._gaussian import is_traced
 from .._process import AbstractProcess, AbstractSDE
 from .._schedule import Schedule
 from .._types import Key

@@ -5,7 +5,7 @@ A folder holds the network, `config.json` beside `diffusion_pytorch_model.safete
 
 - `beta_schedule` and its ends, or `trained_betas`: a [`eqdiff.Schedule`][] of these rates, in float64 (diffusers' are float32), whose
   labels are the steps $0, \dots, T-1$;
-- `prediction_type`: `epsilon`, `sample` and `v_prediction` are [`eqdiff.Noise`][], [`eqdiff.Data`][] and [`eqdiff.Velocity`][];
+- `prediction_type`: `epsilon`, `sample` and `v_prediction` are [`eqdiff.PredictNoise`][], [`eqdiff.PredictData`][] and [`eqdiff.PredictVelocity`][];
 - `variance_type`: [`eqdiff.FixedSmall`][], [`eqdiff.FixedLarge`][] or [`eqdiff.LearnedRange`][].
 
 What concerns sampling (`clip_sample`, `timestep_spacing`, `steps_offset`, …) is chosen where one samples.
@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._denoiser import Denoiser
-from .._precondition import AbstractParameterisation, Data, Noise, Velocity
+from .._parameterisation import AbstractParameterisation, PredictData, PredictNoise, PredictVelocity
 from .._schedule import cosine_schedule, Schedule
 from .._serialise import read_safetensors
 from .._variance import AbstractVariance, FixedLarge, FixedSmall, LearnedRange
@@ -30,9 +30,9 @@ from ._torch_file import read_torch, state_dict as check_state_dict
 
 
 _PARAMETERISATIONS: dict[str, AbstractParameterisation] = {
-    "epsilon": Noise(),
-    "sample": Data(),
-    "v_prediction": Velocity(),
+    "epsilon": PredictNoise(),
+    "sample": PredictData(),
+    "v_prediction": PredictVelocity(),
 }
 _VARIANCES: dict[str, AbstractVariance] = {
     "fixed_small": FixedSmall(),

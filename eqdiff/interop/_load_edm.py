@@ -7,10 +7,10 @@ The four preconditioners $D(y; \sigma) = c_\text{skip} y + c_\text{out} F(c_\tex
 
 | there | process | parameterisation | the network is told |
 |---|---|---|---|
-| `EDMPrecond` | [`eqdiff.EDMSDE`][] | [`eqdiff.EDM`][] | $\frac14\log\sigma$ |
-| `VPPrecond` | [`eqdiff.VPSDE`][] | [`eqdiff.Noise`][] | $(M-1)\,t$ |
-| `VEPrecond` | [`eqdiff.EDMSDE`][] | [`eqdiff.Noise`][] | $\log(\sigma/2)$ |
-| `iDDPMPrecond` | the cosine chain of $M$ steps | [`eqdiff.Noise`][] | the step |
+| `EDMPrecond` | [`eqdiff.EDMSDE`][] | [`eqdiff.EDMPreconditioning`][] | $\frac14\log\sigma$ |
+| `VPPrecond` | [`eqdiff.VPSDE`][] | [`eqdiff.PredictNoise`][] | $(M-1)\,t$ |
+| `VEPrecond` | [`eqdiff.EDMSDE`][] | [`eqdiff.PredictNoise`][] | $\log(\sigma/2)$ |
+| `iDDPMPrecond` | the cosine chain of $M$ steps | [`eqdiff.PredictNoise`][] | the step |
 
 VE's network returns *minus* the noise, $D = y + \sigma F$; the last convolution is negated. (Its $F/\sigma$ is the score.)
 """
@@ -25,8 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._denoiser import Denoiser
-from .._precondition import EDM, Noise
-from .._process import EDMSDE, LogNoiseLevel, ScaledTime, VPSDE
+from .._parameterisation import PredictNoise
+from .._process import EDMSDE, LogNoise, ScaledTime, VPSDE
 from .._schedule import alpha_bar_schedule, Schedule
 from .._variance import LearnedRange
 from ..nn._dhariwal_unet import DhariwalUNet
@@ -58,12 +58,12 @@ def _vp(options: Mapping[str, Any], net: Any) -> Denoiser:
     process = VPSDE(low, low + float(options["beta_d"]), t0=float(options["epsilon_t"]))
     steps = options["M"]
     label = None if steps == 1000 else ScaledTime(float(steps - 1))
-    return Denoiser(net, process, Noise(), label=label)
+    return Denoiser(net, process, PredictNoise(), label=label)
 
 
 def _ve(options: Mapping[str, Any], net: Any) -> Denoiser:
     process = EDMSDE(t0=float(options["sigma_min"]), t1=float(options["sigma_max"]))
-    return Denoiser(_negated(net), process, Noise(), label=LogNoiseLevel(process, 0.5))
+    return Denoiser(_negated(net), process, PredictNoise(), label=LogNoise(process, 0.5))
 
 
 def _iddpm(options: Mapping[str, Any], net: Any) -> Denoiser:
@@ -75,7 +75,7 @@ def _iddpm(options: Mapping[str, Any], net: Any) -> Denoiser:
 
     betas = alpha_bar_schedule(alpha_bar, steps, max_beta=1 - float(options["C_1"])).betas
     process = Schedule(betas, labels=np.arange(steps))
-    return Denoiser(net, process, Noise(), variance=LearnedRange())
+    return Denoiser(net, process, PredictNoise(), variance=LearnedRange())
 
 
 _PRECONDITIONERS = {"EDMPrecond": _edm, "VPPrecond": _vp, "VEPrecond": _ve, "iDDPMPrecond": _iddpm}

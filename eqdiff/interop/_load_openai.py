@@ -5,7 +5,7 @@ What the scripts' flags are called here:
 - `noise_schedule`, `diffusion_steps`: [`eqdiff.linear_schedule`][] or [`eqdiff.cosine_schedule`][]; `timestep_respacing`:
   [`eqdiff.respace`][] of it;
 - `rescale_timesteps`: the schedule's labels, $1000\,t/T$ with it and $t$ without;
-- `predict_xstart`: [`eqdiff.Data`][] instead of [`eqdiff.Noise`][];
+- `predict_xstart`: [`eqdiff.PredictData`][] instead of [`eqdiff.PredictNoise`][];
 - `learn_sigma`: [`eqdiff.LearnedRange`][]; without it `sigma_small` is [`eqdiff.FixedSmall`][] and the default
   [`eqdiff.FixedLarge`][].
 
@@ -22,7 +22,7 @@ import numpy as np
 
 from .._denoiser import Denoiser
 from .._guidance import Classifier
-from .._precondition import Data, Noise
+from .._parameterisation import PredictData, PredictNoise
 from .._schedule import (
     cosine_schedule,
     ddim_timesteps,
@@ -177,7 +177,7 @@ def _denoiser(state_dict, flags, said, build, source, compute_dtype) -> Denoiser
     )
     if upsampler:
         net = SuperResolution(net)
-    parameterisation = Data() if flags["predict_xstart"] else Noise()
+    parameterisation = PredictData() if flags["predict_xstart"] else PredictNoise()
     return Denoiser(net, _schedule(flags), parameterisation, variance=_variance(flags))
 
 

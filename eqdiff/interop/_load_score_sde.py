@@ -2,8 +2,8 @@ r"""Files of score_sde, as denoisers.
 
 What the configuration's words are called here:
 
-- `training.sde`: `"vesde"` is [`eqdiff.VESDE`][] with the network as a score ([`eqdiff.Score`][]), `"vpsde"` [`eqdiff.VPSDE`][] and
-  `"subvpsde"` [`eqdiff.SubVPSDE`][], whose networks predict noise ([`eqdiff.Noise`][]);
+- `training.sde`: `"vesde"` is [`eqdiff.VESDE`][] with the network as a score ([`eqdiff.PredictScore`][]), `"vpsde"` [`eqdiff.VPSDE`][] and
+  `"subvpsde"` [`eqdiff.SubVPSDE`][], whose networks predict noise ([`eqdiff.PredictNoise`][]);
 - `training.continuous = False`: for VP the chain of $N$ steps, $\beta_i = (\beta_{\min} + \frac{i}{N-1}(\beta_{\max} - \beta_{\min}))/N$,
   whose network is told $i$; for VE nothing but that the network rounds $\log\sigma$ to its $N$ levels;
 - `data.centered = False`: data in [0, 1], in whose units σ is.
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._denoiser import Denoiser
-from .._precondition import Noise, Score
+from .._parameterisation import PredictNoise, PredictScore
 from .._process import AbstractProcess, SubVPSDE, VESDE, VPSDE
 from .._schedule import Schedule
 from .._variance import FixedLarge
@@ -92,7 +92,7 @@ def _denoiser(weights, config, network, compute_dtype) -> Denoiser:
     sde, continuous, model = _setting(config)
     _check_label(sde, continuous, config)
     net = network(weights, config, compute_dtype=compute_dtype)
-    parameterisation = Score() if sde == "vesde" else Noise()
+    parameterisation = PredictScore() if sde == "vesde" else PredictNoise()
     process = _process(sde, continuous, model)
     # Its ancestral sampler of the chain has the variance β.
     return Denoiser(net, process, parameterisation, variance=FixedLarge())

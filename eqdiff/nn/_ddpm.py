@@ -29,7 +29,7 @@ class DDPM(eqx.Module):
 
     The label is embedded as it is: the index of a chain of 1000 steps (the label of
     [`eqdiff.Schedule`][]), or $999\,t$ of [`eqdiff.VPSDE`][]; the output is ε. With `sigma_levels` it is told
-    $\log\sigma$, [`eqdiff.VESDE`][]'s label, and with `scale_by_sigma` returns the score (`eqdiff.Score()`).
+    $\log\sigma$, [`eqdiff.VESDE`][]'s label, and with `scale_by_sigma` returns the score (`eqdiff.PredictScore()`).
 
     One example at a time, channels first; use `jax.vmap` for a batch. Trained weights are read by
     [`eqdiff.interop.score_sde_network`][].

@@ -33,7 +33,7 @@ class DhariwalUNet(eqx.Module):
 
     It is told $c_\text{noise}$ of its preconditioning and embeds it as it is: $\tfrac14\log\sigma$ under EDM's,
     which is the label of [`eqdiff.EDMSDE`][] (then `eqdiff.Denoiser(net, eqdiff.EDMSDE(),
-    eqdiff.EDM())` is right). At first it returns zeros.
+    eqdiff.EDMPreconditioning())` is right). At first it returns zeros.
 
     One example at a time, channels first; use `jax.vmap` for a batch. Trained weights are read by
     [`eqdiff.interop.edm_network`][].

@@ -32,11 +32,11 @@ class NCSNpp(eqx.Module):
     [`eqdiff.VESDE`][]'s label; with `scale_by_sigma` its output is then the score, so that
 
     ```python
-    denoiser = eqdiff.Denoiser(net, eqdiff.VESDE(), eqdiff.Score())
+    denoiser = eqdiff.Denoiser(net, eqdiff.VESDE(), eqdiff.PredictScore())
     ```
 
     is right. Otherwise the label is embedded as it is: [`eqdiff.VPSDE`][] and [`eqdiff.SubVPSDE`][] give
-    $999\,t$, a chain its index, and the output is ε (`eqdiff.Noise()`).
+    $999\,t$, a chain its index, and the output is ε (`eqdiff.PredictNoise()`).
 
     Official configurations are made by `ncsnpp_cifar10`, `ddpmpp_cifar10` and others; trained weights
     are read by [`eqdiff.interop.score_sde_network`][]. One example at a time, channels first; use `jax.vmap`

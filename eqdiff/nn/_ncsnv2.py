@@ -167,7 +167,7 @@ class NCSNv2(eqx.Module):
     r"""Equation (1): the network of NCSNv2.
 
     It is told $\log\sigma$, [`eqdiff.VESDE`][]'s label, and returns the score:
-    `eqdiff.Denoiser(net, eqdiff.VESDE(), eqdiff.Score())`. There are no classes and there is no dropout.
+    `eqdiff.Denoiser(net, eqdiff.VESDE(), eqdiff.PredictScore())`. There are no classes and there is no dropout.
 
     One example at a time, channels first; use `jax.vmap` for a batch.
 

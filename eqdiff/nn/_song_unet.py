@@ -31,7 +31,7 @@ class SongUNet(eqx.Module):
 
     It is told $c_\text{noise}$ of its preconditioning and embeds it as it is: $\tfrac14\log\sigma$ under EDM's,
     which is the label of [`eqdiff.EDMSDE`][] (then `eqdiff.Denoiser(net, eqdiff.EDMSDE(),
-    eqdiff.EDM())` is right), $\log(\sigma/2)$ under EDM's version of VE, and $999\,t$ under VP's.
+    eqdiff.EDMPreconditioning())` is right), $\log(\sigma/2)$ under EDM's version of VE, and $999\,t$ under VP's.
 
     One example at a time, channels first; use `jax.vmap` for a batch. Trained weights are read by
     [`eqdiff.interop.edm_network`][].

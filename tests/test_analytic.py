@@ -193,8 +193,8 @@ def test_one_network_two_views(getkey):
     def net(label, x, args, *, key=None):
         return jnp.tanh(matrix @ x + jnp.sin(label / 100))
 
-    chain = eqd.Denoiser(net, schedule, eqd.Velocity())
-    continuous = eqd.Denoiser(net, schedule.continuous(), eqd.Velocity())
+    chain = eqd.Denoiser(net, schedule, eqd.PredictVelocity())
+    continuous = eqd.Denoiser(net, schedule.continuous(), eqd.PredictVelocity())
     x = jax.random.normal(getkey(), (2,), jnp.float32)
     for t in (0, 7, 48):
         np.testing.assert_allclose(chain(t, x).x0, continuous(float(t), x).x0, rtol=2e-5, atol=2e-6)

@@ -24,15 +24,15 @@ PROCESSES = {
     "bridge": CHAIN.continuous(),
 }
 ANYWHERE = {
-    "noise": eqd.Noise(),
-    "data": eqd.Data(),
-    "v": eqd.Velocity(),
-    "score": eqd.Score(),
-    "edm": eqd.EDM(0.7),
+    "noise": eqd.PredictNoise(),
+    "data": eqd.PredictData(),
+    "v": eqd.PredictVelocity(),
+    "score": eqd.PredictScore(),
+    "edm": eqd.EDMPreconditioning(0.7),
 }
 CASES = {
     **{f"{p}-{q}": (PROCESSES[p], ANYWHERE[q]) for p in PROCESSES for q in ANYWHERE},
-    **{f"{p}-flow": (PROCESSES[p], eqd.Flow()) for p in PROCESSES if p != "chain"},
+    **{f"{p}-flow": (PROCESSES[p], eqd.PredictFlow()) for p in PROCESSES if p != "chain"},
     "chain-previous": (CHAIN, eqd.PreviousMean()),
 }
 cases = pytest.mark.parametrize("process,parameterisation", CASES.values(), ids=CASES)
@@ -85,16 +85,16 @@ def test_the_definitions(getkey, x64):
     for process in (PROCESSES["vp"], PROCESSES["sub_vp"], PROCESSES["ve"]):
         a, s = float(process.alpha(t)), float(process.sigma(t))
         for parameterisation, x0 in (
-            (eqd.Noise(), (x - s * f) / a),
-            (eqd.Data(), f),
-            (eqd.Velocity(), (a * x - s * f) / (a * a + s * s)),
-            (eqd.Score(), (x + s * s * f) / a),
+            (eqd.PredictNoise(), (x - s * f) / a),
+            (eqd.PredictData(), f),
+            (eqd.PredictVelocity(), (a * x - s * f) / (a * a + s * s)),
+            (eqd.PredictScore(), (x + s * s * f) / a),
         ):
             estimate = eqd.Denoiser(lambda *_, key: f, process, parameterisation)(t, x)
             np.testing.assert_allclose(estimate.x0, x0, rtol=1e-12)
             np.testing.assert_allclose(estimate.noise, (x - a * x0) / s, rtol=1e-10)
     np.testing.assert_allclose(
-        eqd.score(eqd.Denoiser(lambda *_, key: f, PROCESSES["ve"], eqd.Score()), t, x),
+        eqd.score(eqd.Denoiser(lambda *_, key: f, PROCESSES["ve"], eqd.PredictScore()), t, x),
         f,
         rtol=1e-12,
     )
@@ -104,7 +104,7 @@ def test_the_definitions(getkey, x64):
 @pytest.mark.parametrize("which", ["noise", "v", "score", "edm", "flow"])
 def test_float32_keeps_the_noise_estimate_at_small_sigma(name, which, getkey, x64):
     """Recomputing ε̂ as (x − αx̂0)/σ would lose it: σ is 1e-6 for sub-VP at t0."""
-    process, parameterisation = PROCESSES[name], {**ANYWHERE, "flow": eqd.Flow()}[which]
+    process, parameterisation = PROCESSES[name], {**ANYWHERE, "flow": eqd.PredictFlow()}[which]
     t = jnp.asarray(1e-5)
     x0, noise = jax.random.normal(getkey(), (2, 64))
 
@@ -276,7 +276,7 @@ def test_clip_moves_both_estimates(process, getkey, x64):
 
 def test_clip_passes_everything_else_on():
     inner = eqd.Denoiser(
-        lambda *a, key: jnp.full((4, 3), 5.0), CHAIN, eqd.Data(), variance=eqd.LearnedRange()
+        lambda *a, key: jnp.full((4, 3), 5.0), CHAIN, eqd.PredictData(), variance=eqd.LearnedRange()
     )
     clip = eqd.Clip(inner)
     estimate = clip(3, jnp.ones((2, 3)))

@@ -17,8 +17,8 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from ._denoiser import AbstractDenoiser, Estimate
-from ._misc import standard_normal_log_prob
-from ._precondition import AbstractParameterisation, Noise
+from ._gaussian import standard_normal_log_prob
+from ._parameterisation import AbstractParameterisation, PredictNoise
 from ._process import AbstractProcess
 from ._types import Args, Example, Key, Scalar, Time
 from ._variance import AbstractVariance, FixedSmall
@@ -67,7 +67,7 @@ class GaussianMixtureDenoiser(AbstractDenoiser):
         means: ArrayLike,
         covariances: ArrayLike,
         *,
-        parameterisation: AbstractParameterisation = Noise(),
+        parameterisation: AbstractParameterisation = PredictNoise(),
         variance: AbstractVariance = FixedSmall(),
     ):
         r"""**Arguments:**
@@ -161,7 +161,7 @@ class GaussianDenoiser(AbstractDenoiser):
         mean: ArrayLike = 0.0,
         std: ArrayLike = 1.0,
         *,
-        parameterisation: AbstractParameterisation = Noise(),
+        parameterisation: AbstractParameterisation = PredictNoise(),
         variance: AbstractVariance = FixedSmall(),
     ):
         r"""**Arguments:**

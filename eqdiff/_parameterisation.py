@@ -31,7 +31,7 @@ class AbstractParameterisation(eqx.Module):
     r"""How a network's output $F$ gives $\hat x_0$ and $\hat\varepsilon$, and what $F$ should be."""
 
     @abc.abstractmethod
-    def scale_in(self, process: AbstractProcess, t: Time) -> Scalar:
+    def c_in(self, process: AbstractProcess, t: Time) -> Scalar:
         r"""$c_\text{in}$: what $x$ is multiplied by before the network sees it."""
 
     @abc.abstractmethod
@@ -52,16 +52,16 @@ def _levels(process: AbstractProcess, t: Time, x: Example) -> tuple[Scalar, Scal
 def _rates(process: AbstractProcess, t: Time, x: Example) -> tuple[Scalar, Scalar]:
     if not isinstance(process, AbstractSDE):
         raise ValueError(
-            f"Flow() needs the derivatives of alpha and sigma in time, but the process is {type(process).__name__}, whose "
-            "time is an index. Write schedule.continuous(), or eqdiff.Velocity() for a velocity on a discrete chain."
+            f"PredictFlow() needs the derivatives of alpha and sigma in time, but the process is {type(process).__name__}, whose "
+            "time is an index. Write schedule.continuous(), or eqdiff.PredictVelocity() for a velocity on a discrete chain."
         )
     return process.alpha_dot(t).astype(x.dtype), process.sigma_dot(t).astype(x.dtype)
 
 
-class Noise(AbstractParameterisation):
+class PredictNoise(AbstractParameterisation):
     r"""The network predicts the noise: $F = \hat\varepsilon$, $\hat x_0 = (x - \sigma F)/\alpha$ (Ho et al. 2020)."""
 
-    def scale_in(self, process, t):
+    def c_in(self, process, t):
         return jnp.ones(())
 
     def estimate(self, process, t, x, output):
@@ -72,10 +72,10 @@ class Noise(AbstractParameterisation):
         return noise
 
 
-class Data(AbstractParameterisation):
+class PredictData(AbstractParameterisation):
     r"""The network predicts the data: $F = \hat x_0$, $\hat\varepsilon = (x - \alpha F)/\sigma$."""
 
-    def scale_in(self, process, t):
+    def c_in(self, process, t):
         return jnp.ones(())
 
     def estimate(self, process, t, x, output):
@@ -86,7 +86,7 @@ class Data(AbstractParameterisation):
         return x0
 
 
-class Velocity(AbstractParameterisation):
+class PredictVelocity(AbstractParameterisation):
     r"""The network predicts $F = v = \alpha\varepsilon - \sigma x_0$.
 
     $$\hat x_0 = \frac{\alpha x - \sigma F}{\alpha^2 + \sigma^2}, \qquad
@@ -99,7 +99,7 @@ class Velocity(AbstractParameterisation):
         Salimans & Ho, *Progressive Distillation for Fast Sampling of Diffusion Models*, ICLR 2022, appendix D.
     """
 
-    def scale_in(self, process, t):
+    def c_in(self, process, t):
         return jnp.ones(())
 
     def estimate(self, process, t, x, output):
@@ -112,13 +112,13 @@ class Velocity(AbstractParameterisation):
         return alpha * noise - sigma * x0
 
 
-class Score(AbstractParameterisation):
+class PredictScore(AbstractParameterisation):
     r"""The network predicts the score: $F = \nabla_x\log p_t(x)$, so $\hat\varepsilon = -\sigma F$, $\hat x_0 = (x + \sigma^2 F)/\alpha$.
 
     What Song et al. (2021) train under VE; their VP and sub-VP networks predict noise.
     """
 
-    def scale_in(self, process, t):
+    def c_in(self, process, t):
         return jnp.ones(())
 
     def estimate(self, process, t, x, output):
@@ -130,7 +130,7 @@ class Score(AbstractParameterisation):
         return -noise / sigma
 
 
-class Flow(AbstractParameterisation):
+class PredictFlow(AbstractParameterisation):
     r"""The network predicts the velocity of the path from data to noise: $F = \dot x_t = \dot\alpha x_0 + \dot\sigma\varepsilon$.
 
     Solved together with $x = \alpha x_0 + \sigma\varepsilon$,
@@ -147,7 +147,7 @@ class Flow(AbstractParameterisation):
         Straight and Fast*, ICLR 2023.
     """
 
-    def scale_in(self, process, t):
+    def c_in(self, process, t):
         return jnp.ones(())
 
     def estimate(self, process, t, x, output):
@@ -164,7 +164,7 @@ class Flow(AbstractParameterisation):
         return alpha_dot * x0 + sigma_dot * noise
 
 
-class EDM(AbstractParameterisation):
+class EDMPreconditioning(AbstractParameterisation):
     r"""The preconditioning of EDM: network inputs and targets of unit variance at every noise level.
 
     Table 1 of the paper at the level $s = \sigma/\alpha$ of $x/\alpha$, for any process, with $n^2 = \sigma^2 + \alpha^2\sigma_d^2$,
@@ -195,14 +195,14 @@ class EDM(AbstractParameterisation):
 
         **Raises:** `ValueError` unless it is positive.
         """
-        check_positive("EDM", sigma_data=sigma_data)
+        check_positive("EDMPreconditioning", sigma_data=sigma_data)
         self.sigma_data = sigma_data
 
     def _std(self, process: AbstractProcess, t: Time) -> Scalar:
         alpha, sigma = process.alpha(t), process.sigma(t)
         return jnp.sqrt(sigma**2 + (alpha * self._data(alpha)) ** 2)
 
-    def scale_in(self, process, t):
+    def c_in(self, process, t):
         return 1 / self._std(process, t)
 
     def estimate(self, process, t, x, output):
@@ -227,7 +227,7 @@ class PreviousMean(AbstractParameterisation):
     $\hat\varepsilon = (x - \alpha\hat x_0)/\sigma$. At $t = 0$, $F = \hat x_0$.
     """
 
-    def scale_in(self, process, t):
+    def c_in(self, process, t):
         return jnp.ones(())
 
     def estimate(self, process, t, x, output):

@@ -57,9 +57,9 @@ def official(name):
     """The eqdiff objects that an official preconditioner is."""
     net = edm_toy(load_golden(PRECOND)["in/p"])
     if name == "EDMPrecond":
-        return eqd.Denoiser(net, eqd.EDMSDE(), eqd.EDM(0.5))
+        return eqd.Denoiser(net, eqd.EDMSDE(), eqd.EDMPreconditioning(0.5))
     if name == "sigma_data":
-        return eqd.Denoiser(net, eqd.EDMSDE(), eqd.EDM(0.7))
+        return eqd.Denoiser(net, eqd.EDMSDE(), eqd.EDMPreconditioning(0.7))
     if name == "VPPrecond":
         return eqd.Denoiser(net, eqd.VPSDE(0.1, 20.0))
     if name == "custom":
@@ -69,7 +69,7 @@ def official(name):
     # VEPrecond adds σF to x: F is the score times σ, what the score-SDE code calls scale_by_sigma.
     process = eqd.EDMSDE()
     scaled = lambda c, x, args, *, key: net(c, x, args) / (2 * jnp.exp(c))  # noqa: E731
-    return eqd.Denoiser(scaled, process, eqd.Score(), label=lambda t: jnp.log(0.5 * t))
+    return eqd.Denoiser(scaled, process, eqd.PredictScore(), label=lambda t: jnp.log(0.5 * t))
 
 
 @pytest.mark.parametrize("labels", [0, 4])
@@ -146,14 +146,14 @@ def test_edm_has_unit_variances_everywhere(process, x64):
     """The two requirements that define it, for data of variance σ_d² and any process."""
     data = 0.7
     t = jnp.linspace(process.t0, process.t1, 9)
-    edm = eqd.EDM(data)
+    edm = eqd.EDMPreconditioning(data)
 
     @quick_jit
     @jax.vmap
     def run(t):
         unit, zero = jnp.ones(()), jnp.zeros(())
         # Maps linear in independent (x0, ε): the variance is the sum of the squares of their two coefficients.
-        inputs = edm.scale_in(process, t) * jnp.stack(
+        inputs = edm.c_in(process, t) * jnp.stack(
             [process.perturb(t, data * unit, zero), process.perturb(t, zero, unit)]
         )
         targets = jnp.stack(
@@ -180,7 +180,7 @@ def test_edm_is_table_1_on_its_own_process(getkey, x64):
         return f
 
     for s in (0.002, 0.3, 80.0):
-        estimate = eqd.Denoiser(net, eqd.EDMSDE(), eqd.EDM(data))(s, x)
+        estimate = eqd.Denoiser(net, eqd.EDMSDE(), eqd.EDMPreconditioning(data))(s, x)
         label, given = seen.pop()
         np.testing.assert_allclose(label, np.log(s) / 4, rtol=1e-12)
         np.testing.assert_allclose(given, x / np.sqrt(s**2 + data**2), rtol=1e-12)
@@ -189,7 +189,9 @@ def test_edm_is_table_1_on_its_own_process(getkey, x64):
         np.testing.assert_allclose(estimate.noise, (x - estimate.x0) / s, rtol=1e-9, atol=1e-12 / s)
         # On a VP process, x/α is what EDM's process would have: the same answer.
         t = vp.time(-2 * jnp.log(s))
-        denoiser = eqd.Denoiser(net, vp, eqd.EDM(data), label=lambda t: -vp.log_snr(t) / 8)
+        denoiser = eqd.Denoiser(
+            net, vp, eqd.EDMPreconditioning(data), label=lambda t: -vp.log_snr(t) / 8
+        )
         other = denoiser(t, vp.alpha(t) * x)
         label, given = seen.pop()
         np.testing.assert_allclose(label, np.log(s) / 4, rtol=1e-9)
@@ -201,8 +203,8 @@ def test_edm_of_unit_data_is_minus_the_velocity(getkey, x64):
     x, output = jax.random.normal(getkey(), (2, 5))
     for process in (eqd.VPSDE(), eqd.CosineVPSDE(log_snr_shift=-2.0)):
         for t in (process.t0, 0.5, process.t1):
-            one = eqd.EDM(1.0).estimate(process, jnp.asarray(t), x, -output)
-            two = eqd.Velocity().estimate(process, jnp.asarray(t), x, output)
+            one = eqd.EDMPreconditioning(1.0).estimate(process, jnp.asarray(t), x, -output)
+            two = eqd.PredictVelocity().estimate(process, jnp.asarray(t), x, output)
             np.testing.assert_allclose(one, two, rtol=1e-10, atol=1e-12)
 
 
@@ -216,8 +218,8 @@ def test_flow_is_the_time_derivative_of_the_path(process, getkey, x64):
     def run(t):
         path = lambda t: process.perturb(t, x0, noise)  # noqa: E731
         x, x_dot = jax.jvp(path, (t,), (jnp.ones_like(t),))
-        target = eqd.Flow().target(process, t, x0, noise)
-        denoiser = eqd.Denoiser(lambda *_, key: target, process, eqd.Flow())
+        target = eqd.PredictFlow().target(process, t, x0, noise)
+        denoiser = eqd.Denoiser(lambda *_, key: target, process, eqd.PredictFlow())
         velocity = eqd.probability_flow(denoiser).vf(t, x, None)
         return x_dot, target, velocity
 
@@ -231,15 +233,19 @@ def test_a_rectified_flows_network_is_noise_minus_data(getkey):
     x0, noise = jax.random.normal(getkey(), (2, 5))
     process = eqd.RectifiedFlow(t1=1.0)
     for t in (0.001, 0.4, 1.0):
-        np.testing.assert_allclose(eqd.Flow().target(process, t, x0, noise), noise - x0, rtol=1e-6)
+        np.testing.assert_allclose(
+            eqd.PredictFlow().target(process, t, x0, noise), noise - x0, rtol=1e-6
+        )
         x = process.perturb(t, x0, noise)
-        estimate = eqd.Denoiser(lambda *_, key: noise - x0, process, eqd.Flow())(t, x)
+        estimate = eqd.Denoiser(lambda *_, key: noise - x0, process, eqd.PredictFlow())(t, x)
         np.testing.assert_allclose(estimate.x0, x0, atol=1e-6)
         np.testing.assert_allclose(estimate.noise, noise, atol=1e-6)
 
 
 @processes
-@pytest.mark.parametrize("parameterisation", [eqd.EDM(), eqd.Flow()], ids=["edm", "flow"])
+@pytest.mark.parametrize(
+    "parameterisation", [eqd.EDMPreconditioning(), eqd.PredictFlow()], ids=["edm", "flow"]
+)
 def test_float32_is_accurate_at_both_ends(process, parameterisation, getkey, x64):
     """Either estimate is as good as its inputs: each has its own closed form."""
     x0, noise = jax.random.normal(getkey(), (2, 64))
@@ -271,17 +277,19 @@ def test_float32_is_accurate_at_both_ends(process, parameterisation, getkey, x64
 def test_errors(getkey):
     x = jnp.zeros(3)
     with pytest.raises(ValueError, match=r"Flow\(\) needs the derivatives.*Schedule.*continuous"):
-        eqd.Denoiser(lambda *_, key: x, eqd.cosine_schedule(10), eqd.Flow())(3, x)
+        eqd.Denoiser(lambda *_, key: x, eqd.cosine_schedule(10), eqd.PredictFlow())(3, x)
     with pytest.raises(ValueError, match=r"Flow\(\).*Velocity\(\)"):
-        eqd.Flow().target(eqd.cosine_schedule(10), 3, x, x)
+        eqd.PredictFlow().target(eqd.cosine_schedule(10), 3, x, x)
     for bad in (0.0, -1.0, float("nan")):
         with pytest.raises(ValueError, match=r"EDM\(sigma_data=.*positive finite"):
-            eqd.EDM(bad)
+            eqd.EDMPreconditioning(bad)
 
 
 def test_sigma_data_may_be_an_array_of_any_precision(x64):
     x = jnp.ones(3, jnp.float32)
     for data in (0.5, jnp.asarray(0.5), jnp.asarray(0.5, jnp.float32)):
-        estimate = eqd.Denoiser(lambda *_, key: x, eqd.EDMSDE(), eqd.EDM(data))(0.3, x)
+        estimate = eqd.Denoiser(lambda *_, key: x, eqd.EDMSDE(), eqd.EDMPreconditioning(data))(
+            0.3, x
+        )
         assert estimate.x0.dtype == jnp.float32
         np.testing.assert_allclose(estimate.x0, 0.25 / 0.34 + 0.15 / np.sqrt(0.34), rtol=1e-6)

@@ -10,7 +10,7 @@ from helpers import assert_golden, load_golden
 from toys import quick_jit
 
 import eqdiff as eqd
-from eqdiff._misc import gaussian_kl, log1mexp, nats_to_bits, standard_normal_log_prob
+from eqdiff._gaussian import gaussian_kl, log1mexp, nats_to_bits, standard_normal_log_prob
 
 
 PIECES = "public_idiff_pieces"
