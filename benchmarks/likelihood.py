@@ -129,7 +129,7 @@ def host(denoiser: eqd.Denoiser, x: Any) -> Callable[[float], tuple[np.ndarray, 
     @eqx.filter_jit
     def field(denoiser, t, x):
         def one(y, e):
-            return eqd.augmented_flow(denoiser, eqd.Hutchinson(), e).vf(t, (y, jnp.zeros(1)), None)
+            return eqd.terms.augmented_flow(denoiser, eqd.Hutchinson(), e).vf(t, (y, jnp.zeros(1)), None)
 
         return jax.vmap(one)(x, probes)
 

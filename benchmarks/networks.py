@@ -67,7 +67,7 @@ NETWORKS = {
 
 def _loss(params, static, labels, x, keys):
     net = eqx.combine(params, static)
-    out = jax.vmap(lambda label, x, key: net(label, x, key=key))(labels, x, keys)
+    out = jax.vmap(lambda c_noise, x, key: net(label, x, key=key))(labels, x, keys)
     return jnp.mean((out[:, : x.shape[1]] - x) ** 2)
 
 

@@ -23,7 +23,7 @@ import eqdiff as eqd
 SHAPE = (3, 32, 32)
 
 
-def identity(label, x, args=None, *, key=None):
+def identity(c_noise, x, args=None, *, key=None):
     """A network that costs nothing, with variance outputs."""
     return jnp.concatenate([x, x])
 
@@ -61,7 +61,7 @@ def bound_case(
         def one(image, key):
             if terms is None:
                 return eqd.variational_bound(denoiser, image, key=key).total
-            return eqd.estimate_variational_bound(denoiser, image, key=key, num_terms=terms).value
+            return eqd.variational_bound(denoiser, image, key=key, num_terms=terms).value
 
         return jax.vmap(one)(images, keys)
 

@@ -4,15 +4,13 @@ import importlib
 from importlib.metadata import version as _version
 from typing import TYPE_CHECKING
 
-from . import nn as nn
+from . import nn as nn, terms as terms
 from ._analytic import (
     GaussianDenoiser as GaussianDenoiser,
     GaussianMixtureDenoiser as GaussianMixtureDenoiser,
 )
 from ._bound import (
     analytic_variance as analytic_variance,
-    BoundEstimate as BoundEstimate,
-    estimate_variational_bound as estimate_variational_bound,
     optimal_timesteps as optimal_timesteps,
     optimal_variance as optimal_variance,
     pairwise_terms as pairwise_terms,
@@ -22,25 +20,18 @@ from ._bound import (
 )
 from ._denoiser import (
     AbstractDenoiser as AbstractDenoiser,
+    AbstractWrapper as AbstractWrapper,
     Denoiser as Denoiser,
     Estimate as Estimate,
+    on as on,
     score as score,
-)
-from ._dequantise import (
-    AbstractDequantisation as AbstractDequantisation,
-    GaussianDequantisation as GaussianDequantisation,
-    LogisticNoise as LogisticNoise,
-    UniformDequantisation as UniformDequantisation,
-    VariationalDequantisation as VariationalDequantisation,
 )
 from ._gaussian import (
     discretised_gaussian_log_likelihood as discretised_gaussian_log_likelihood,
     discretised_gaussian_log_likelihood_exact as discretised_gaussian_log_likelihood_exact,
 )
-from ._generate import generate as generate
 from ._guidance import (
-    AbstractPosteriorCovariance as AbstractPosteriorCovariance,
-    AbstractWrapper as AbstractWrapper,
+    Batched as Batched,
     Classifier as Classifier,
     ClassifierFree as ClassifierFree,
     ClassifierGuidance as ClassifierGuidance,
@@ -55,13 +46,16 @@ from ._guidance import (
     ZeroCovariance as ZeroCovariance,
 )
 from ._likelihood import (
+    AbstractDequantisation as AbstractDequantisation,
     bits_per_dim as bits_per_dim,
     BitsPerDim as BitsPerDim,
-    decode as decode,
-    encode as encode,
+    GaussianDequantisation as GaussianDequantisation,
     log_likelihood as log_likelihood,
+    LogisticNoise as LogisticNoise,
     LogLikelihood as LogLikelihood,
     slerp as slerp,
+    UniformDequantisation as UniformDequantisation,
+    VariationalDequantisation as VariationalDequantisation,
 )
 from ._loss import (
     AbstractWeighting as AbstractWeighting,
@@ -77,8 +71,8 @@ from ._loss import (
     NoiseWeighting as NoiseWeighting,
     score_matching as score_matching,
     SigmoidWeighting as SigmoidWeighting,
-    sliced_score_matching as sliced_score_matching,
 )
+from ._map import generate as generate, map_examples as map_examples
 from ._parameterisation import (
     AbstractParameterisation as AbstractParameterisation,
     EDMPreconditioning as EDMPreconditioning,
@@ -89,22 +83,29 @@ from ._parameterisation import (
     PredictVelocity as PredictVelocity,
     PreviousMean as PreviousMean,
 )
-from ._predict import (
-    predict as predict,
-    predict_from_noise as predict_from_noise,
-    Prediction as Prediction,
-    stop_mean as stop_mean,
-)
+from ._predict import predict as predict, Prediction as Prediction, stop_mean as stop_mean
 from ._process import (
     AbstractProcess as AbstractProcess,
-    AbstractSDE as AbstractSDE,
+    alpha_bar_schedule as alpha_bar_schedule,
+    cosine_schedule as cosine_schedule,
     CosineVPSDE as CosineVPSDE,
+    ddim_timesteps as ddim_timesteps,
+    discretise as discretise,
     EDMSDE as EDMSDE,
+    karras_times as karras_times,
     KernelSDE as KernelSDE,
+    linear_schedule as linear_schedule,
+    log_snr_times as log_snr_times,
     LogNoise as LogNoise,
+    quadratic_times as quadratic_times,
     RectifiedFlow as RectifiedFlow,
+    respace as respace,
     ScaledTime as ScaledTime,
+    Schedule as Schedule,
+    schedule_times as schedule_times,
+    section_timesteps as section_timesteps,
     SubVPSDE as SubVPSDE,
+    uniform_times as uniform_times,
     VESDE as VESDE,
     VPSDE as VPSDE,
 )
@@ -112,71 +113,30 @@ from ._sampler import (
     AbstractChain as AbstractChain,
     AbstractConstraint as AbstractConstraint,
     AbstractCorrector as AbstractCorrector,
-    AbstractFinal as AbstractFinal,
-    AbstractNorms as AbstractNorms,
     AbstractPredictor as AbstractPredictor,
-    AbstractReplacement as AbstractReplacement,
     AbstractSampler as AbstractSampler,
     Ancestral as Ancestral,
     AncestralPredictor as AncestralPredictor,
     AnnealedLangevin as AnnealedLangevin,
-    BatchMean as BatchMean,
-    chain_times as chain_times,
     Colourise as Colourise,
     Constrained as Constrained,
     DDIM as DDIM,
     DiffraxPredictor as DiffraxPredictor,
     DPMSolverPP as DPMSolverPP,
     EulerMaruyama as EulerMaruyama,
-    FinalEstimate as FinalEstimate,
-    FinalMean as FinalMean,
-    FinalSample as FinalSample,
+    Grid as Grid,
     Inpaint as Inpaint,
-    karras_times as karras_times,
     Langevin as Langevin,
-    Levels as Levels,
-    log_snr_times as log_snr_times,
-    PerExample as PerExample,
     PredictorCorrector as PredictorCorrector,
     ProbabilityFlow as ProbabilityFlow,
-    Proposal as Proposal,
-    PublishedReplacement as PublishedReplacement,
-    quadratic_times as quadratic_times,
     Replace as Replace,
     ReverseDiffusion as ReverseDiffusion,
     ReverseSDE as ReverseSDE,
     Step as Step,
     StochasticHeun as StochasticHeun,
     Trajectory as Trajectory,
-    uniform_times as uniform_times,
-)
-from ._schedule import (
-    alpha_bar_schedule as alpha_bar_schedule,
-    ContinuousSchedule as ContinuousSchedule,
-    cosine_schedule as cosine_schedule,
-    ddim_timesteps as ddim_timesteps,
-    discretise as discretise,
-    linear_schedule as linear_schedule,
-    respace as respace,
-    Schedule as Schedule,
-    section_timesteps as section_timesteps,
 )
 from ._serialise import load_model as load_model, save_model as save_model
-from ._solver import (
-    data_prediction as data_prediction,
-    DPMSolverPP2M as DPMSolverPP2M,
-    SolveStats as SolveStats,
-)
-from ._term import (
-    augmented_flow as augmented_flow,
-    Batched as Batched,
-    forward_general_sde as forward_general_sde,
-    forward_sde as forward_sde,
-    general_probability_flow as general_probability_flow,
-    probability_flow as probability_flow,
-    reverse_general_sde as reverse_general_sde,
-    reverse_sde as reverse_sde,
-)
 from ._timesteps import (
     AbstractTimesteps as AbstractTimesteps,
     LikelihoodImportance as LikelihoodImportance,
@@ -191,7 +151,6 @@ from ._trace import (
     AbstractTrace as AbstractTrace,
     ExactTrace as ExactTrace,
     Hutchinson as Hutchinson,
-    rademacher as rademacher,
 )
 from ._variance import (
     AbstractVariance as AbstractVariance,
@@ -200,7 +159,6 @@ from ._variance import (
     FixedSmall as FixedSmall,
     Learned as Learned,
     LearnedRange as LearnedRange,
-    ReverseStep as ReverseStep,
 )
 
 

@@ -105,9 +105,6 @@ class GaussianMixtureDenoiser(AbstractDenoiser):
         )
         self.process, self.parameterisation, self.variance = process, parameterisation, variance
 
-    def _levels(self, t: Time, x: Example) -> tuple[Scalar, Scalar]:
-        return self.process.alpha(t).astype(x.dtype), self.process.sigma(t).astype(x.dtype)
-
     def _in_precision_of(self, x: Example) -> _Component:
         return jax.tree.map(lambda leaf: leaf.astype(x.dtype), self.components)
 
@@ -118,14 +115,14 @@ class GaussianMixtureDenoiser(AbstractDenoiser):
     def __call__(
         self, t: Time, x: Example, args: Args = None, *, key: Key | None = None
     ) -> Estimate:
-        alpha, sigma = self._levels(t, x)
+        alpha, sigma = self.process.levels(t, like=x)
         responsibility = jax.nn.softmax(self._log_joint(alpha, sigma, x))
         x0, noise = jax.vmap(lambda c: c.estimate(alpha, sigma, x))(self._in_precision_of(x))
         return Estimate(responsibility @ x0, responsibility @ noise)
 
     def log_prob(self, t: Time, x: Example) -> Scalar:
         r"""$\log p_t(x)$ of the noisy marginal, in nats."""
-        return jax.nn.logsumexp(self._log_joint(*self._levels(t, x), x))
+        return jax.nn.logsumexp(self._log_joint(*self.process.levels(t, like=x), x))
 
     def data_log_prob(self, x: Example) -> Scalar:
         r"""$\log p(x_0)$ of the data themselves, in nats."""
@@ -175,7 +172,7 @@ class GaussianDenoiser(AbstractDenoiser):
         self.process, self.parameterisation, self.variance = process, parameterisation, variance
 
     def _moments(self, t: Time, x: Example):
-        alpha, sigma = self.process.alpha(t).astype(x.dtype), self.process.sigma(t).astype(x.dtype)
+        alpha, sigma = self.process.levels(t, like=x)
         variance = self.std.astype(x.dtype) ** 2
         residual = x - alpha * self.mean.astype(x.dtype)
         return alpha, sigma, variance, residual, alpha**2 * variance + sigma**2

@@ -11,15 +11,15 @@ one: moving $\hat x_0$ by δ moves $\hat\varepsilon$ by $-(\alpha/\sigma)\delta$
 
 import abc
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
-import numpy as np
 
-from ._gaussian import is_traced
+from ._check import check_example
 from ._parameterisation import AbstractParameterisation, PredictNoise
-from ._process import AbstractProcess, AbstractSDE
-from ._schedule import Schedule
+from ._process import AbstractProcess, check_time
 from ._types import Args, Example, Key, Network, Scalar, Time
 from ._variance import AbstractVariance, FixedLarge
 
@@ -60,25 +60,67 @@ class AbstractDenoiser(eqx.Module):
 
         **Arguments:**
 
-        - `t`: the time: an index for a chain, a real number for an SDE.
+        - `t`: the time: a real number, or a step of a schedule (of an integer type).
         - `x`: one noisy example, of any shape.
         - `args`: what conditions the network; `None` if nothing does.
         - `key`: for dropout; without one there is none.
         """
 
 
+class AbstractWrapper(AbstractDenoiser):
+    """A denoiser that wraps another, and has its process, parameterisation and variance.
+
+    To write one, keep the wrapped denoiser as `denoiser` and change its estimate in `__call__`, by
+    `moved` where possible.
+    """
+
+    denoiser: eqx.AbstractVar[AbstractDenoiser]
+
+    @property
+    def process(self) -> AbstractProcess:
+        """The process of the wrapped denoiser."""
+        return self.denoiser.process
+
+    @property
+    def parameterisation(self) -> AbstractParameterisation:
+        """The parameterisation of the wrapped denoiser."""
+        return self.denoiser.parameterisation
+
+    @property
+    def variance(self) -> AbstractVariance:
+        """The variance of the wrapped denoiser."""
+        return self.denoiser.variance
+
+    def moved(self, estimate: Estimate, t: Time, delta: Example) -> Estimate:
+        r"""The estimate with $\hat x_0$ moved by δ, and $\hat\varepsilon$ by $-(\alpha_t/\sigma_t)\delta$."""
+        return estimate.move(delta, self.process.alpha(t), self.process.sigma(t))
+
+
+# The network's time input as a function of the process and the time.
+CNoise = Callable[[AbstractProcess, Time], Scalar]
+
+
+def time_input(
+    process: AbstractProcess, c_noise: CNoise | None, t: Time, *, like: Example
+) -> Scalar:
+    """$c_\text{noise}$ for an example, never in half precision, where steps 998 and 999 would be one."""
+    value = process.c_noise(t) if c_noise is None else jnp.asarray(c_noise(process, t))
+    return value.astype(jnp.promote_types(like.dtype, jnp.float32))
+
+
 class Denoiser(AbstractDenoiser):
     r"""A network with a meaning.
 
-    The network is called as `net(label, c_in * x, args, key=key)`; its output is read by the parameterisation. Where the
-    variance is learned, the network returns twice as many channels, the second half being the raw variance.
+    The network is called as `net(c_noise, c_in * x, args, key=key)`; its output is read by the
+    parameterisation. Where the variance is learned, the network returns twice as many channels, the second
+    half being the raw variance. `c_noise` is float32 even where `x` is in half precision.
     """
 
     net: Network
     process: AbstractProcess
     parameterisation: AbstractParameterisation
     variance: AbstractVariance
-    label: Callable[[Scalar], Scalar] | None
+    c_noise: CNoise | None
 
     def __init__(
         self,
@@ -87,29 +129,29 @@ class Denoiser(AbstractDenoiser):
         parameterisation: AbstractParameterisation = PredictNoise(),
         *,
         variance: AbstractVariance = FixedLarge(),
-        label: Callable[[Scalar], Scalar] | None = None,
+        c_noise: CNoise | None = None,
     ):
         r"""**Arguments:**
 
-        - `net`: the network, `(label, x, args, *, key) -> F`; any callable.
-        - `process`: whose noise it removes: an SDE, a [`eqdiff.Schedule`][] or its continuous view.
+        - `net`: the network, `(c_noise, x, args, *, key) -> F`; any callable.
+        - `process`: the process whose noise it removes.
         - `parameterisation`: what the output means.
-        - `variance`: of a reverse step on a discrete chain; elsewhere it only says whether the network has variance
-            outputs.
-        - `label`: what the network is told as time, as a function of $t$; the process's own by default ($1000\,t/T$ for a
-            chain, $999\,t$ for VP, $\log\sigma$ for VE).
+        - `variance`: of a reverse step on a schedule; elsewhere it only says whether the network has
+            variance outputs.
+        - `c_noise`: the network's time input as a function of the process and $t$; by default the process's
+            own ($1000\,t/T$ for a schedule, $999\,t$ for VP, $\log\sigma$ for VE).
         """
         self.net, self.process, self.parameterisation = net, process, parameterisation
-        self.variance, self.label = variance, label
+        self.variance, self.c_noise = variance, c_noise
 
     def __call__(
         self, t: Time, x: Example, args: Args = None, *, key: Key | None = None
     ) -> Estimate:
         check_example("The denoiser", x)
         check_time(self.process, t)
-        label = self.process.label(t) if self.label is None else self.label(jnp.asarray(t))
-        scale = self.parameterisation.c_in(self.process, t).astype(x.dtype)
-        output = self.net(label.astype(x.dtype), scale * x, args, key=key)
+        c_noise = time_input(self.process, self.c_noise, t, like=x)
+        c_in = self.parameterisation.c_in(self.process, t).astype(x.dtype)
+        output = self.net(c_noise, c_in * x, args, key=key)
         output, raw = self._split(output, x)
         x0, noise = self.parameterisation.estimate(self.process, t, x, output)
         return Estimate(x0, noise, raw)
@@ -139,42 +181,31 @@ class Denoiser(AbstractDenoiser):
         return output[: x.shape[0]], output[x.shape[0] :]
 
 
-def check_example(owner: str, x: Example) -> None:
-    """Raises `ValueError` for an example of whole numbers: pixels, where normalised data belong."""
-    if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
-        raise ValueError(
-            f"{owner} works on floating-point data, images on [-1, 1], but was given {jnp.result_type(x)} of shape "
-            f"{jnp.shape(x)}. For 8-bit pixels write x / 127.5 - 1, or eqdiff.data's Dataset.normalise."
-        )
-
-
-def check_time(process: AbstractProcess, t: Time) -> None:
-    """Raises `ValueError` for a time that is known and out of range. A traced one is not looked at: it costs nothing."""
-    if isinstance(process, Schedule):
-        low, high, remedy = (
-            0,
-            process.num_steps - 1,
-            f"times of a chain are 0 to T - 1; T = {process.num_steps}",
-        )
-    elif isinstance(process, AbstractSDE):
-        low, high, remedy = (
-            process.t0,
-            process.t1,
-            "the process is used on [t0, t1], set where it is made",
-        )
-    else:
-        return
-    if is_traced(t, low, high):
-        return
-    value, low, high = (np.asarray(value, np.float64) for value in (t, low, high))
-    # A time on the edge may have been rounded to float32.
-    slack = 1e-6 * (high - low)
-    if not np.all((value >= low - slack) & (value <= high + slack)):
-        raise ValueError(
-            f"t = {value} is outside [{low:g}, {high:g}] of {type(process).__name__}: {remedy}."
-        )
-
-
 def score(denoiser: AbstractDenoiser, t: Time, x: Example, args: Args = None) -> Example:
     r"""The score $\nabla_x\log p_t(x) = -\hat\varepsilon/\sigma_t$."""
     return -denoiser(t, x, args).noise / denoiser.process.sigma(t).astype(x.dtype)
+
+
+D = TypeVar("D")
+
+
+def on(denoiser: D, process: AbstractProcess) -> D:
+    """The same denoiser on another process, with all its parts: guidance, classifiers, what they wrap.
+
+    For a respaced schedule, or an interval of one's own:
+    `on(denoiser, respace(denoiser.process, steps))`. The network stays, and so does the meaning of its
+    output; whether it has been trained for the other process's levels and time inputs is yours to know.
+
+    **Arguments:**
+
+    - `denoiser`: a denoiser, wrapped or not, or anything that holds processes.
+    - `process`: the process that takes the place of each.
+    """
+
+    def is_process(leaf: Any) -> bool:
+        return isinstance(leaf, AbstractProcess)
+
+    def replace(leaf: Any) -> Any:
+        return process if is_process(leaf) else leaf
+
+    return jax.tree.map(replace, denoiser, is_leaf=is_process)

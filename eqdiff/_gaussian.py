@@ -15,11 +15,9 @@ for $L$ equally spaced grey levels on $[-1, 1]$.
 """
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 from jax.scipy.special import log_ndtr
 from jaxtyping import Array, Float
 
@@ -31,11 +29,6 @@ _FLOOR = 1e-12
 
 # The official approximation Φ(z) ≈ ½(1 + tanh(√(2/π)(z + 0.044715 z³))), as the logit of Φ: off by at most 1.8e-4.
 _SLOPE, _CUBIC = 2 * math.sqrt(2 / math.pi), 0.044715
-
-
-def is_traced(*values: Any) -> bool:
-    """Whether any value is unknown as yet, under `jit`, `vmap` or `grad`: such values cannot be looked at."""
-    return any(isinstance(value, Tracer) for value in values)
 
 
 def nats_to_bits(nats: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -21,9 +21,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ._process import AbstractProcess, AbstractSDE
-from ._process.base import check_positive
-from ._schedule import Schedule
+from ._check import check_positive
+from ._process import AbstractProcess, require_schedule
 from ._types import Example, Scalar, Time
 
 
@@ -45,19 +44,6 @@ class AbstractParameterisation(eqx.Module):
         r"""The output that would give $(x_0, \varepsilon)$: what the network regresses on."""
 
 
-def _levels(process: AbstractProcess, t: Time, x: Example) -> tuple[Scalar, Scalar]:
-    return process.alpha(t).astype(x.dtype), process.sigma(t).astype(x.dtype)
-
-
-def _rates(process: AbstractProcess, t: Time, x: Example) -> tuple[Scalar, Scalar]:
-    if not isinstance(process, AbstractSDE):
-        raise ValueError(
-            f"PredictFlow() needs the derivatives of alpha and sigma in time, but the process is {type(process).__name__}, whose "
-            "time is an index. Write schedule.continuous(), or eqdiff.PredictVelocity() for a velocity on a discrete chain."
-        )
-    return process.alpha_dot(t).astype(x.dtype), process.sigma_dot(t).astype(x.dtype)
-
-
 class PredictNoise(AbstractParameterisation):
     r"""The network predicts the noise: $F = \hat\varepsilon$, $\hat x_0 = (x - \sigma F)/\alpha$ (Ho et al. 2020)."""
 
@@ -65,7 +51,7 @@ class PredictNoise(AbstractParameterisation):
         return jnp.ones(())
 
     def estimate(self, process, t, x, output):
-        alpha, sigma = _levels(process, t, x)
+        alpha, sigma = process.levels(t, like=x)
         return (x - sigma * output) / alpha, output
 
     def target(self, process, t, x0, noise):
@@ -79,7 +65,7 @@ class PredictData(AbstractParameterisation):
         return jnp.ones(())
 
     def estimate(self, process, t, x, output):
-        alpha, sigma = _levels(process, t, x)
+        alpha, sigma = process.levels(t, like=x)
         return output, (x - alpha * output) / sigma
 
     def target(self, process, t, x0, noise):
@@ -103,12 +89,12 @@ class PredictVelocity(AbstractParameterisation):
         return jnp.ones(())
 
     def estimate(self, process, t, x, output):
-        alpha, sigma = _levels(process, t, x)
+        alpha, sigma = process.levels(t, like=x)
         total = alpha**2 + sigma**2
         return (alpha * x - sigma * output) / total, (sigma * x + alpha * output) / total
 
     def target(self, process, t, x0, noise):
-        alpha, sigma = _levels(process, t, x0)
+        alpha, sigma = process.levels(t, like=x0)
         return alpha * noise - sigma * x0
 
 
@@ -122,12 +108,16 @@ class PredictScore(AbstractParameterisation):
         return jnp.ones(())
 
     def estimate(self, process, t, x, output):
-        alpha, sigma = _levels(process, t, x)
+        alpha, sigma = process.levels(t, like=x)
         return (x + sigma**2 * output) / alpha, -sigma * output
 
     def target(self, process, t, x0, noise):
-        _, sigma = _levels(process, t, x0)
+        _, sigma = process.levels(t, like=x0)
         return -noise / sigma
+
+
+def _rates(process: AbstractProcess, t: Time, *, like: Example) -> tuple[Scalar, Scalar]:
+    return process.alpha_dot(t).astype(like.dtype), process.sigma_dot(t).astype(like.dtype)
 
 
 class PredictFlow(AbstractParameterisation):
@@ -151,8 +141,8 @@ class PredictFlow(AbstractParameterisation):
         return jnp.ones(())
 
     def estimate(self, process, t, x, output):
-        alpha, sigma = _levels(process, t, x)
-        alpha_dot, sigma_dot = _rates(process, t, x)
+        alpha, sigma = process.levels(t, like=x)
+        alpha_dot, sigma_dot = _rates(process, t, like=x)
         # −½ασλ̇: positive, a sum of two terms of one sign.
         determinant = alpha * sigma_dot - alpha_dot * sigma
         x0 = (sigma_dot / determinant) * x - (sigma / determinant) * output
@@ -160,7 +150,7 @@ class PredictFlow(AbstractParameterisation):
         return x0, noise
 
     def target(self, process, t, x0, noise):
-        alpha_dot, sigma_dot = _rates(process, t, x0)
+        alpha_dot, sigma_dot = _rates(process, t, like=x0)
         return alpha_dot * x0 + sigma_dot * noise
 
 
@@ -177,8 +167,8 @@ class EDMPreconditioning(AbstractParameterisation):
     [`eqdiff.l_simple`][] is then the paper's loss, with $\lambda(s) = (s^2 + \sigma_d^2)/(s\sigma_d)^2$, because the weight on $F$ is one;
     [`eqdiff.EDMWeighting`][] is that loss for other parameterisations. For $\sigma_d = 1$ on a variance-preserving process, $F = -v$.
 
-    The paper's $c_\text{noise} = \frac14\log s$ is what [`eqdiff.EDMSDE`][] tells the network; on another process write
-    `label=lambda t: -process.log_snr(t) / 8` for the same.
+    The paper's $c_\text{noise} = \frac14\log s$ is that of [`eqdiff.EDMSDE`][]; on another process write
+    `c_noise=lambda process, t: -process.log_snr(t) / 8` for the same.
 
     ??? cite "Reference"
 
@@ -195,7 +185,7 @@ class EDMPreconditioning(AbstractParameterisation):
 
         **Raises:** `ValueError` unless it is positive.
         """
-        check_positive("EDMPreconditioning", sigma_data=sigma_data)
+        check_positive(self, sigma_data=sigma_data)
         self.sigma_data = sigma_data
 
     def _std(self, process: AbstractProcess, t: Time) -> Scalar:
@@ -206,13 +196,13 @@ class EDMPreconditioning(AbstractParameterisation):
         return 1 / self._std(process, t)
 
     def estimate(self, process, t, x, output):
-        alpha, sigma = _levels(process, t, x)
+        alpha, sigma = process.levels(t, like=x)
         std, data = self._std(process, t).astype(x.dtype), self._data(x)
         x0 = (alpha * data**2 / std**2) * x + (sigma * data / std) * output
         return x0, (sigma / std**2) * x - (alpha * data / std) * output
 
     def target(self, process, t, x0, noise):
-        alpha, sigma = _levels(process, t, x0)
+        alpha, sigma = process.levels(t, like=x0)
         std, data = self._std(process, t).astype(x0.dtype), self._data(x0)
         return (sigma / (std * data)) * x0 - (alpha * data / std) * noise
 
@@ -221,9 +211,9 @@ class EDMPreconditioning(AbstractParameterisation):
 
 
 class PreviousMean(AbstractParameterisation):
-    r"""The network predicts the mean of $x_{t-1}$: $F = \hat\mu = \tilde\mu_t(x_t, \hat x_0)$, on a discrete chain.
+    r"""The network predicts the mean of $x_{t-1}$: $F = \hat\mu = \tilde\mu_t(x_t, \hat x_0)$, on a schedule.
 
-    With $\tilde\mu_t = c_1 x_0 + c_2 x_t$ (equation 3 of the chain), $\hat x_0 = (F - c_2 x)/c_1$ and
+    With $\tilde\mu_t = c_1 x_0 + c_2 x_t$ (equation 3 of the schedule), $\hat x_0 = (F - c_2 x)/c_1$ and
     $\hat\varepsilon = (x - \alpha\hat x_0)/\sigma$. At $t = 0$, $F = \hat x_0$.
     """
 
@@ -232,7 +222,7 @@ class PreviousMean(AbstractParameterisation):
 
     def estimate(self, process, t, x, output):
         schedule = require_schedule(process, "PreviousMean()")
-        alpha, sigma = _levels(schedule, t, x)
+        alpha, sigma = schedule.levels(t, like=x)
         on_x0, on_x = (c.astype(x.dtype) for c in schedule.posterior_mean_coefficients(t))
         x0 = (output - on_x * x) / on_x0
         # The division by c₁ amplifies the output's rounding a thousandfold. Taken from x̂0, the noise estimate carries
@@ -242,13 +232,3 @@ class PreviousMean(AbstractParameterisation):
     def target(self, process, t, x0, noise):
         schedule = require_schedule(process, "PreviousMean()")
         return schedule.posterior_mean(t, x0, schedule.perturb(t, x0, noise))
-
-
-def require_schedule(process: AbstractProcess, owner: str) -> Schedule:
-    """The process itself, if it is a discrete chain; otherwise a `ValueError` that says what to write."""
-    if isinstance(process, Schedule):
-        return process
-    raise ValueError(
-        f"{owner} is defined on a discrete chain, but the process is {type(process).__name__}. Write "
-        "eqdiff.cosine_schedule(1000), or eqdiff.discretise(process, 1000) for the chain of a VP process."
-    )

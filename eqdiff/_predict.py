@@ -10,9 +10,10 @@ so they are computed once, here, and the losses are written like the papers' equ
 import equinox as eqx
 import jax
 
-from ._denoiser import AbstractDenoiser, check_example, check_time, Estimate
+from ._check import check_example
+from ._denoiser import AbstractDenoiser, Estimate
 from ._parameterisation import AbstractParameterisation
-from ._process import AbstractProcess
+from ._process import AbstractProcess, check_time
 from ._types import Args, Example, Key, Time
 from ._variance import AbstractVariance
 
@@ -36,7 +37,13 @@ class Prediction(eqx.Module):
 
 
 def predict(
-    denoiser: AbstractDenoiser, t: Time, x0: Example, args: Args = None, *, key: Key
+    denoiser: AbstractDenoiser,
+    t: Time,
+    x0: Example,
+    args: Args = None,
+    *,
+    noise: Example | None = None,
+    key: Key | None = None,
 ) -> Prediction:
     r"""Noises an example and denoises it, equation (1).
 
@@ -46,34 +53,29 @@ def predict(
     - `t`: the time to noise to.
     - `x0`: one example of data.
     - `args`: what conditions the network.
-    - `key`: for the noise and for dropout.
+    - `noise`: ε, shaped like `x0`; drawn from `key` if not given.
+    - `key`: for the noise and for dropout; with `noise` given, for dropout alone (without a key there is
+        none).
 
     **Returns:** a [`eqdiff.Prediction`][], which every loss takes.
 
-    **Raises:** `ValueError` for integer data, and for a time that is known and out of range.
+    **Raises:** `ValueError` for integer data, noise of another shape, neither noise nor key, a known time
+    that is out of range, and a time that a training step drew from another process than the denoiser's.
+    A whole time outside a schedule that is traced gives NaN.
     """
     check_example("predict", x0)
-    noise_key, net_key = jax.random.split(key)
-    noise = jax.random.normal(noise_key, x0.shape, x0.dtype)
-    return predict_from_noise(denoiser, t, x0, noise, args, key=net_key)
-
-
-def predict_from_noise(
-    denoiser: AbstractDenoiser,
-    t: Time,
-    x0: Example,
-    noise: Example,
-    args: Args = None,
-    *,
-    key: Key | None = None,
-) -> Prediction:
-    """As [`eqdiff.predict`][], with the noise given; `key` is for dropout alone."""
-    check_example("predict_from_noise", x0)
     check_time(denoiser.process, t)
+    if noise is None:
+        if key is None:
+            raise ValueError(
+                "predict draws noise and needs a key: write key=..., or give the noise itself."
+            )
+        noise_key, key = jax.random.split(key)
+        noise = jax.random.normal(noise_key, x0.shape, x0.dtype)
     if x0.shape != noise.shape:
         raise ValueError(
-            f"predict_from_noise: the noise has shape {noise.shape}, the data {x0.shape}; they must agree. For a batch write "
-            "jax.vmap."
+            f"predict: the noise has shape {noise.shape}, the data {x0.shape}; they must agree. For a "
+            "batch write jax.vmap."
         )
     x = denoiser.process.perturb(t, x0, noise)
     estimate = denoiser(t, x, args, key=key)

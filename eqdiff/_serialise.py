@@ -7,11 +7,12 @@ names are looked up in an explicit table, arguments are plain data, and tensors 
 A class can be saved if each argument of its constructor (but `key`) is kept as an attribute of the same name; all of
 eqdiff's are.
 
-The format has a version, which a file names. A file is written in the oldest version that can say it, so that files without
-what a version added are still read by the eqdiff before it:
+The format has a version, which a file names. Files are written in format 3; those of formats 1 and 2 are still
+read, by the names and arguments that classes had then.
 
 1. network, process, parameterisation and variance;
-2. also a label of the denoiser's own, of a class that can be saved.
+2. also the denoiser's own time input (its "label"), of a class that can be saved;
+3. the names of today: `c_noise` for "label", one process for a chain and its continuous view.
 """
 
 import functools
@@ -46,15 +47,17 @@ from ._process import (
     LogNoise,
     RectifiedFlow,
     ScaledTime,
+    Schedule,
     SubVPSDE,
     VESDE,
     VPSDE,
 )
-from ._schedule import ContinuousSchedule, Schedule
+from ._process.schedule import MAX_BETA
+from ._require import require
 from ._variance import AnalyticVariance, FixedLarge, FixedSmall, Learned, LearnedRange
 
 
-_FORMAT_VERSION = 2
+_FORMAT_VERSION = 3
 
 _NETWORKS = (
     *(nn.DDPM, nn.NCSNpp, nn.NCSNv2, nn.SongUNet, nn.DhariwalUNet, nn.DiT),
@@ -65,7 +68,7 @@ _CLASSES = {
     f"eqdiff.{cls.__name__}": cls
     for cls in (
         *(VPSDE, VESDE, SubVPSDE, CosineVPSDE, EDMSDE, RectifiedFlow),
-        *(Schedule, ContinuousSchedule),
+        Schedule,
         *(
             PredictNoise,
             PredictData,
@@ -81,21 +84,31 @@ _CLASSES = {
 } | {f"eqdiff.nn.{cls.__name__}": cls for cls in (nn.UNet, nn.MLP, nn.SuperResolution, *_NETWORKS)}
 
 
-_PARTS = ("net", "process", "parameterisation", "variance")
+_PARTS = ("net", "process", "parameterisation", "variance", "c_noise")
+
+# What classes and their arguments were called in formats 1 and 2; an argument without a new name is gone.
+_OLD_CLASSES = {
+    "eqdiff.Noise": "eqdiff.PredictNoise",
+    "eqdiff.Data": "eqdiff.PredictData",
+    "eqdiff.Velocity": "eqdiff.PredictVelocity",
+    "eqdiff.Score": "eqdiff.PredictScore",
+    "eqdiff.Flow": "eqdiff.PredictFlow",
+    "eqdiff.EDM": "eqdiff.EDMPreconditioning",
+    "eqdiff.LogNoiseLevel": "eqdiff.LogNoise",
+}
+_OLD_ARGUMENTS = {
+    "eqdiff.Schedule": {"labels": "c_noise"},
+    "eqdiff.LogNoise": {"process": None},
+}
+# Arguments that are kept under another name, because a method has theirs.
+_ATTRIBUTES = {(Schedule, "c_noise"): "c_noises"}
 
 
-def _require_safetensors():
-    try:
-        import safetensors
-        import safetensors.numpy
-    except ImportError as e:
-        raise ImportError(
-            "Saving and loading models needs safetensors: pip install 'eqdiff[checkpoint]'."
-        ) from e
-    return safetensors
+def _safetensors():
+    return require("safetensors.numpy", "Saving and loading models", extra="checkpoint")
 
 
-def _table(extra: Iterable[type]) -> dict[str, type]:
+def _table(extra: Iterable[type]) -> dict[str, Any]:
     return _CLASSES | {f"{cls.__module__}.{cls.__qualname__}": cls for cls in extra}
 
 
@@ -123,13 +136,16 @@ class _Writer:
                 "know. For a class of your own write classes=(YourClass,), here and in load_model."
             )
         names = _arguments(type(value))
-        missing = [name for name in names if not hasattr(value, name)]
+        kept = {name: _ATTRIBUTES.get((type(value), name), name) for name in names}
+        missing = [name for name in names if not hasattr(value, kept[name])]
         if missing:
             raise ValueError(
                 f"save_model: {path} is a {type(value).__qualname__}, whose constructor takes {', '.join(missing)}, but it "
                 "has no attribute of that name. Keep each argument (but key) as an attribute: self.name = name."
             )
-        arguments = {name: self.object(getattr(value, name), f"{path}.{name}") for name in names}
+        arguments = {
+            name: self.object(getattr(value, kept[name]), f"{path}.{name}") for name in names
+        }
         return {"class": self.names[type(value)], "arguments": arguments}
 
 
@@ -169,7 +185,7 @@ def save_model(
     **Raises:** `ValueError` for a part that the format does not know; `FileExistsError` if the file exists and
     `overwrite` is false; `ImportError` without safetensors.
     """
-    safetensors = _require_safetensors()
+    safetensors = _safetensors()
     path = Path(path)
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists; write overwrite=True to replace it.")
@@ -179,27 +195,26 @@ def save_model(
             "and wrap what load_model returns."
         )
     table = _table(classes)
-    if denoiser.label is not None and type(denoiser.label) not in table.values():
+    if denoiser.c_noise is not None and type(denoiser.c_noise) not in table.values():
         raise ValueError(
-            "save_model: the denoiser has a label function of its own, which cannot be saved. Write it as "
-            "eqdiff.ScaledTime(...) or eqdiff.LogNoise(...), or as a class of your own named in classes=; or put the "
-            "labels into the process (Schedule(betas, labels=...))."
+            "save_model: the denoiser's c_noise is a function, which cannot be saved. Write it as "
+            "eqdiff.ScaledTime(...) or eqdiff.LogNoise(...), or as a class of your own named in classes=; or put "
+            "the numbers into the process (Schedule(betas, c_noise=...))."
         )
     if isinstance(denoiser.process, KernelSDE):
         raise ValueError(
-            "save_model: the process is a KernelSDE, which holds functions, and a file cannot. Write it as a subclass of "
-            "eqdiff.AbstractSDE whose constructor takes numbers, and name that class in classes=."
+            "save_model: the process is a KernelSDE, which holds functions, and a file cannot. Write it as a "
+            "subclass of eqdiff.AbstractProcess whose constructor takes numbers, and name that class in classes=."
         )
     writer = _Writer(table)
-    parts = _PARTS if denoiser.label is None else (*_PARTS, "label")
-    model = {part: writer.object(getattr(denoiser, part), part) for part in parts}
+    model = {part: writer.object(getattr(denoiser, part), part) for part in _PARTS}
     leaves = _leaves(denoiser.net)
     weights = {f"net/{name}": np.asarray(leaf) for name, leaf in leaves.items()}
     # Tables that are NumPy's in a network stay so.
     model["tables"] = [name for name, leaf in leaves.items() if isinstance(leaf, np.ndarray)]
     metadata = {
         "format": "eqdiff",
-        "format_version": "1" if denoiser.label is None else "2",
+        "format_version": str(_FORMAT_VERSION),
         "eqdiff_version": version("eqdiff"),
         "model": json.dumps(model),
     }
@@ -208,7 +223,7 @@ def save_model(
         # safetensors makes private files; a model is for whoever may read the folder.
         temporary.touch()
         mode = temporary.stat().st_mode
-        safetensors.numpy.save_file(writer.tensors | weights, temporary, metadata)
+        safetensors.save_file(writer.tensors | weights, temporary, metadata)
         temporary.chmod(mode)
         temporary.replace(path)
     finally:
@@ -233,11 +248,14 @@ def load_model(path: str | os.PathLike, *, classes: Iterable[type] = ()) -> Deno
     try:
         net: Any = reader.network(model["net"], model["tables"])
         rest = {name: reader.object(model[name]) for name in _PARTS[1:]}
-        label = reader.object(model["label"]) if "label" in model else None
     except KeyError as e:
         raise ValueError(f"{path} is damaged: its description lacks {e}.") from e
     return Denoiser(
-        net, rest["process"], rest["parameterisation"], variance=rest["variance"], label=label
+        net,
+        rest["process"],
+        rest["parameterisation"],
+        variance=rest["variance"],
+        c_noise=rest["c_noise"],
     )
 
 
@@ -247,7 +265,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
     **Raises:** `FileNotFoundError`; `ValueError` for a file that is truncated or of another format; `ImportError` without
     safetensors.
     """
-    safetensors = _require_safetensors()
+    safetensors = require("safetensors", "Saving and loading models", extra="checkpoint")
     if not path.is_file():
         raise FileNotFoundError(f"no model file at {path}.")
     try:
@@ -276,10 +294,41 @@ def _read_model(metadata: dict[str, str], path: Path) -> dict[str, Any]:
     try:
         model = json.loads(metadata.get("model", ""))
     except (ValueError, RecursionError) as e:
-        raise ValueError(f"{path} is damaged: its description is no JSON ({e}).") from e
+        raise ValueError(f"{path} is damaged: its description is not valid JSON ({e}).") from e
     if not isinstance(model, dict) or not isinstance(model.get("tables"), list):
         raise ValueError(f"{path} is damaged: its description is not one of a model.")
-    return model
+    return _of_today(model) if int(said) < 3 else model
+
+
+def _of_today(model: dict[str, Any]) -> dict[str, Any]:
+    """A description of format 1 or 2 in the names of format 3."""
+
+    def translate(value: Any) -> Any:
+        if isinstance(value, list):
+            return [translate(v) for v in value]
+        if not isinstance(value, dict):
+            return value
+        value = {k: translate(v) for k, v in value.items()}
+        if not isinstance(value.get("class"), str) or not isinstance(value.get("arguments"), dict):
+            return value
+        name = _OLD_CLASSES.get(value["class"], value["class"])
+        new = _OLD_ARGUMENTS.get(name, {})
+        arguments = {new.get(k, k): v for k, v in value["arguments"].items()}
+        arguments.pop(None, None)
+        return {"class": name, "arguments": arguments}
+
+    model = {part: translate(value) for part, value in model.items()}
+    return model | {"c_noise": model.pop("label", None)}
+
+
+def _from_continuous_schedule(log_snrs: Any, labels: Any, t1: float) -> Schedule:
+    """What formats 1 and 2 called a ContinuousSchedule: its schedule, which is a process in continuous time."""
+    alpha_bar = 1 / (1 + np.exp(-np.asarray(log_snrs, np.float64)))
+    betas = 1 - alpha_bar / np.append(1.0, alpha_bar[:-1])
+    if t1 < betas.size - 1:
+        # Clipped, which rounding must not hide.
+        betas[-1] = max(betas[-1], MAX_BETA)
+    return Schedule(betas, c_noise=labels)
 
 
 class _Reader:
@@ -322,10 +371,12 @@ class _Reader:
             raise ValueError(f"{self.path} is damaged: the tensor {name} is missing.")
         return self.tensors[name]
 
-    def _call(self, value: dict[str, Any]) -> tuple[type, dict[str, Any]]:
+    def _call(self, value: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         name, arguments = value["class"], value["arguments"]
         if not isinstance(name, str) or not isinstance(arguments, dict):
             raise ValueError(f"{self.path} is damaged: it describes an object as {value!s:.80}.")
+        if name == "eqdiff.ContinuousSchedule":
+            return _from_continuous_schedule, {k: self.object(v) for k, v in arguments.items()}
         if name not in self.table:
             raise ValueError(
                 f"{self.path} needs the class {name}, which this version of eqdiff does not know. If it is your own, "

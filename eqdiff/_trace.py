@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ._check import whole
 from ._types import Example, Key, Scalar
 
 
@@ -88,9 +89,7 @@ class ExactTrace(AbstractTrace):
 
         **Raises:** `ValueError` for a `chunk` below 1.
         """
-        if chunk < 1:
-            raise ValueError(f"ExactTrace(chunk={chunk}): expected at least 1.")
-        self.chunk = chunk
+        self.chunk = whole(self, "chunk", chunk)
 
     def probes(self, x: Example, *, key: Key | None) -> None:
         return None
@@ -129,14 +128,13 @@ class Hutchinson(AbstractTrace):
         """**Arguments:**
 
         - `num_probes`: how many probes; two or more give a standard error.
-        - `distribution`: `(key, shape, dtype) -> probes` of mean zero and unit covariance: `eqdiff.rademacher`, or
-            `jax.random.normal`.
+        - `distribution`: `(key, shape, dtype) -> probes` of mean zero and unit covariance: random signs by
+            default, or `jax.random.normal`.
 
         **Raises:** `ValueError` for fewer than one probe.
         """
-        if num_probes < 1:
-            raise ValueError(f"Hutchinson({num_probes}): expected at least one probe.")
-        self.num_probes, self.distribution = num_probes, distribution
+        self.num_probes = whole(self, "num_probes", num_probes)
+        self.distribution = distribution
 
     def probes(self, x: Example, *, key: Key | None) -> Float[Array, "n ..."]:
         if key is None:

@@ -27,8 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from ._schedule import Schedule
-from ._schedule._table import Table
+from ._process import Schedule
+from ._process._table import Table
 from ._types import Example, Time
 
 
@@ -39,19 +39,20 @@ _LEAST_FIRST_ERROR = 1e-4
 class ReverseStep(eqx.Module):
     r"""What the variance of a reverse step may depend on.
 
-    - `schedule`: the chain that the step belongs to, or that its ends were taken from.
-    - `timestep`: its start in the original chain, an entry of `schedule.timesteps`.
+    - `schedule`: the schedule that the step belongs to, or that its ends were taken from; `None` for a
+        step between two times of a process that has none.
+    - `timestep`: its start in the original schedule, an entry of `schedule.timesteps`.
     - `first`: whether it ends in the data.
     - `log_beta`: $\log\beta$ of the step.
     - `log_posterior_variance`: $\log\tilde\beta$; a first step, whose own is $-\infty$, has that of the step before it in the
-        reverse chain (the official clip), or if there is none, $\log\beta$.
+        reverse schedule (the official clip), or if there is none, $\log\beta$.
     - `posterior_variance`: $\tilde\beta$, 0 at a first step.
     - `noise_coefficient`: $c$ of equation (2).
 
     One step holds scalars; [`eqdiff.pairwise_terms`][] makes steps between all pairs of times.
     """
 
-    schedule: Schedule
+    schedule: Schedule | None
     timestep: Int[Array, "*steps"]
     first: Bool[Array, "*steps"]
     log_beta: Float[Array, "*steps"]
@@ -61,13 +62,14 @@ class ReverseStep(eqx.Module):
 
 
 def reverse_step(schedule: Schedule, t: Time) -> ReverseStep:
-    """The reverse step of a chain from its time t."""
-    index, betas = schedule.index(t), schedule.betas
+    """The reverse step of a schedule from its time t."""
+    betas = schedule.betas
+    log_beta = schedule.lookup(np.log(betas), t)
     return ReverseStep(
         schedule,
-        jnp.asarray(schedule.timesteps, jnp.int32)[index],
-        index == 0,
-        schedule.lookup(np.log(betas), t),
+        jnp.asarray(schedule.timesteps, jnp.int32)[t],
+        jnp.asarray(t) == 0,
+        log_beta,
         schedule.lookup(schedule.posterior_log_variance, t),
         schedule.lookup(schedule.posterior_variance, t),
         schedule.lookup(noise_coefficient(betas, schedule.alpha_bar), t),
@@ -92,16 +94,16 @@ class AbstractVariance(eqx.Module):
 
         **Arguments:**
 
-        - `step`: the step, of a whole or respaced chain.
+        - `step`: the step, of a whole or respaced schedule.
         - `raw`: the network's extra outputs, shaped like $x$; `None` where nothing is learned.
         """
 
     def log_variance(self, schedule: Schedule, t: Time, raw: Example | None) -> Float[Array, "..."]:
-        r"""$\log\Sigma_t$: `of_step` at one step of a chain.
+        r"""$\log\Sigma_t$: `of_step` at one step of a schedule.
 
         **Arguments:**
 
-        - `schedule`: the chain, respaced if sampling is.
+        - `schedule`: the schedule, respaced if sampling is.
         - `t`: its step.
         - `raw`: the network's extra outputs, shaped like $x$; `None` where nothing is learned.
         """
@@ -139,7 +141,7 @@ class Learned(AbstractVariance):
 class LearnedRange(AbstractVariance):
     r"""The learned interpolation (1) between $\log\tilde\beta_t$ and $\log\beta_t$; $v$ is not clamped.
 
-    On a respaced chain the ends are those of the respaced chain, so a network trained with $T$ steps needs no rescaling.
+    On a respaced schedule the ends are those of the respaced schedule, so a network trained with $T$ steps needs no rescaling.
 
     ??? cite "Reference"
 
@@ -160,7 +162,7 @@ class AnalyticVariance(AbstractVariance):
     r"""The optimal fixed variance (3), $\Sigma_t = \tilde\beta_t + c_t^2 e_t$, from the noise error $e_t$ of a denoiser.
 
     For $e_t$ from 0 to 1 it runs from $\tilde\beta_t$ to $\beta_t/(1 - \beta_t)$; $e_t = \bar\alpha_t$, white data, gives
-    $\beta_t$. Only $\tilde\beta_t$ and $c_t$ depend on where a step ends, and $e_t$ on where it starts: one table serves the chain and
+    $\beta_t$. Only $\tilde\beta_t$ and $c_t$ depend on where a step ends, and $e_t$ on where it starts: one table serves the schedule and
     all that are respaced from it. A first step ends in the data, where $\tilde\beta = 0$, so that the decoder's variance is
     $(\sigma/\alpha)^2 e$, that of $x_0$ given $x_t$. (There $e$ is taken as at least $10^{-4}$.)
 
@@ -179,7 +181,7 @@ class AnalyticVariance(AbstractVariance):
     def __init__(self, noise_error: ArrayLike):
         r"""**Arguments:**
 
-        - `noise_error`: $e_t = 1 - \Gamma_t$ at each step of the original chain, whole: what a respaced chain's
+        - `noise_error`: $e_t = 1 - \Gamma_t$ at each step of the original schedule, whole: what a respaced schedule's
             `timesteps` point into. Kept as a static float64 table.
 
         **Raises:** `ValueError` for a table that is not a vector of finite numbers, none of them negative.
@@ -199,15 +201,21 @@ class AnalyticVariance(AbstractVariance):
 
     @property
     def noise_error(self) -> Float[np.ndarray, " T"]:
-        r"""$e_t$ at each step of the original chain, float64."""
+        r"""$e_t$ at each step of the original schedule, float64."""
         return self._noise_error.array
 
     def of_step(self, step, raw):
+        if step.schedule is None:
+            raise ValueError(
+                "An AnalyticVariance has one number per step of a schedule, but the process has no "
+                "steps. Write AncestralPredictor(eqdiff.FixedSmall()), or build the denoiser on the "
+                "schedule."
+            )
         last = int(np.max(step.schedule.timesteps))
         if last >= self.noise_error.size:
             raise ValueError(
-                f"AnalyticVariance knows {self.noise_error.size} steps, but the chain visits step {last} of the one it was "
-                "respaced from. Make it on the chain that the network was trained on: eqdiff.analytic_variance."
+                f"AnalyticVariance knows {self.noise_error.size} steps, but the schedule visits step {last} of the one it was "
+                "respaced from. Make it on the schedule that the network was trained on: eqdiff.analytic_variance."
             )
         error = jnp.asarray(self.noise_error, step.log_beta.dtype)[step.timestep]
         error = jnp.where(step.first, jnp.maximum(error, _LEAST_FIRST_ERROR), error)

@@ -83,7 +83,7 @@ def _markdown(r: dict) -> str:
         "|---|---|---|",
         f"| variational bound | {r['bits']['bound']} | upper bound on the discrete likelihood of the {r['bits']['chain']}-step "
         f"chain, {r['bits']['terms']} terms an image; x0 clipped; no dequantisation |",
-        f"| probability flow | {r['bits']['flow']} | likelihood of the flow through `schedule.continuous()`, Gaussian "
+        f"| probability flow | {r['bits']['flow']} | likelihood of the flow through `schedule`, Gaussian "
         f"dequantisation at t0, one Rademacher probe, tolerance {r['bits']['tolerance']:g} |",
     ]
     if "quality" in r:

@@ -95,7 +95,7 @@ def load(folder: Path) -> tuple[eqd.Denoiser, dict]:
 def continuous(denoiser: eqd.Denoiser) -> eqd.Denoiser:
     """The same network in continuous time."""
     assert isinstance(denoiser.process, eqd.Schedule)
-    return eqx.tree_at(lambda d: d.process, denoiser, denoiser.process.continuous())
+    return eqx.tree_at(lambda d: d.process, denoiser, denoiser.process)
 
 
 def num_classes_of(denoiser: eqd.Denoiser) -> int | None:

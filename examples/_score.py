@@ -57,7 +57,7 @@ def bound_bits(denoiser, images, labels, *, terms: int, levels: int, key, batch_
     denoiser = eqd.Clip(denoiser)
 
     def one(image, label, key):
-        return eqd.estimate_variational_bound(
+        return eqd.variational_bound(
             denoiser, image, label, key=key, num_terms=terms, levels=levels
         ).value
 

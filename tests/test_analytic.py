@@ -20,7 +20,7 @@ CASES = {
     "sub_vp": (eqd.SubVPSDE(), (0.02, 0.2, 1.0)),
     "ve": (eqd.VESDE(), (1e-3, 0.5, 1.0)),
     "chain": (CHAIN, (0, 40, 99)),
-    "continuous": (CHAIN.continuous(), (0.0, 40.5, 98.0)),
+    "continuous": (CHAIN, (0.0, 40.5, 98.0)),
 }
 
 
@@ -190,11 +190,11 @@ def test_one_network_two_views(getkey):
     schedule = eqd.cosine_schedule(50)
     matrix = jax.random.normal(getkey(), (2, 2), jnp.float32)
 
-    def net(label, x, args, *, key=None):
+    def net(c_noise, x, args, *, key=None):
         return jnp.tanh(matrix @ x + jnp.sin(label / 100))
 
     chain = eqd.Denoiser(net, schedule, eqd.PredictVelocity())
-    continuous = eqd.Denoiser(net, schedule.continuous(), eqd.PredictVelocity())
+    continuous = eqd.Denoiser(net, schedule, eqd.PredictVelocity())
     x = jax.random.normal(getkey(), (2,), jnp.float32)
     for t in (0, 7, 48):
         np.testing.assert_allclose(chain(t, x).x0, continuous(float(t), x).x0, rtol=2e-5, atol=2e-6)

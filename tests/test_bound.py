@@ -46,7 +46,7 @@ def test_golden_bpd_loop(chain_name, case, getkey, monkeypatch):
 
     def one(x0, noises):
         def recorded(denoiser, t, x0, args, *, key):
-            return eqd.predict_from_noise(denoiser, t, x0, noises[t], args)
+            return eqd.predict(denoiser, t, x0, noises[t], args)
 
         monkeypatch.setattr(term_by_term, "predict", recorded)
         # Chunks that do not divide either chain.
@@ -185,7 +185,7 @@ def test_the_network_is_traced_once(chunk, getkey):
     """One compiled body, also where the chunk does not divide the chain: a large network compiles for minutes."""
     calls = []
 
-    def net(label, x, args, *, key=None):
+    def net(c_noise, x, args, *, key=None):
         calls.append(x.shape)
         return jnp.tanh(x)
 

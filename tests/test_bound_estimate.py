@@ -50,7 +50,7 @@ def test_unbiased_with_the_right_standard_error(name, num_terms, full_bound, get
     @quick_jit
     @jax.vmap
     def run(key):
-        return eqd.estimate_variational_bound(denoiser, X0, key=key, num_terms=num_terms)
+        return eqd.variational_bound(denoiser, X0, key=key, num_terms=num_terms)
 
     estimate = run(jax.random.split(getkey(), N))
     value, variance = np.asarray(estimate.value, float), np.asarray(estimate.stderr, float) ** 2
@@ -71,7 +71,7 @@ def test_unbiased_with_the_right_standard_error(name, num_terms, full_bound, get
 def test_the_prior_is_a_part(getkey):
     denoiser, key = DENOISERS["oracle"], getkey()
     estimate = quick_jit(
-        lambda k: eqd.estimate_variational_bound(denoiser, X0, key=k, num_terms=6)
+        lambda k: eqd.variational_bound(denoiser, X0, key=k, num_terms=6)
     )(key)
     full = quick_jit(lambda k: eqd.variational_bound(denoiser, X0, key=k))(key)
     np.testing.assert_allclose(estimate.prior, full.prior, rtol=1e-6)
@@ -81,13 +81,13 @@ def test_the_prior_is_a_part(getkey):
 def test_cost_is_num_terms_network_calls(chunk, getkey):
     calls = []
 
-    def net(label, x, args, *, key=None):
+    def net(c_noise, x, args, *, key=None):
         jax.debug.callback(lambda _: calls.append(None), x.ravel()[0])
         return jnp.tanh(x)
 
     denoiser, key = eqd.Denoiser(net, CHAIN), getkey()
     run = quick_jit(
-        lambda k: eqd.estimate_variational_bound(denoiser, X0, key=k, num_terms=10, chunk=chunk)
+        lambda k: eqd.variational_bound(denoiser, X0, key=k, num_terms=10, chunk=chunk)
     )
     estimate = jax.block_until_ready(run(key))
     jax.effects_barrier()
@@ -99,7 +99,7 @@ def test_chunks_do_not_matter(getkey, x64):
     key = getkey()
     small, large = (
         quick_jit(
-            lambda k, c=c: eqd.estimate_variational_bound(
+            lambda k, c=c: eqd.variational_bound(
                 DENOISERS["golden toy"], X0, key=k, num_terms=9, chunk=c
             )
         )(key)
@@ -116,9 +116,9 @@ def test_the_value_has_a_gradient(getkey):
     def value(scale, key):
         # A network that ignores the noise: both draws of a stratum give nearly one number.
         denoiser = eqd.Denoiser(
-            lambda label, x, args, *, key=None: scale + 0 * x, chain, eqd.PredictData()
+            lambda c_noise, x, args, *, key=None: scale + 0 * x, chain, eqd.PredictData()
         )
-        return eqd.estimate_variational_bound(denoiser, X0, key=key, num_terms=4).value
+        return eqd.variational_bound(denoiser, X0, key=key, num_terms=4).value
 
     gradient = quick_jit(jax.grad(value))(jnp.asarray(0.3), getkey())
     assert np.isfinite(gradient)
@@ -149,8 +149,8 @@ def test_strata_widen_gradually():
 def test_errors(getkey):
     x0, key = jnp.zeros(3), getkey()
     with pytest.raises(ValueError, match="discrete chain, but the process is VPSDE"):
-        eqd.estimate_variational_bound(eqd.GaussianDenoiser(eqd.VPSDE()), x0, key=key)
+        eqd.variational_bound(eqd.GaussianDenoiser(eqd.VPSDE()), x0, key=key)
     denoiser = eqd.GaussianDenoiser(eqd.cosine_schedule(10))
     for num_terms in (0, 1, 21):
         with pytest.raises(ValueError, match=rf"num_terms={num_terms}\): expected 2 .* to 20"):
-            eqd.estimate_variational_bound(denoiser, x0, key=key, num_terms=num_terms)
+            eqd.variational_bound(denoiser, x0, key=key, num_terms=num_terms)

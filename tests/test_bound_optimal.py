@@ -145,7 +145,7 @@ def test_bounds_of_gamma(getkey):
     # A network whose noise is twice too large, and one that returns nothing: both beyond the bounds.
     for factor, at_the_data in ((2.0, 0.0), (0.0, 1.0)):
 
-        def net(label, x, args, *, key=None, c=factor):
+        def net(c_noise, x, args, *, key=None, c=factor):
             return c * x
 
         error = eqd.analytic_variance(eqd.Denoiser(net, chain), data * 9, key=getkey()).noise_error
@@ -226,6 +226,6 @@ def test_variance_errors(getkey):
             estimate(eqd.GaussianDenoiser(eqd.VPSDE()), data, key=key)
         with pytest.raises(ValueError, match=f"a batch of at least {least} examples"):
             estimate(eqd.GaussianDenoiser(chain), data[: least - 1], key=key)
-        broken = eqd.Denoiser(lambda label, x, args, *, key=None: jnp.nan * x, chain)
+        broken = eqd.Denoiser(lambda c_noise, x, args, *, key=None: jnp.nan * x, chain)
         with pytest.raises(ValueError, match=r"noise_error\[0\] = nan"):
             estimate(broken, data, key=key)

@@ -127,7 +127,7 @@ def test_the_decoder_depends_on_the_step_before_it(getkey):
 def test_one_network_call_per_image_and_time(getkey):
     calls = []
 
-    def net(label, x, args, *, key=None):
+    def net(c_noise, x, args, *, key=None):
         jax.debug.callback(lambda _: calls.append(None), x[0])
         return jnp.tanh(x)
 

@@ -20,7 +20,7 @@ def golden(key):
     return jnp.asarray(load_golden(FILE)[key], float)
 
 
-def toy(label, x, args=None, *, key=None):
+def toy(c_noise, x, args=None, *, key=None):
     """The golden file's toy network, told c_noise."""
     p = load_golden(FILE)["in/p"]
     channel = jnp.arange(3, dtype=x.dtype).reshape(3, 1, 1) - 1
@@ -109,12 +109,12 @@ def test_on_a_discrete_chain(case):
     if case.startswith("edm"):
         times = eqd.karras_times(CHAIN, 9, sigma_min=low, sigma_max=80.0)
     else:
-        times = eqd.chain_times(CHAIN, 9, sigma_min=low, sigma_max=81.0)
+        times = eqd.schedule_times(CHAIN, 9, sigma_min=low, sigma_max=81.0)
     level = jax.vmap(lambda t: CHAIN.sigma(t) / CHAIN.alpha(t))(times)
     # Their table is a float32 recursion.
     np.testing.assert_allclose(level, calls, rtol=6e-4)
     np.testing.assert_allclose(level[:-3], calls[:-3], rtol=2e-6)
-    schedule = eqd.Schedule(CHAIN.betas, labels=np.arange(1000))
+    schedule = eqd.Schedule(CHAIN.betas, c_noise=np.arange(1000))
     # iDDPMPrecond tells the network M − 1 − j for the level u_j: our index.
     denoiser = eqd.Denoiser(toy, schedule, eqd.PredictNoise())
     sampler = eqd.StochasticHeun(times=times)
@@ -141,7 +141,7 @@ def test_other_clocks_are_diffrax_solves(case, x64):
     levels = jax.vmap(lambda t: process.sigma(t) / process.alpha(t))(times)
     np.testing.assert_allclose(levels, calls[::each], rtol=1e-9)
     flow = eqd.ProbabilityFlow(solver, times=times)
-    denoiser = eqd.Denoiser(lambda label, x, args, key: sign * toy(label, x), process)
+    denoiser = eqd.Denoiser(lambda c_noise, x, args, key: sign * toy(label, x), process)
     scale = process.sigma(times[0])
     run = jax.vmap(lambda x: flow.solve(denoiser, x).ys[-1] / process.alpha(times[-1]))
     x = quick_jit(run)(golden("in/latents") * scale)

@@ -113,7 +113,7 @@ def test_a_trained_classifier_guides_samples_into_its_class(getkey):
         (bayes, -1, "expected 0 to 2"),
         (bayes, None, "no class"),
         (bayes, np.zeros(3), "one-hot"),
-        (lambda label, x, args, *, key: x[None], 0, "vector of logits"),
+        (lambda c_noise, x, args, *, key: x[None], 0, "vector of logits"),
     ],
 )
 def test_bad_classes_and_networks(net, args, match):

@@ -37,7 +37,7 @@ def official_process(case, num):
         return vp, times, lambda this: this
     # Its network is told t(N − 1) unrounded, and its known data are noised by the process in continuous time.
     rates = np.linspace(0.1, 20.0, num) / num
-    chain = eqd.Schedule(rates, labels=(num - 1) * times[::-1])
+    chain = eqd.Schedule(rates, c_noise=(num - 1) * times[::-1])
 
     def noised_continuously(this):
         each, _, _, first = this

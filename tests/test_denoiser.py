@@ -12,7 +12,7 @@ import eqdiff as eqd
 CHAIN = eqd.cosine_schedule(50)
 
 
-def zeros(label, x, args=None, *, key=None):
+def zeros(c_noise, x, args=None, *, key=None):
     return jnp.zeros_like(x)
 
 
@@ -24,13 +24,13 @@ def test_integer_images_are_refused_where_floats_belong(x, getkey, monkeypatch):
     for call in (
         lambda: denoiser(3, x),
         lambda: eqd.predict(denoiser, 3, x, key=getkey()),
-        lambda: eqd.predict_from_noise(denoiser, 3, x, jnp.zeros(x.shape)),
+        lambda: eqd.predict(denoiser, 3, x, jnp.zeros(x.shape)),
     ):
         with pytest.raises(ValueError, match=rf"{x.dtype} of shape.*127\.5 - 1"):
             call()
 
 
-@pytest.mark.parametrize("process", [CHAIN, CHAIN.continuous(), eqd.VPSDE(), eqd.VESDE()])
+@pytest.mark.parametrize("process", [CHAIN, CHAIN, eqd.VPSDE(), eqd.VESDE()])
 def test_a_time_out_of_range_is_refused_while_it_is_known(process, getkey):
     denoiser, x = eqd.Denoiser(zeros, process), jnp.zeros(3)
     chain = isinstance(process, eqd.Schedule)
@@ -54,4 +54,4 @@ def test_traced_times_are_not_looked_at():
 def test_noise_of_another_shape_is_refused():
     denoiser = eqd.Denoiser(zeros, CHAIN)
     with pytest.raises(ValueError, match=r"noise has shape \(4, 3\), the data \(3,\).*vmap"):
-        eqd.predict_from_noise(denoiser, 3, jnp.zeros(3), jnp.zeros((4, 3)))
+        eqd.predict(denoiser, 3, jnp.zeros(3), jnp.zeros((4, 3)))

@@ -97,7 +97,7 @@ def test_uniform_offset_is_seven_bits_for_eight_bit_images(getkey):
 class _Bins(eqd.AbstractDenoiser):
     """The exact denoiser of uniformly dequantised levels: a density constant on each bin."""
 
-    process: eqd.AbstractSDE
+    process: eqd.AbstractProcess
     parameterisation = eqd.PredictNoise()
     variance = eqd.FixedSmall()
 

@@ -21,7 +21,7 @@ VIEWS = {
     "edm": eqd.EDMSDE(),
     "cosine": eqd.CosineVPSDE(),
     "flow": eqd.RectifiedFlow(),
-    "bridge": eqd.cosine_schedule(1000).continuous(),
+    "bridge": eqd.cosine_schedule(1000),
     "kernel": eqd.KernelSDE(lambda t: jnp.exp(-t), lambda t: 0.5 * t**2, t0=1e-2, t1=6.0),
 }
 # log-SNRs that all of them reach, from noise to data.
@@ -41,7 +41,7 @@ def trajectory(process):
     @quick_jit
     def solve():
         return diffrax.diffeqsolve(
-            eqd.probability_flow(mixture(process)),
+            eqd.terms.probability_flow(mixture(process)),
             diffrax.Dopri8(),
             t0=times[0],
             t1=times[-1],
@@ -82,12 +82,12 @@ def network():
 def test_one_network_is_the_same_model_in_every_view(network, x64):
     """x̂0 from the chain, its bridge, a VP process relabelled, and processes that scale x differently."""
     chain = eqd.linear_schedule(1000)
-    bridge = chain.continuous()
+    bridge = chain
     t = jnp.asarray([30, 400, 700])
     x = jnp.asarray([[0.3, -0.4], [1.2, 0.1], [-0.7, 0.9]])
 
     def chain_label(log_snr):
-        return bridge.label(bridge.time(log_snr))
+        return bridge.c_noise(bridge.time(log_snr))
 
     def rescaled(process):
         """The network wants VP's x: for another process it is x/√(α² + σ²)."""
@@ -186,7 +186,7 @@ def test_one_ancestral_step_is_one_step_of_the_reverse_sde(x64):
 
     @quick_jit
     def run():
-        drift = eqd.reverse_sde(mixture(process), brownian).terms[0].vf(-end, x, None)
+        drift = eqd.terms.reverse_sde(mixture(process), brownian).terms[0].vf(-end, x, None)
         return drift, mixture(process)(end, x).x0
 
     drift, x0 = run()

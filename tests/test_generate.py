@@ -122,6 +122,6 @@ def test_generate_refuses_what_does_not_fit():
 
 def test_images_and_a_network(getkey):
     net = eqx.nn.Conv2d(1, 1, 3, padding=1, key=getkey())
-    denoiser = eqd.Denoiser(lambda label, x, args, key: net(x), eqd.VPSDE())
+    denoiser = eqd.Denoiser(lambda c_noise, x, args, key: net(x), eqd.VPSDE())
     samples = eqd.generate(eqd.DDIM(2), denoiser, 3, (1, 4, 4), key=KEY, batch_size=2)
     assert samples.shape == (3, 1, 4, 4) and np.all(np.isfinite(samples))

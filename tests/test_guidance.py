@@ -186,7 +186,7 @@ def numpy_threshold(x0, p, low, high):
 def constant(x0, process=CHAIN):
     """A network that predicts the same data whatever it sees."""
     return eqd.Denoiser(
-        lambda label, x, args, key: jnp.asarray(x0, x.dtype), process, eqd.PredictData()
+        lambda c_noise, x, args, key: jnp.asarray(x0, x.dtype), process, eqd.PredictData()
     )
 
 
@@ -229,7 +229,7 @@ def test_dynamic_threshold_leaves_an_estimate_in_range_alone():
 def test_dynamic_threshold_is_per_example():
     x0 = jnp.stack([jnp.full(4, 5.0), jnp.full(4, 0.5)])
     denoiser = eqd.Denoiser(
-        lambda label, x, args, key: args.astype(x.dtype), CHAIN, eqd.PredictData()
+        lambda c_noise, x, args, key: args.astype(x.dtype), CHAIN, eqd.PredictData()
     )
     batch = jax.vmap(lambda a: eqd.DynamicThreshold(denoiser)(40, jnp.zeros(4), a).x0)(x0)
     np.testing.assert_allclose(batch, [[1.0] * 4, [0.5] * 4], rtol=1e-6)
@@ -272,7 +272,7 @@ def test_every_wrapper_keeps_the_invariant(name, dtype):
 
 def test_wrappers_pass_on_what_the_denoiser_is():
     denoiser = eqd.Denoiser(
-        lambda label, x, args, key: jnp.concatenate([x, 2 * x + (0 if args is None else 1)]),
+        lambda c_noise, x, args, key: jnp.concatenate([x, 2 * x + (0 if args is None else 1)]),
         CHAIN,
         eqd.PredictVelocity(),
         variance=eqd.LearnedRange(),

@@ -12,7 +12,7 @@ FILE = "public_guided_guidance"
 CHAIN = eqd.cosine_schedule(1000)
 
 
-def network(label, x, y, *, key=None):
+def network(c_noise, x, y, *, key=None):
     p = [float(v) for v in load_golden(FILE)["in/p"]]
     channel = jnp.arange(3, dtype=x.dtype).reshape(3, 1, 1) - 1
     mean = jnp.tanh(p[0] * x + p[1] * label / 1000 + p[2] * channel + 0.05 * y.astype(x.dtype))
@@ -21,7 +21,7 @@ def network(label, x, y, *, key=None):
 
 def log_prob(t, x, y):
     """The function whose gradient the official `cond_fn` is."""
-    label, scale = CHAIN.label(t).astype(x.dtype), float(load_golden(FILE)["in/p"][3])
+    label, scale = CHAIN.c_noise(t).astype(x.dtype), float(load_golden(FILE)["in/p"][3])
     return jnp.sum(scale * (0.1 * y.astype(x.dtype) * x - x**2 / 2) / (1 + label / 1000))
 
 

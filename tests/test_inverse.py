@@ -154,7 +154,7 @@ def test_singular_and_indefinite_systems_stay_finite():
     process, x = eqd.VPSDE(), jnp.asarray(X, float)
     mask = jnp.asarray([1.0, 0.0, 1.0], x.dtype)
     y = mask * jnp.asarray([0.2, 9.0, -0.4], x.dtype)
-    contrary = eqd.Denoiser(lambda label, x, args, key: -x, process, eqd.PredictData())
+    contrary = eqd.Denoiser(lambda c_noise, x, args, key: -x, process, eqd.PredictData())
 
     @quick_jit
     def run(x):

@@ -18,7 +18,7 @@ PROCESSES = {
     "vp": eqd.VPSDE(),
     "sub_vp": eqd.SubVPSDE(),
     "ve": eqd.VESDE(),
-    "cosine": eqd.cosine_schedule(1000).continuous(),
+    "cosine": eqd.cosine_schedule(1000),
 }
 POINTS = np.array([[0.4, -1.5], [1.0, 1.0], [-0.2, 0.3]])
 MEAN, STD = np.array([0.5, -1.0]), np.array([0.3, 1.2])
@@ -230,7 +230,7 @@ def test_what_is_refused_before_any_compute(getkey):
         return 0.1 * x
 
     fused.defvjp(lambda x: (0.1 * x, None), lambda _, g: (0.1 * g,))
-    denoiser = eqd.Denoiser(lambda label, x, args, *, key=None: fused(x), eqd.VPSDE())
+    denoiser = eqd.Denoiser(lambda c_noise, x, args, *, key=None: fused(x), eqd.VPSDE())
     for trace in (eqd.ExactTrace(), eqd.Hutchinson()):
         with pytest.raises(ValueError, match="forward-mode derivatives.*jax.custom_vjp"):
             eqd.log_likelihood(denoiser, x, trace=trace, key=getkey())
@@ -239,7 +239,7 @@ def test_what_is_refused_before_any_compute(getkey):
 def test_a_failed_solve_says_so():
     """Under jit and vmap; one example of the batch is enough. Nothing comes back that could be taken for a number."""
 
-    def net(label, x, args, *, key=None):
+    def net(c_noise, x, args, *, key=None):
         return jnp.where((args > 0) & (label > 500), jnp.nan, 0.5) * x
 
     denoiser = eqd.Denoiser(net, eqd.VPSDE())
@@ -260,7 +260,7 @@ def test_a_failed_solve_says_so():
 
 
 def counting(calls):
-    def net(label, x, args, *, key=None):
+    def net(c_noise, x, args, *, key=None):
         jax.debug.callback(lambda _: calls.append(1), label)
         return 0.5 * jnp.tanh(x)
 

@@ -63,7 +63,7 @@ def functions_of(name: str, kind: str):
         denoiser = eqx.combine(arrays, static)
 
         def one(x, e):
-            term = eqd.augmented_flow(denoiser, eqd.Hutchinson(), e[None])
+            term = eqd.terms.augmented_flow(denoiser, eqd.Hutchinson(), e[None])
             return term.vf(t, (x, jnp.zeros(1)), None)
 
         return jax.vmap(one)(x, epsilon)

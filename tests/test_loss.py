@@ -36,7 +36,7 @@ def golden_float32(actual, key):
 
 def terms(denoiser, t, x0, noise):
     """What improved-diffusion's `LossType`s are made of, per example."""
-    p = eqd.predict_from_noise(denoiser, t, x0, noise)
+    p = eqd.predict(denoiser, t, x0, noise)
     values = {"mse": eqd.l_simple(p), "kl": eqd.bound_term(p)}
     if denoiser.variance.learned:
         values["vb"] = eqd.bound_term(eqd.stop_mean(p))
@@ -133,7 +133,7 @@ def test_golden_score_matching(name, likelihood):
         model = eqx.tree_at(lambda d: d.net.parameters, denoiser, parameters)
 
         def one(t, x0, z):
-            return eqd.score_matching(eqd.predict_from_noise(model, t, x0, z), weighting)
+            return eqd.score_matching(eqd.predict(model, t, x0, z), weighting)
 
         return jnp.mean(jax.vmap(one)(t, x0, z))
 
@@ -157,7 +157,7 @@ def test_golden_ddpm_loss_is_l_simple(reduce_mean):
     x0, z = (jnp.asarray(g[k], jnp.float32) for k in ("VPSDE/in/batch", f"{case}/z"))
     t = jnp.asarray(g[f"{case}/labels"], jnp.int32)
     losses = quick_jit(
-        jax.vmap(lambda t, x, z: eqd.l_simple(eqd.predict_from_noise(denoiser, t, x, z)))
+        jax.vmap(lambda t, x, z: eqd.l_simple(eqd.predict(denoiser, t, x, z)))
     )(t, x0, z)
     factor = 1 if reduce_mean else x0[0].size / 2
     assert_golden(factor * jnp.mean(losses), SDE_LOSSES, f"{case}/loss")
@@ -224,7 +224,7 @@ def test_l_simple_is_the_squared_error_of_the_raw_output(parameterisation, getke
     @quick_jit
     @jax.vmap
     def run(t):
-        p = eqd.predict_from_noise(denoiser, t, x0, noise)
+        p = eqd.predict(denoiser, t, x0, noise)
         target = parameterisation.target(chain, t, x0, noise)
         return eqd.l_simple(p), jnp.mean((output - target) ** 2)
 
@@ -236,17 +236,17 @@ def test_bound_terms_by_their_definition(getkey, x64):
     """KL of two Gaussians given by mean and variance, each computed the long way."""
     chain = eqd.cosine_schedule(50)
     x0, noise, raw = jax.random.uniform(getkey(), (3, 6), minval=-1)
-    net = lambda label, x, args, *, key: jnp.concatenate([jnp.tanh(x), raw])  # noqa: E731
+    net = lambda c_noise, x, args, *, key: jnp.concatenate([jnp.tanh(x), raw])  # noqa: E731
     denoiser = eqd.Denoiser(net, chain, variance=eqd.LearnedRange())
     for t in (1, 20, 49):
-        p = eqd.predict_from_noise(denoiser, t, x0, noise)
+        p = eqd.predict(denoiser, t, x0, noise)
         mean1 = chain.posterior_mean(t, x0, p.x)
         mean2 = chain.posterior_mean(t, p.estimate.x0, p.x)
         v1 = chain.posterior_variance[t]
         v2 = jnp.exp(eqd.LearnedRange().log_variance(chain, t, raw))
         kl = 0.5 * (v1 / v2 - 1 - jnp.log(v1 / v2) + (mean1 - mean2) ** 2 / v2)
         np.testing.assert_allclose(eqd.bound_term(p), jnp.mean(kl) / np.log(2), rtol=1e-7)
-    p = eqd.predict_from_noise(denoiser, 0, x0, noise)
+    p = eqd.predict(denoiser, 0, x0, noise)
     log_std = 0.5 * eqd.LearnedRange().log_variance(chain, 0, raw)
     log_p = eqd.discretised_gaussian_log_likelihood(x0, p.estimate.x0, log_std, levels=17)
     np.testing.assert_allclose(
@@ -259,7 +259,7 @@ def test_the_decoder_may_be_the_exact_one(getkey, x64):
     """The two differ by the tanh approximation of Φ alone, and only at t = 0."""
     chain, exact = eqd.cosine_schedule(50), eqd.discretised_gaussian_log_likelihood_exact
     x0 = jnp.linspace(-1, 1, 17)
-    denoiser = eqd.Denoiser(lambda label, x, args, *, key: 0.1 * x, chain)
+    denoiser = eqd.Denoiser(lambda c_noise, x, args, *, key: 0.1 * x, chain)
     p = eqd.predict(denoiser, 0, x0, key=getkey())
     log_std = jnp.full(17, 0.5 * eqd.FixedLarge().log_variance(chain, 0, None))
     truth = -jnp.mean(exact(x0, p.estimate.x0, log_std, levels=17)) / np.log(2)
@@ -331,7 +331,7 @@ def test_stop_mean_lets_the_bound_reach_only_the_variance(getkey):
 def test_one_network_call_per_prediction(getkey):
     calls = []
 
-    def net(label, x, args, *, key):
+    def net(c_noise, x, args, *, key):
         calls.append(key)
         return jnp.concatenate([x, x])
 
@@ -345,7 +345,7 @@ def test_one_network_call_per_prediction(getkey):
 def test_the_noise_and_the_dropout_draw_from_different_keys(getkey):
     keys = []
 
-    def net(label, x, args, *, key):
+    def net(c_noise, x, args, *, key):
         keys.append(key)
         return jax.random.normal(key, x.shape, x.dtype)
 
@@ -355,7 +355,7 @@ def test_the_noise_and_the_dropout_draw_from_different_keys(getkey):
     np.testing.assert_allclose(p.x, eqd.VPSDE().perturb(0.5, p.x0, p.noise))
     again = eqd.predict(eqd.Denoiser(net, eqd.VPSDE()), 0.5, jnp.zeros(1000), key=key)
     np.testing.assert_array_equal(p.noise, again.noise)
-    given = eqd.predict_from_noise(eqd.Denoiser(net, eqd.VPSDE()), 0.5, p.x0, p.noise, key=keys[0])
+    given = eqd.predict(eqd.Denoiser(net, eqd.VPSDE()), 0.5, p.x0, p.noise, key=keys[0])
     assert eqx.tree_equal(given.estimate, p.estimate)
 
 

@@ -63,7 +63,7 @@ def batch_loss(denoiser, where, t, x0, z, weighting):
         model = eqx.tree_at(where, denoiser, parameters)
 
         def one(t, x0, z):
-            return eqd.score_matching(eqd.predict_from_noise(model, t, x0, z), weighting)
+            return eqd.score_matching(eqd.predict(model, t, x0, z), weighting)
 
         return jnp.mean(jax.vmap(one)(t, x0, z))
 
@@ -159,7 +159,7 @@ def edm_case(case, parameters):
         other = process if case == "2_VPLoss" else eqd.VPSDE(0.2, 18.2)
         level = lambda u: jnp.exp(-0.5 * other.log_snr(draw(u)))  # noqa: E731
         return eqd.Denoiser(net, process), level, eqd.NoiseWeighting()
-    bridge = eqd.cosine_schedule(1000).continuous()
+    bridge = eqd.cosine_schedule(1000)
     return eqd.Denoiser(net, bridge, label=jnp.rint), draw, eqd.EDMWeighting()
 
 
@@ -181,9 +181,9 @@ def test_golden_edm_losses(case, x64):
         model = eqx.tree_at(lambda d: d.net.parameters, denoiser, parameters)
 
         def one(t, x0, z, args):
-            p = eqd.predict_from_noise(model, t, x0, z, args)
+            p = eqd.predict(model, t, x0, z, args)
             squared = (p.estimate.noise - p.noise) ** 2
-            label = process.label(t) if model.label is None else model.label(t)
+            label = process.c_noise(t) if model.label is None else model.c_noise(t)
             each = weighting.on_noise(process, t) * squared, eqd.l_simple(p), label
             return eqd.score_matching(p, weighting), each
 
@@ -221,7 +221,7 @@ def test_a_weighting_on_the_data_is_one_on_the_noise(process, getkey, x64):
     @quick_jit
     @jax.vmap
     def run(t):
-        p = eqd.predict_from_noise(denoiser, t, x0, noise)
+        p = eqd.predict(denoiser, t, x0, noise)
         snr = (process.alpha(t) / process.sigma(t)) ** 2
         on_data = jnp.mean((p.estimate.x0 - x0) ** 2)
         return {
@@ -246,7 +246,7 @@ def test_min_snr_for_each_target(process, getkey, x64):
             (eqd.PredictVelocity(), min(snr, gamma) / (snr + 1)),
         ):
             denoiser = eqd.Denoiser(lambda *_, key: output, process, parameterisation)
-            p = eqd.predict_from_noise(denoiser, t, x0, noise)
+            p = eqd.predict(denoiser, t, x0, noise)
             actual = eqd.score_matching(p, eqd.MinSNRWeighting(gamma))
             np.testing.assert_allclose(actual, weight * eqd.l_simple(p), rtol=1e-8)
 
@@ -289,7 +289,7 @@ def test_flow_matching_is_l_simple_with_flow(getkey, x64):
     process = eqd.RectifiedFlow()
     x0, noise, output = jax.random.normal(getkey(), (3, 4))
     denoiser = eqd.Denoiser(lambda *_, key: output, process, eqd.PredictFlow())
-    p = eqd.predict_from_noise(denoiser, 0.3, x0, noise)
+    p = eqd.predict(denoiser, 0.3, x0, noise)
     np.testing.assert_allclose(eqd.l_simple(p), jnp.mean((output - (noise - x0)) ** 2), rtol=1e-10)
     # Since x = (1 − t) x̂0 + t ε̂ for estimate and truth alike, F − v = (ε̂ − ε)/(1 − t).
     np.testing.assert_allclose(eqd.l_simple(p), eqd.score_matching(p) / (1 - 0.3) ** 2, rtol=1e-9)

@@ -44,7 +44,7 @@ def losses(denoiser, t):
     implicit = jax.vmap(lambda x: eqd.implicit_score_matching(denoiser, t, x[None]))(xs)
 
     def denoising(z0, noise):
-        p = eqd.predict_from_noise(denoiser, t, (MEAN + STD * z0)[None], noise[None])
+        p = eqd.predict(denoiser, t, (MEAN + STD * z0)[None], noise[None])
         return eqd.score_matching(p)
 
     pairs = jax.vmap(lambda a: jax.vmap(lambda b: denoising(a, b))(nodes))(nodes)

@@ -21,7 +21,7 @@ PROCESSES = {
     "edm": eqd.EDMSDE(),
     "flow": eqd.RectifiedFlow(),
     "chain": CHAIN,
-    "bridge": CHAIN.continuous(),
+    "bridge": CHAIN,
 }
 ANYWHERE = {
     "noise": eqd.PredictNoise(),
@@ -211,7 +211,7 @@ def test_learned_range_spans_the_fixed_variances(x64):
 def test_what_the_network_is_called_with(getkey):
     calls = []
 
-    def net(label, x, args, *, key):
+    def net(c_noise, x, args, *, key):
         calls.append((label, x, args, key))
         return x.astype(jnp.float16)
 
@@ -221,7 +221,7 @@ def test_what_the_network_is_called_with(getkey):
         (eqd.SubVPSDE(), 1, 999.0),
         (eqd.VESDE(0.01, 50.0), 1.0, np.log(50)),
         (eqd.cosine_schedule(4000), 8, 2.0),
-        (CHAIN.continuous(), 3.5, 3.5 * 20),
+        (CHAIN, 3.5, 3.5 * 20),
     ):
         estimate = eqd.Denoiser(net, process)(t, x, "args", key=key)
         seen, given, args, passed = calls.pop()
@@ -236,7 +236,7 @@ def test_what_the_network_is_called_with(getkey):
 
 
 def test_learned_variances_are_the_second_half_of_the_channels():
-    net = lambda label, x, args, *, key: jnp.concatenate([x, 2 * x, 3 * x, 4 * x])  # noqa: E731
+    net = lambda c_noise, x, args, *, key: jnp.concatenate([x, 2 * x, 3 * x, 4 * x])  # noqa: E731
     x = jnp.ones((2, 3))
     denoiser = eqd.Denoiser(
         lambda *a, key: jnp.arange(12.0).reshape(4, 3), CHAIN, variance=eqd.LearnedRange()

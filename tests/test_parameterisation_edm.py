@@ -47,7 +47,7 @@ def denoise(denoiser, labels):
     def run(x, sigma, one_hot):
         t = process.time(-2 * jnp.log(sigma))
         estimate = denoiser(t, process.alpha(t) * x, one_hot if labels else None)
-        label = process.label(t) if denoiser.label is None else denoiser.label(t)
+        label = process.c_noise(t) if denoiser.label is None else denoiser.c_noise(t)
         return estimate.x0, label
 
     return (np.asarray(a, np.float32) for a in run(x, sigma, one_hot))
@@ -112,7 +112,7 @@ def test_golden_iddpm_preconditioner(labels, x64):
     Below the chain's first level there is no step: the official code tells its network −1 there, which it never saw in
     training. That one is not followed.
     """
-    bridge = eqd.cosine_schedule(1000).continuous()
+    bridge = eqd.cosine_schedule(1000)
     net = edm_toy(load_golden(PRECOND)["in/p"])
     x0, c_noise = denoise(eqd.Denoiser(net, bridge, label=jnp.rint), labels)
     for key, actual in (("D", x0), ("c_noise", c_noise)):
@@ -136,7 +136,7 @@ def test_golden_iddpm_levels_are_the_cosine_chains(steps, x64):
     # The nearest level is the nearest step, or its neighbour where σ lies almost half way.
     probe, index = g[f"{case}/probe"], g[f"{case}/index"]
     inside = (probe > levels[-1]) & (probe < levels[1])
-    bridge = chain.continuous()
+    bridge = chain
     t = jax.vmap(bridge.time)(-2 * jnp.log(jnp.asarray(probe[inside])))
     assert inside.sum() > 30 and np.max(np.abs(np.rint(t) - (steps - 1 - index[inside]))) <= 1
 
@@ -175,7 +175,7 @@ def test_edm_is_table_1_on_its_own_process(getkey, x64):
     x, f = jax.random.normal(getkey(), (2, 5))
     data, seen, vp = 0.5, [], eqd.VPSDE()
 
-    def net(label, x, args, *, key):
+    def net(c_noise, x, args, *, key):
         seen.append((label, x))
         return f
 
@@ -220,7 +220,7 @@ def test_flow_is_the_time_derivative_of_the_path(process, getkey, x64):
         x, x_dot = jax.jvp(path, (t,), (jnp.ones_like(t),))
         target = eqd.PredictFlow().target(process, t, x0, noise)
         denoiser = eqd.Denoiser(lambda *_, key: target, process, eqd.PredictFlow())
-        velocity = eqd.probability_flow(denoiser).vf(t, x, None)
+        velocity = eqd.terms.probability_flow(denoiser).vf(t, x, None)
         return x_dot, target, velocity
 
     inside = process.t0 + (process.t1 - process.t0) * jnp.asarray([1e-3, 0.3, 0.999])

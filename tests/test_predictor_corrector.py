@@ -207,7 +207,7 @@ class Put(eqd.AbstractConstraint):
 
 def test_constraint_is_told_the_level_after_the_step(x64):
     """A denoiser that returns its input shows the state the predictor started from: the corrector's, constrained."""
-    denoiser = eqd.Denoiser(lambda label, x, args, key: x, SMOOTH, eqd.PredictData())
+    denoiser = eqd.Denoiser(lambda c_noise, x, args, key: x, SMOOTH, eqd.PredictData())
     sampler = eqd.PredictorCorrector(5, constrain=Put())
     path = quick_jit(lambda: sampler.trajectory(denoiser, jnp.ones(2), key=jax.random.key(0)))()
     alpha, sigma = (np.asarray(jax.vmap(f)(path.t)) for f in (SMOOTH.alpha, SMOOTH.sigma))

@@ -95,7 +95,7 @@ def setting(name, t, continuous):
 
 
 def denoiser_of(score, process):
-    return eqd.Denoiser(lambda label, x, args, key: score(x=x), process, eqd.PredictScore())
+    return eqd.Denoiser(lambda c_noise, x, args, key: score(x=x), process, eqd.PredictScore())
 
 
 PREDICTORS = {
@@ -227,7 +227,7 @@ def maruyama(name, steps, eta=1.0):
 
 
 def vp_langevin():
-    process, schedule = SDES["VPSDE"], eqd.Schedule(chain_betas(24), labels=np.arange(24) / 23)
+    process, schedule = SDES["VPSDE"], eqd.Schedule(chain_betas(24), c_noise=np.arange(24) / 23)
 
     def net(u, x, args, key):
         t = time_of_step(24)(u)
@@ -240,7 +240,7 @@ def vp_langevin():
 
 def vp_ancestral():
     times = np.linspace(1, EPS, 24)[::-1]
-    schedule = eqd.Schedule(chain_betas(24), labels=23 * times)
+    schedule = eqd.Schedule(chain_betas(24), c_noise=23 * times)
     denoiser = eqd.Denoiser(SdeToy(golden("in/p"), False), schedule, variance=eqd.FixedLarge())
     return denoiser, dict(num_steps=24, predictor=eqd.AncestralPredictor(), corrector=None)
 

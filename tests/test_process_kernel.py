@@ -58,7 +58,7 @@ def test_the_same_functions_make_the_same_process(ours, theirs, getkey, x64):
     np.testing.assert_allclose(drift, true_drift, rtol=1e-10)
     np.testing.assert_allclose(inverse, t, rtol=1e-11)
     np.testing.assert_allclose(ours.prior_scale(), theirs.sigma(theirs.t1), rtol=1e-10)
-    assert float(ours.label(ours.t1)) == 1000
+    assert float(ours.c_noise(ours.t1)) == 1000
 
 
 def test_the_inverse_is_differentiable_in_everything(x64):
@@ -114,7 +114,7 @@ def test_prior_and_label_may_be_given():
         lambda t: 1.0, lambda t: t, t0=0.1, t1=2.0, prior_scale=2.5, label=lambda t: jnp.log(t)
     )
     assert float(p.prior_scale()) == 2.5
-    np.testing.assert_allclose(p.label(2.0), np.log(2), rtol=1e-6)
+    np.testing.assert_allclose(p.c_noise(2.0), np.log(2), rtol=1e-6)
     np.testing.assert_allclose(
         p.prior_log_prob(jnp.zeros(3)), -1.5 * np.log(2 * np.pi) - 3 * np.log(2.5), rtol=1e-6
     )
@@ -148,8 +148,8 @@ def test_a_prior_without_width_is_refused():
 
 
 def test_functions_cannot_be_saved(tmp_path):
-    denoiser = eqd.Denoiser(lambda label, x, args, *, key: x, process(jnp.asarray(1.0)))
-    with pytest.raises(ValueError, match="KernelSDE, which holds functions.*eqdiff.AbstractSDE"):
+    denoiser = eqd.Denoiser(lambda c_noise, x, args, *, key: x, process(jnp.asarray(1.0)))
+    with pytest.raises(ValueError, match="KernelSDE, which holds functions.*eqdiff.AbstractProcess"):
         eqd.save_model(tmp_path / "model", denoiser)
 
 

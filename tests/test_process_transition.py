@@ -20,7 +20,7 @@ PROCESSES = {
     "edm": eqd.EDMSDE(),
     "cosine": eqd.CosineVPSDE(log_snr_shift=-2.0),
     "flow": eqd.RectifiedFlow(),
-    "bridge": eqd.cosine_schedule(50).continuous(),
+    "bridge": eqd.cosine_schedule(50),
     "chain": eqd.linear_schedule(30),
 }
 
@@ -46,7 +46,7 @@ def test_a_rectified_flow_starts_at_pure_noise():
     sde = eqd.RectifiedFlow(t0=1e-4, t1=1.0)
     oracle = eqd.GaussianDenoiser(sde, 0.3, 0.5)
 
-    def net(label, x, args, *, key):
+    def net(c_noise, x, args, *, key):
         estimate = oracle(label / 1000, x)
         return estimate.noise - estimate.x0
 

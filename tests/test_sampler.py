@@ -70,7 +70,7 @@ def test_ddim_converges_at_first_order(x64):
 
 
 @pytest.mark.parametrize(
-    "process", [eqd.VESDE(), eqd.cosine_schedule(1000).continuous()], ids=["ve", "cosine"]
+    "process", [eqd.VESDE(), eqd.cosine_schedule(1000)], ids=["ve", "cosine"]
 )
 def test_adaptive_probability_flow_is_exact(process, x64):
     x1 = X1 * float(process.prior_scale())
@@ -219,7 +219,7 @@ SAMPLERS = {
     "ddim": (eqd.DDIM(4, eta=0.5), eqd.VPSDE()),
     "flow": (eqd.ProbabilityFlow(), eqd.VPSDE()),
     "flow_fixed": (eqd.ProbabilityFlow(num_steps=4), eqd.VESDE()),
-    "sde": (eqd.ReverseSDE(), eqd.cosine_schedule(50).continuous()),
+    "sde": (eqd.ReverseSDE(), eqd.cosine_schedule(50)),
     "sde_fixed": (eqd.ReverseSDE(diffrax.Euler(), num_steps=4), eqd.SubVPSDE()),
 }
 

@@ -84,7 +84,7 @@ def test_an_encoding_step_by_hand():
 
 def test_encoding_shows_the_network_its_args_and_keeps_float32():
     chain = eqd.cosine_schedule(20)
-    denoiser = eqd.Denoiser(lambda label, x, args, key: args * x, chain, eqd.PredictData())
+    denoiser = eqd.Denoiser(lambda c_noise, x, args, key: args * x, chain, eqd.PredictData())
     scale = jnp.asarray(0.5, jnp.float32)
     run = quick_jit(lambda x, a: eqd.DDIM(3).encode(denoiser, x, a))
     x0 = jnp.ones(2, jnp.float32)
@@ -98,7 +98,7 @@ def test_encoding_refuses_noise():
         eqd.DDIM(7, eta=0.5).encode(denoiser, jnp.zeros(2))
 
 
-def net(label, x, args, *, key=None):
+def net(c_noise, x, args, *, key=None):
     return x
 
 

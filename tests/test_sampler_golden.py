@@ -45,7 +45,7 @@ def toy(mean: str, variance: str):
         mean
     ]
 
-    def net(label, x, args, *, key=None):
+    def net(c_noise, x, args, *, key=None):
         channel = jnp.arange(3, dtype=x.dtype).reshape(3, 1, 1) - 1
         h = jnp.tanh(float(a) * x + float(b) * label / 1000 + float(c) * channel)
         out = on_x * x + on_h * h
@@ -223,7 +223,7 @@ def test_network_is_told_the_original_times(spacing, ddim):
     """A network that answers with its label: the estimates spell out what it was told."""
     schedule, kept = SPACED[spacing]
     denoiser = eqd.Denoiser(
-        lambda label, x, args, key: jnp.broadcast_to(label, x.shape), schedule, eqd.PredictData()
+        lambda c_noise, x, args, key: jnp.broadcast_to(label, x.shape), schedule, eqd.PredictData()
     )
     times = jnp.asarray(kept[::-1].copy())
     sampler = eqd.DDIM(times=times) if ddim else eqd.Ancestral(timesteps=kept)

@@ -93,7 +93,7 @@ def test_golden_labels(name):
     schedule, g = SPACED[name](), load_golden(TABLES)
     seen = []
 
-    def net(label, x, args, *, key):
+    def net(c_noise, x, args, *, key):
         seen.append(label)
         return x
 
@@ -221,7 +221,7 @@ def test_respacing_to_all_steps_is_the_identity(x64):
     for schedule in (eqd.linear_schedule(60), eqd.cosine_schedule(60)):
         same = eqd.respace(schedule, np.arange(60))
         np.testing.assert_allclose(same.betas, schedule.betas, rtol=1e-10)
-        np.testing.assert_array_equal(same.labels, schedule.labels)
+        np.testing.assert_array_equal(same.labels, schedule.c_noises)
 
 
 def test_respacing_keeps_the_marginals_and_composes(x64):
@@ -246,7 +246,7 @@ def test_respace_errors(steps, untyped):
 def test_chain_of_one_step(x64):
     """x_T drawn from one jump: the posterior at t = 0 is x0, and β is the only variance there is."""
     chain = eqd.respace(eqd.linear_schedule(1000), eqd.section_timesteps(1000, (1,)))
-    assert chain.num_steps == 1 and chain.timesteps[0] == 999 and chain.labels[0] == 999
+    assert chain.num_steps == 1 and chain.timesteps[0] == 999 and chain.c_noises[0] == 999
     np.testing.assert_allclose(
         chain.betas, 1 - eqd.linear_schedule(1000).alpha_bar[-1:], rtol=1e-12
     )
@@ -275,11 +275,11 @@ def test_a_schedule_is_static_and_equal_ones_share_a_compilation():
     def run(schedule, x):
         traces.append(None)
         thin = eqd.respace(schedule, eqd.section_timesteps(schedule.num_steps, (5,)))
-        bridge = thin.continuous()
+        bridge = thin
         return thin.alpha(2) * x + bridge.sigma(jnp.asarray(1.5))
 
     assert jax.tree.leaves(eqd.cosine_schedule(40)) == []
-    assert jax.tree.leaves(eqd.cosine_schedule(40).continuous()) == []
+    assert jax.tree.leaves(eqd.cosine_schedule(40)) == []
     first = run(eqd.cosine_schedule(40), jnp.ones(2))
     second = run(eqd.cosine_schedule(40), jnp.ones(2))
     assert len(traces) == 1
@@ -301,7 +301,7 @@ def test_tables_cannot_be_written():
 def test_tables_do_not_lose_float64_to_the_caller():
     """The first steps need log(1 − ᾱ) in float64: cast once, after."""
     schedule = eqd.cosine_schedule(4000)
-    assert schedule.betas.dtype == schedule.labels.dtype == np.float64
+    assert schedule.betas.dtype == schedule.c_noises.dtype == np.float64
     alpha_bar = schedule.alpha_bar
     truth = np.log(alpha_bar) - np.log1p(-alpha_bar)
     actual = np.asarray(jax.vmap(schedule.log_snr)(jnp.arange(4000)), np.float64)
@@ -328,7 +328,7 @@ def test_alpha_bar_schedule_makes_the_cosine_and_any_other(x64):
         (lambda: eqd.alpha_bar_schedule(lambda u: 0.5 - u, 5), r"alpha_bar\(3/5\)"),
         (lambda: eqd.Schedule(np.array([0.1, np.nan])), r"betas\[1\]"),
         (lambda: eqd.Schedule(np.array([])), r"shape \(0,\)"),
-        (lambda: eqd.Schedule(np.array([0.1]), labels=np.zeros(2)), "labels has shape"),
+        (lambda: eqd.Schedule(np.array([0.1]), c_noise=np.zeros(2)), "labels has shape"),
         (lambda: eqd.Schedule(np.array([0.1]), timesteps=np.arange(2)), "timesteps has shape"),
     ],
 )

@@ -25,7 +25,7 @@ def over(function, t):
 
 @chains
 def test_equals_the_chain_at_whole_times(chain, x64):
-    bridge = chain.continuous()
+    bridge = chain
     t = np.arange(chain.num_steps)
     for name in ("alpha", "sigma", "log_snr", "label"):
         truth = over(getattr(chain, name), t)
@@ -35,7 +35,7 @@ def test_equals_the_chain_at_whole_times(chain, x64):
 
 @chains
 def test_is_variance_preserving_and_strictly_noisier_between(chain, x64):
-    bridge = chain.continuous()
+    bridge = chain
     t = np.linspace(0, bridge.t1, 50 * chain.num_steps + 1)
     assert np.all(np.diff(over(bridge.log_snr, t)) < 0)
     assert np.all(np.diff(over(bridge.label, t)) > 0)
@@ -72,7 +72,7 @@ def test_interpolation_has_a_continuous_slope_and_reproduces_parabolas(x64):
 
 @chains
 def test_time_inverts_log_snr_in_both_precisions(chain, x64):
-    bridge = chain.continuous()
+    bridge = chain
     t = np.linspace(0, bridge.t1, 97)
     back = over(lambda t: bridge.time(bridge.log_snr(t)), t)
     np.testing.assert_allclose(back, t, atol=1e-9)
@@ -86,7 +86,7 @@ def test_time_inverts_log_snr_in_both_precisions(chain, x64):
 
 
 def test_second_derivative_of_time(x64):
-    bridge = CHAINS["cosine"].continuous()
+    bridge = CHAINS["cosine"]
     at = bridge.log_snr(20.4)
     ahead, behind = over(jax.grad(bridge.time), at + np.array([1e-4, -1e-4]))
     second = over(jax.grad(jax.grad(bridge.time)), at[None])[0]
@@ -94,24 +94,24 @@ def test_second_derivative_of_time(x64):
 
 
 def test_a_clipped_last_step_is_left_out():
-    assert eqd.cosine_schedule(60).continuous().t1 == 58
-    assert eqd.linear_schedule(60).continuous().t1 == 59
-    assert CHAINS["three"].continuous().t1 == 2
+    assert eqd.cosine_schedule(60).t1 == 58
+    assert eqd.linear_schedule(60).t1 == 59
+    assert CHAINS["three"].t1 == 2
     # The respaced chain's last rate exceeds the clip, since it spans the clipped step.
-    assert CHAINS["respaced"].betas[-1] >= 0.999 and CHAINS["respaced"].continuous().t1 == 23
-    bridge = eqd.cosine_schedule(1000).continuous()
+    assert CHAINS["respaced"].betas[-1] >= 0.999 and CHAINS["respaced"].t1 == 23
+    bridge = eqd.cosine_schedule(1000)
     assert float(bridge.alpha(bridge.t1)) > 1e-3
     with pytest.raises(ValueError, match="at least 3 steps, got 2"):
-        eqd.Schedule(np.array([0.1, 0.2])).continuous()
+        eqd.Schedule(np.array([0.1, 0.2]))
 
 
 def test_a_denoiser_is_the_same_call_in_both_views(getkey, x64):
     chain = CHAINS["cosine"]
-    net = lambda label, x, args, *, key: jnp.tanh(x + label / 1000)  # noqa: E731
+    net = lambda c_noise, x, args, *, key: jnp.tanh(x + label / 1000)  # noqa: E731
     x = jax.random.normal(getkey(), (3,))
     for t in (0, 17, 58):
         one = eqd.Denoiser(net, chain)(t, x)
-        other = eqd.Denoiser(net, chain.continuous())(t, x)
+        other = eqd.Denoiser(net, chain)(t, x)
         np.testing.assert_allclose(one.x0, other.x0, rtol=1e-10)
         np.testing.assert_allclose(one.noise, other.noise, rtol=1e-12)
 
@@ -134,7 +134,7 @@ def test_discretised_vp_is_ddpm_up_to_one_over_n():
 
 @pytest.mark.parametrize(
     "process",
-    [eqd.VPSDE(), eqd.VPSDE(t1=0.8), eqd.cosine_schedule(60).continuous()],
+    [eqd.VPSDE(), eqd.VPSDE(t1=0.8), eqd.cosine_schedule(60)],
     ids=["a", "b", "c"],
 )
 def test_discretised_levels_and_labels_are_the_process_own(process, x64):
@@ -144,9 +144,9 @@ def test_discretised_levels_and_labels_are_the_process_own(process, x64):
     t = np.arange(num_steps)
     np.testing.assert_allclose(over(chain.alpha, t), over(process.alpha, times), rtol=1e-10)
     np.testing.assert_allclose(over(chain.sigma, t), over(process.sigma, times), rtol=1e-10)
-    np.testing.assert_allclose(chain.labels, over(process.label, times), rtol=1e-12)
+    np.testing.assert_allclose(chain.c_noises, over(process.label, times), rtol=1e-12)
     # And back: the bridge of the chain is the process again, its time being the index.
-    bridge = chain.continuous()
+    bridge = chain
     np.testing.assert_allclose(over(bridge.label, t), over(process.label, times), rtol=1e-12)
     between = np.arange(1, num_steps - 2) + 0.5
     inside = process.t1 * (between + 1) / num_steps

@@ -21,9 +21,9 @@ PROCESSES = {
     "ve": eqd.VESDE(0.02, 30.0),
     "ve_arrays": eqd.VESDE(jnp.asarray(0.02), jnp.asarray(30.0)),
     "chain": SCHEDULE,
-    "unscaled": eqd.Schedule(SCHEDULE.betas, labels=np.arange(40)),
+    "unscaled": eqd.Schedule(SCHEDULE.betas, c_noise=np.arange(40)),
     "respaced": eqd.respace(eqd.linear_schedule(1000), eqd.section_timesteps(1000, (7,))),
-    "continuous": SCHEDULE.continuous(),
+    "continuous": SCHEDULE,
 }
 PARAMETERISATIONS = [
     eqd.PredictNoise(),

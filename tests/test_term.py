@@ -17,7 +17,7 @@ PROCESSES = {
     "vp": (eqd.VPSDE(), 0.3),
     "sub_vp": (eqd.SubVPSDE(), 0.3),
     "ve": (eqd.VESDE(), 0.3),
-    "continuous": (CHAIN.continuous(), 30.3),
+    "continuous": (CHAIN, 30.3),
 }
 MEAN, COVARIANCE = np.array([0.5, -1.0]), np.array([[0.5, 0.3], [0.3, 0.4]])
 
@@ -36,7 +36,7 @@ def test_velocity_is_the_papers(name, getkey, x64):
     drift, g = process.drift(t, x), process.diffusion(t)
     np.testing.assert_allclose(velocity(denoiser, t, x), drift - 0.5 * g**2 * score, rtol=1e-9)
     np.testing.assert_allclose(reverse_drift(denoiser, t, x), -drift + g**2 * score, rtol=1e-9)
-    flow = eqd.probability_flow(denoiser)
+    flow = eqd.terms.probability_flow(denoiser)
     np.testing.assert_allclose(flow.vf(t, x, None), velocity(denoiser, t, x), rtol=1e-12)
 
 
@@ -45,7 +45,7 @@ def test_augmented_flow_keeps_its_probes(getkey, x64):
     denoiser = correlated(eqd.VPSDE())
     x = jax.random.normal(getkey(), (2,))
     probes = eqd.Hutchinson(3, jax.random.normal).probes(x, key=getkey())
-    term = eqd.augmented_flow(denoiser, eqd.Hutchinson(3, jax.random.normal), probes)
+    term = eqd.terms.augmented_flow(denoiser, eqd.Hutchinson(3, jax.random.normal), probes)
     for t in (0.2, 0.7):
         value, rates = term.vf(t, (x, jnp.zeros(3)), None)
         j = jax.jacfwd(lambda y, t=t: velocity(denoiser, t, y))(x)
@@ -68,8 +68,8 @@ def test_args_reach_the_denoiser(getkey):
     x, args = jax.random.normal(getkey(), (2,)), jnp.array([3.0, -4.0])
     plain = eqd.GaussianDenoiser(eqd.VPSDE(), args, 0.5)
     denoiser = _Conditional(eqd.VPSDE())
-    expected = eqd.probability_flow(plain).vf(0.4, x, None)
-    np.testing.assert_allclose(eqd.probability_flow(denoiser).vf(0.4, x, args), expected, rtol=1e-6)
+    expected = eqd.terms.probability_flow(plain).vf(0.4, x, None)
+    np.testing.assert_allclose(eqd.terms.probability_flow(denoiser).vf(0.4, x, args), expected, rtol=1e-6)
 
 
 def unsafe(shape=(2,)):
@@ -86,7 +86,7 @@ def test_forward_sde_has_the_marginals(process):
     @jax.vmap
     def sample(key):
         return diffrax.diffeqsolve(
-            eqd.forward_sde(process, unsafe()(key)),
+            eqd.terms.forward_sde(process, unsafe()(key)),
             diffrax.Euler(),
             t0=0.0,
             t1=t,
@@ -118,7 +118,7 @@ def test_reverse_sde_runs_one_way_only(solver, getkey):
     @eqx.filter_jit
     def solve(t0, t1, key):
         return diffrax.diffeqsolve(
-            eqd.reverse_sde(denoiser, unsafe()(key)),
+            eqd.terms.reverse_sde(denoiser, unsafe()(key)),
             solver,
             t0=t0,
             t1=t1,
@@ -142,9 +142,9 @@ def test_reverse_sde_runs_one_way_only(solver, getkey):
 def test_terms_need_continuous_time():
     denoiser = eqd.GaussianDenoiser(CHAIN)
     for make in (
-        eqd.probability_flow,
-        lambda d: eqd.augmented_flow(d, eqd.ExactTrace(), None),
-        lambda d: eqd.reverse_sde(d, unsafe()(jax.random.key(0))),
+        eqd.terms.probability_flow,
+        lambda d: eqd.terms.augmented_flow(d, eqd.ExactTrace(), None),
+        lambda d: eqd.terms.reverse_sde(d, unsafe()(jax.random.key(0))),
         lambda d: velocity(d, 3, jnp.zeros(2)),
     ):
         with pytest.raises(
@@ -156,8 +156,8 @@ def test_terms_need_continuous_time():
 @pytest.mark.parametrize(
     "make",
     [
-        lambda d: (eqd.probability_flow(d), jnp.ones(2)),
-        lambda d: (eqd.augmented_flow(d, eqd.ExactTrace(), None), (jnp.ones(2), jnp.zeros(1))),
+        lambda d: (eqd.terms.probability_flow(d), jnp.ones(2)),
+        lambda d: (eqd.terms.augmented_flow(d, eqd.ExactTrace(), None), (jnp.ones(2), jnp.zeros(1))),
     ],
 )
 def test_flows_are_solved_where_the_process_is_used(make):
@@ -173,7 +173,7 @@ def test_flows_are_solved_where_the_process_is_used(make):
 
 
 def test_the_reverse_sde_is_solved_where_the_process_is_used(getkey):
-    term = eqd.reverse_sde(eqd.GaussianDenoiser(eqd.VPSDE()), unsafe()(getkey())).terms[0]
+    term = eqd.terms.reverse_sde(eqd.GaussianDenoiser(eqd.VPSDE()), unsafe()(getkey())).terms[0]
     vf = eqx.filter_jit(lambda t: term.vf(t, jnp.ones(2), None))
     assert np.all(np.isfinite(vf(jnp.float32(-0.3))))
     for tau in (0.0, -2.0):
@@ -186,8 +186,8 @@ def test_a_brownian_motion_without_levy_areas_is_named(solver, getkey):
     """Diffrax's own message shows two types of terms and no remedy."""
     process = eqd.VPSDE()
     brownian = diffrax.VirtualBrownianTree(-1.0, -1e-5, 1e-2, (2,), getkey())
-    term = eqd.reverse_sde(eqd.GaussianDenoiser(process), brownian)
-    forward = eqd.forward_sde(process, diffrax.UnsafeBrownianPath((2,), getkey()))
+    term = eqd.terms.reverse_sde(eqd.GaussianDenoiser(process), brownian)
+    forward = eqd.terms.forward_sde(process, diffrax.UnsafeBrownianPath((2,), getkey()))
     for terms, ends, kind in [
         (term, (-1.0, -1e-5), "VirtualBrownianTree"),
         (forward, (1e-5, 1.0), "UnsafeBrownianPath"),

@@ -177,4 +177,4 @@ def test_batches_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"x is a number.*x\[None\]"):
         batched(0.4, jnp.zeros(()))
     assert isinstance(eqx.filter(batched, eqx.is_array), eqd.Batched)
-    assert isinstance(eqd.probability_flow(batched), diffrax.ODETerm)
+    assert isinstance(eqd.terms.probability_flow(batched), diffrax.ODETerm)

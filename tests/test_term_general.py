@@ -59,7 +59,7 @@ def score(t, x, args):
 @pytest.mark.slow
 def test_the_flow_transports_the_density_exactly(x64):
     """The flow of a Gaussian is affine, so its Jacobian carries the covariance: m1 = φ(m0), C1 = J C0 Jᵀ; and back."""
-    term = eqd.general_probability_flow(drift, diffusion, score)
+    term = eqd.terms.general_probability_flow(drift, diffusion, score)
 
     def solve(x, t0, t1):
         return diffrax.diffeqsolve(
@@ -111,13 +111,13 @@ def test_forward_and_reversed_have_the_marginals(solver, x64):
     @quick_jit
     @jax.vmap
     def there(x, key):
-        return solve(lambda b: eqd.forward_general_sde(drift, diffusion, b), x, key, 0.0, T1)
+        return solve(lambda b: eqd.terms.forward_general_sde(drift, diffusion, b), x, key, 0.0, T1)
 
     @quick_jit
     @jax.vmap
     def back(x, key):
         return solve(
-            lambda b: eqd.reverse_general_sde(drift, diffusion, score, b), x, key, -T1, 0.0
+            lambda b: eqd.terms.reverse_general_sde(drift, diffusion, score, b), x, key, -T1, 0.0
         )
 
     rng = np.random.default_rng(0)
@@ -146,15 +146,15 @@ def test_it_agrees_with_the_denoisers_terms(getkey, x64):
         lambda t, x, args: eqd.score(denoiser, t, x, args),
     )
     pairs = [
-        (eqd.general_probability_flow(*parts), eqd.probability_flow(denoiser), t),
+        (eqd.terms.general_probability_flow(*parts), eqd.terms.probability_flow(denoiser), t),
         (
-            eqd.reverse_general_sde(*parts, brownian).terms[0],
-            eqd.reverse_sde(denoiser, brownian).terms[0],
+            eqd.terms.reverse_general_sde(*parts, brownian).terms[0],
+            eqd.terms.reverse_sde(denoiser, brownian).terms[0],
             -t,
         ),
         (
-            eqd.forward_general_sde(*parts[:2], brownian).terms[0],
-            eqd.forward_sde(process, brownian).terms[0],
+            eqd.terms.forward_general_sde(*parts[:2], brownian).terms[0],
+            eqd.terms.forward_sde(process, brownian).terms[0],
             t,
         ),
     ]
@@ -167,10 +167,10 @@ def test_one_noise_level_for_each_element(x64):
     g = jnp.array([0.3, 1.1])
     parts = (lambda t, x, a: -x, lambda t: g, lambda t, x, a: -x / (1 + t))
     x = jnp.array([0.5, -0.7])
-    whole = eqd.general_probability_flow(*parts).vf(0.4, x, None)
+    whole = eqd.terms.general_probability_flow(*parts).vf(0.4, x, None)
     for i in range(2):
         single = (parts[0], lambda t, i=i: g[i], parts[2])
-        alone = eqd.general_probability_flow(*single).vf(0.4, x[i : i + 1], None)
+        alone = eqd.terms.general_probability_flow(*single).vf(0.4, x[i : i + 1], None)
         np.testing.assert_allclose(whole[i], alone[0], rtol=1e-12)
 
 
@@ -182,7 +182,7 @@ def test_it_runs_one_way_only(solver, getkey):
     def solve(t0, t1, key):
         brownian = diffrax.UnsafeBrownianPath((2,), key, diffrax.SpaceTimeLevyArea)
         return diffrax.diffeqsolve(
-            eqd.reverse_general_sde(
+            eqd.terms.reverse_general_sde(
                 lambda t, x, a: -x, lambda t: 1.0, lambda t, x, a: -x, brownian
             ),
             solver,
@@ -207,10 +207,10 @@ def test_functions_that_do_not_fit_are_refused(getkey):
         return 0 * x
 
     with pytest.raises(ValueError, match=r"drift\(t, x, args\) returned shape \(\)"):
-        eqd.general_probability_flow(lambda t, x, a: 0.0, diffusion, zero).vf(0.1, x, None)
+        eqd.terms.general_probability_flow(lambda t, x, a: 0.0, diffusion, zero).vf(0.1, x, None)
     with pytest.raises(ValueError, match=r"score\(t, x, args\) returned shape \(1,\)"):
-        eqd.reverse_general_sde(zero, diffusion, lambda t, x, a: x[:1], brownian).terms[0].vf(
+        eqd.terms.reverse_general_sde(zero, diffusion, lambda t, x, a: x[:1], brownian).terms[0].vf(
             -0.1, x, None
         )
     with pytest.raises(ValueError, match=r"diffusion\(t\) returned shape \(2, 2\)"):
-        eqd.forward_general_sde(zero, lambda t: jnp.eye(2), brownian).terms[0].vf(0.1, x, None)
+        eqd.terms.forward_general_sde(zero, lambda t: jnp.eye(2), brownian).terms[0].vf(0.1, x, None)

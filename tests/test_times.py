@@ -14,7 +14,7 @@ PROCESSES = {
     "ve": eqd.VESDE(),
     "subvp": eqd.SubVPSDE(),
     "edm": eqd.EDMSDE(),
-    "bridge": eqd.cosine_schedule(100).continuous(),
+    "bridge": eqd.cosine_schedule(100),
     "chain": eqd.linear_schedule(200),
 }
 GRIDS = {
@@ -85,10 +85,10 @@ def test_karras_between():
 def test_chain_times_visit_the_chain():
     """On the chain itself they are evenly spaced indices; elsewhere the same levels."""
     chain = eqd.linear_schedule(100)
-    own = eqd.chain_times(chain, 12, chain)
+    own = eqd.schedule_times(chain, 12, chain)
     np.testing.assert_array_equal(own, chain.grid(12))
     vp, limits = eqd.VPSDE(), dict(sigma_min=0.05, sigma_max=50.0)
-    there, here = (level(p, eqd.chain_times(p, 12, chain, **limits)) for p in (vp, chain))
+    there, here = (level(p, eqd.schedule_times(p, 12, chain, **limits)) for p in (vp, chain))
     np.testing.assert_allclose(there, here, rtol=1e-4)
     assert 0.05 <= here[-1] < here[0] <= 50
 
@@ -122,7 +122,7 @@ def test_refusals():
     with pytest.raises(ValueError, match="0 < sigma_min < sigma_max"):
         eqd.karras_times(vp, 5, sigma_min=2.0, sigma_max=1.0)
     with pytest.raises(ValueError, match=r"give a finer chain"):
-        eqd.chain_times(vp, 40, chain, sigma_min=0.5, sigma_max=0.6)
+        eqd.schedule_times(vp, 40, chain, sigma_min=0.5, sigma_max=0.6)
     for make in (eqd.ProbabilityFlow, eqd.ReverseSDE):
         with pytest.raises(ValueError, match="both given"):
             make(num_steps=3, times=jnp.array([1.0, 0.5]))

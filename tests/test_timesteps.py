@@ -44,7 +44,7 @@ def test_a_number_a_schedule_and_its_length_draw_alike(make, getkey):
 
 @strategies
 @pytest.mark.parametrize(
-    "process", [eqd.VPSDE(t0=0.1, t1=0.7), eqd.cosine_schedule(60).continuous()]
+    "process", [eqd.VPSDE(t0=0.1, t1=0.7), eqd.cosine_schedule(60)]
 )
 def test_times_of_an_sde(make, process, getkey):
     t, weights = draw(make(process), 4000, getkey())
@@ -144,7 +144,7 @@ def test_no_steps_is_an_error(make):
 # Times that are not uniform
 
 VP, SUB_VP, VE = eqd.VPSDE(), eqd.SubVPSDE(t0=1e-3), eqd.VESDE()
-CONTINUOUS = eqd.cosine_schedule(60).continuous()
+CONTINUOUS = eqd.cosine_schedule(60)
 SDES = {"vp": VP, "sub_vp": SUB_VP, "ve": VE, "continuous": CONTINUOUS}
 sdes = pytest.mark.parametrize("name", SDES)
 

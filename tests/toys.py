@@ -94,7 +94,7 @@ def idiff_denoiser(schedule, abcd, mean_type, variance_type, dtype=None):
 
 def without_rescaling(schedule):
     """The chain as trained with `rescale_timesteps=False`: labelled by the index in the original chain."""
-    return eqd.Schedule(schedule.betas, labels=schedule.timesteps, timesteps=schedule.timesteps)
+    return eqd.Schedule(schedule.betas, c_noise=schedule.timesteps, timesteps=schedule.timesteps)
 
 
 def sde_denoiser(process, p, dtype=None):

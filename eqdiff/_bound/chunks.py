@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from .._check import whole
 from .._types import Args, Example, Key
 
 
@@ -20,8 +21,7 @@ def in_chunks(function: Callable[[Any], Any], inputs: PyTree[Any], chunk: int) -
 
     Under an outer `vmap` over images, memory is that of `chunk` inputs times the images.
     """
-    if chunk < 1:
-        raise ValueError(f"chunk={chunk}: expected at least one network call at a time.")
+    chunk = whole("in_chunks", "chunk", chunk)
     size = jax.tree.leaves(inputs)[0].shape[0]
     count = -(-size // chunk)
     width = -(-size // count)

@@ -1,4 +1,4 @@
-r"""The best steps and the best fixed variances of a chain, found from its bound without training.
+r"""The best steps and the best fixed variances of a schedule, found from its bound without training.
 
 **Steps.** With the edge costs of `pairwise.py`, the $K$ steps of least bound are a shortest path of $K$ edges,
 
@@ -24,17 +24,16 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .._denoiser import AbstractDenoiser
-from .._parameterisation import require_schedule
-from .._schedule import Schedule
+from .._process import require_schedule, Schedule
 from .._types import Args, Key
 from .._variance import AnalyticVariance
 from .chunks import check_batch, in_chunks, mean_over_images
 from .pairwise import PairwiseTerms
-from .term_by_term import errors, predict_at
+from .terms import errors, predict_at
 
 
 def optimal_timesteps(terms: PairwiseTerms, num_steps: int) -> Int[np.ndarray, " K"]:
-    r"""The sub-chain of `num_steps` steps of the grid that has the least bound, by the dynamic program (1).
+    r"""The sub-schedule of `num_steps` steps of the grid that has the least bound, by the dynamic program (1).
 
     Nothing obliges it to end at the grid's last time: the prior's cost decides. The bound spends its steps near the data, where
     the bits are; the same steps need not make the best pictures. And it is for exactly $K$ steps: more are not always better.
@@ -44,7 +43,7 @@ def optimal_timesteps(terms: PairwiseTerms, num_steps: int) -> Int[np.ndarray, "
     - `terms`: from [`eqdiff.pairwise_terms`][], concrete.
     - `num_steps`: the number $K$ of steps, from 1 to the size of the grid.
 
-    **Returns:** increasing indices of the chain, for `respace(schedule, …)` or `Ancestral(timesteps=…)`. Its bound, averaged
+    **Returns:** increasing indices of the schedule, for `respace(schedule, …)` or `Ancestral(timesteps=…)`. Its bound, averaged
     over the images that the terms were made with, is `terms.bound(…)`.
 
     **Raises:** `ValueError` for a number of steps that the grid does not have, or costs that are NaN.
@@ -94,7 +93,7 @@ def _moments(denoiser, data, args, key, chunk):
 
 
 def _variance_of(schedule: Schedule, noise_error: np.ndarray) -> AnalyticVariance:
-    # Steps of the original chain between those that this one visits are interpolated.
+    # Steps of the original schedule between those that this one visits are interpolated.
     every = np.arange(schedule.timesteps[-1] + 1)
     return AnalyticVariance(np.interp(every, schedule.timesteps, noise_error))
 
@@ -109,20 +108,20 @@ def analytic_variance(
 ) -> AnalyticVariance:
     r"""Analytic-DPM's variance: $\Gamma_t$ of equation (2) estimated from data, $e_t = 1 - \Gamma_t$ clipped to its bounds.
 
-    One network call per image and step. On a respaced chain only its steps are visited, and $e_t$ is interpolated linearly
+    One network call per image and step. On a respaced schedule only its steps are visited, and $e_t$ is interpolated linearly
     in the index between them, held beyond: a few hundred of several thousand steps are enough.
 
     **Arguments:**
 
-    - `denoiser`: on a discrete chain; its own variance is not used.
+    - `denoiser`: on a schedule; its own variance is not used.
     - `data`: images, along a leading axis, at least two.
     - `args`: what conditions the network, each leaf with a leading axis; or `None`.
     - `key`: for the noise.
     - `chunk`: how many times at most are evaluated at once.
 
-    **Returns:** an [`eqdiff.AnalyticVariance`][] for this chain and all others of the same original chain that start no later.
+    **Returns:** an [`eqdiff.AnalyticVariance`][] for this schedule and all others of the same original schedule that start no later.
 
-    **Raises:** `ValueError` if the process is not a discrete chain, for fewer than two images, or where the network returns
+    **Raises:** `ValueError` if the process is not a schedule, for fewer than two images, or where the network returns
     NaN.
 
     ??? cite "Reference"

@@ -1,6 +1,6 @@
-r"""The bound of every sub-chain at once.
+r"""The bound of every sub-schedule at once.
 
-A chain that visits only the times $S_0 < \dots < S_{K-1}$ of a longer one has the bound
+A schedule that visits only the times $S_0 < \dots < S_{K-1}$ of a longer one has the bound
 
 $$L(S) = L_T(S_{K-1}) + \sum_{k=1}^{K-1} L(S_k \to S_{k-1}) + L_\text{dec}(S_0; S_1), \tag{1}$$
 
@@ -13,7 +13,7 @@ $\beta$, $\tilde\beta$, the mean's coefficient on $x_0$ — is in tables over pa
 
 **The decoder.** The variance of the last edge, into the data, depends on the step $u$ that comes before it: the official
 clip replaces its $\tilde\beta = 0$ by that of $u \to t$. So the decoder's cost is tabulated over pairs $(t, u)$, and (1) is the
-bound of the respaced chain exactly, for every variance. Taking one cost per $t$ instead would err by the difference of those
+bound of the respaced schedule exactly, for every variance. Taking one cost per $t$ instead would err by the difference of those
 variances.
 """
 
@@ -28,23 +28,23 @@ from jaxtyping import Array, Float, Int
 from .._denoiser import AbstractDenoiser
 from .._gaussian import discretised_gaussian_log_likelihood, gaussian_kl, nats_to_bits
 from .._loss.discrete import Decoder
-from .._parameterisation import PreviousMean, require_schedule
+from .._parameterisation import PreviousMean
 from .._predict import Prediction
-from .._schedule import Schedule
+from .._process import require_schedule, Schedule
 from .._types import Args, Key, Scalar
 from .._variance import noise_coefficient, ReverseStep
 from .chunks import check_batch, in_chunks, mean_over_images
-from .term_by_term import predict_at, prior_term
+from .terms import predict_at, prior_term
 
 
 class PairwiseTerms(eqx.Module):
     r"""The costs (2) of all edges between the times of a grid, in bits per dimension, averaged over images.
 
-    - `grid`: the times, indices of the chain, increasing, shape `(M,)`.
+    - `grid`: the times, indices of the schedule, increasing, shape `(M,)`.
     - `steps`: $L(t_j \to t_k)$ at `[j, k]` for $k < j$, infinite elsewhere; shape `(M, M)`.
-    - `decoder`: $L_\text{dec}(t_j; t_k)$ at `[j, k]` for $k > j$: of a chain whose first times are $t_j$ and $t_k$. On the
-        diagonal, of the chain that has $t_j$ alone. Infinite elsewhere.
-    - `prior`: $L_T(t_j)$ of a chain that ends at $t_j$, shape `(M,)`.
+    - `decoder`: $L_\text{dec}(t_j; t_k)$ at `[j, k]` for $k > j$: of a schedule whose first times are $t_j$ and $t_k$. On the
+        diagonal, of the schedule that has $t_j$ alone. Infinite elsewhere.
+    - `prior`: $L_T(t_j)$ of a schedule that ends at $t_j$, shape `(M,)`.
     """
 
     grid: Int[np.ndarray, " M"]
@@ -53,7 +53,7 @@ class PairwiseTerms(eqx.Module):
     prior: Float[Array, " M"]
 
     def bound(self, timesteps: Sequence[int] | Int[np.ndarray, " K"]) -> Scalar:
-        """The bound (1) of the chain that visits some times of the grid, given as increasing indices of the chain.
+        """The bound (1) of the schedule that visits some times of the grid, given as increasing indices of the schedule.
 
         **Raises:** `ValueError` for times that are not on the grid or not increasing.
         """
@@ -80,7 +80,7 @@ class _Edges(eqx.Module):
     # To t_k < t_j.
     steps: ReverseStep
     on_x0: Float[Array, "M M"]
-    # From t_j into the data, in a chain that visits t_k > t_j before, or (k = j) nothing.
+    # From t_j into the data, in a schedule that visits t_k > t_j before, or (k = j) nothing.
     decoder: ReverseStep
 
 
@@ -159,7 +159,7 @@ def pairwise_terms(
 ) -> PairwiseTerms:
     r"""The costs (2) of all edges between the times of a grid, averaged over images.
 
-    The bound of any sub-chain is then a sum of table entries, [`eqdiff.PairwiseTerms.bound`][], and the best sub-chain is
+    The bound of any sub-schedule is then a sum of table entries, [`eqdiff.PairwiseTerms.bound`][], and the best sub-schedule is
     found by [`eqdiff.optimal_timesteps`][]. One network call per image and time of the grid.
 
     With one `key`, `pairwise_terms(...).bound(path)` is, up to rounding, the mean of
@@ -168,9 +168,9 @@ def pairwise_terms(
 
     **Arguments:**
 
-    - `denoiser`: on a discrete chain.
+    - `denoiser`: on a schedule.
     - `data`: images on the grid of grey levels, along a leading axis.
-    - `grid`: increasing indices of the chain, for example `schedule.spaced(256)`. Time for arithmetic grows with the square
+    - `grid`: increasing indices of the schedule, for example `schedule.spaced(256)`. Time for arithmetic grows with the square
         of their number.
     - `args`: what conditions the network, each leaf with a leading axis; or `None`.
     - `key`: for the noise.
@@ -178,7 +178,7 @@ def pairwise_terms(
 
     **Returns:** a [`eqdiff.PairwiseTerms`][].
 
-    **Raises:** `ValueError` if the process is not a discrete chain, for a grid that is not increasing or leaves the chain,
+    **Raises:** `ValueError` if the process is not a schedule, for a grid that is not increasing or leaves the schedule,
     for data without a leading axis, or for [`eqdiff.PreviousMean`][], whose $\hat x_0$ depends on where an edge ends.
 
     ??? cite "Reference"
@@ -189,7 +189,7 @@ def pairwise_terms(
     if isinstance(denoiser.parameterisation, PreviousMean):
         raise ValueError(
             "pairwise_terms: a network that predicts the mean of the next step (PreviousMean) belongs to one spacing of the "
-            "chain, so there are no other edges to compare. Train with PredictNoise(), PredictData() or PredictVelocity()."
+            "schedule, so there are no other edges to compare. Train with PredictNoise(), PredictData() or PredictVelocity()."
         )
     if levels < 2:
         raise ValueError(

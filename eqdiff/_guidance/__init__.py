@@ -1,4 +1,9 @@
-from .base import AbstractWrapper as AbstractWrapper, FixedArgs as FixedArgs
+from .base import FixedArgs as FixedArgs
+from .batched import (
+    Batched as Batched,
+    check_batch as check_batch,
+    over_examples as over_examples,
+)
 from .classifier import (
     ClassifierGuidance as ClassifierGuidance,
     MeanShift as MeanShift,

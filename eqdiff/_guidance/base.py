@@ -8,40 +8,9 @@ so that samplers and likelihoods need not know: moving $\hat x_0$ by δ moves $\
 terms of the score by a multiple of δ, $\nabla\log p_t \mathrel{+}= (\alpha/\sigma^2)\,\delta$.
 """
 
-import math
-
-import equinox as eqx
-import jax
-from jaxtyping import Array
-
-from .._denoiser import AbstractDenoiser, Estimate
-from .._gaussian import is_traced
-from .._parameterisation import AbstractParameterisation
-from .._process import AbstractProcess, AbstractSDE
+from .._denoiser import AbstractDenoiser, AbstractWrapper, Estimate
+from .._process import has_no_signal
 from .._types import Args, Example, Key, Time
-from .._variance import AbstractVariance
-
-
-class AbstractWrapper(AbstractDenoiser):
-    """A denoiser that wraps another, and has its process, parameterisation and variance.
-
-    To write one, keep the wrapped denoiser as `denoiser` and change its estimate in `__call__`, by
-    [`eqdiff.Estimate.move`][] where possible.
-    """
-
-    denoiser: eqx.AbstractVar[AbstractDenoiser]
-
-    @property
-    def process(self) -> AbstractProcess:
-        return self.denoiser.process
-
-    @property
-    def parameterisation(self) -> AbstractParameterisation:
-        return self.denoiser.parameterisation
-
-    @property
-    def variance(self) -> AbstractVariance:
-        return self.denoiser.variance
 
 
 class FixedArgs(AbstractWrapper):
@@ -68,21 +37,10 @@ class FixedArgs(AbstractWrapper):
         return self.denoiser(t, x, self.args, key=key)
 
 
-def check_scale(owner: str, scale: float | Array) -> None:
-    """Raises `ValueError` for a concrete scale that is not a finite number."""
-    if isinstance(scale, (int, float)) and not math.isfinite(scale):
-        raise ValueError(f"{owner}(scale={scale}): expected a finite number.")
-
-
 def refuse_no_signal(owner: str, denoiser: AbstractDenoiser, why: str) -> None:
     """Raises `ValueError` for a process whose end has α = 0, where `why`. A learned process is not looked at."""
     process = denoiser.process
-    if not isinstance(process, AbstractSDE):
-        return
-    # Looked at now, where it costs nothing.
-    with jax.ensure_compile_time_eval():
-        alpha = process.alpha(process.t1)
-    if not is_traced(alpha) and float(alpha) == 0:
+    if has_no_signal(process):
         name = type(process).__name__
         raise ValueError(
             f"{owner}: {name} has no signal at its end t1 = {process.t1} (alpha = 0), where {why}. "

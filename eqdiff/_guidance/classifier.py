@@ -22,13 +22,13 @@ from collections.abc import Callable
 
 import equinox as eqx
 import jax
-import jax.core
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .._denoiser import AbstractDenoiser, Estimate
+from .._check import check_finite
+from .._denoiser import AbstractDenoiser, AbstractWrapper, Estimate
 from .._types import Args, Example, Key, Scalar, Time
-from .base import AbstractWrapper, check_scale, refuse_no_signal
+from .base import refuse_no_signal
 
 
 # log p(y|x_t) as a function of t, x_t and y, for one example.
@@ -39,8 +39,8 @@ class ClassifierGuidance(AbstractWrapper):
     r"""Adds a classifier's gradient to the score, $\hat\varepsilon \leftarrow \hat\varepsilon - s\,\sigma\nabla_x\log p(y|x_t)$: equation (2).
 
     ```python
-    def log_prob(t, x, y):                                   # the classifier is told time as the network is
-        return jax.nn.log_softmax(classifier(schedule.label(t), x))[y]
+    def log_prob(t, x, y):
+        return jax.nn.log_softmax(classifier(schedule.c_noise(t), x))[y]
 
     guided = eqd.ClassifierGuidance(eqd.FixedArgs(denoiser), log_prob, scale=2.0)
     sample = eqd.DDIM(50)(guided, x1, y)
@@ -72,7 +72,7 @@ class ClassifierGuidance(AbstractWrapper):
         **Raises:** `ValueError` for a scale that is not finite, or a process that ends without signal ($\alpha = 0$, where
         the shift of $\hat x_0$ is infinite).
         """
-        check_scale("ClassifierGuidance", scale)
+        check_finite(self, scale=scale)
         refuse_no_signal(
             "ClassifierGuidance", denoiser, "moving the score moves the estimate infinitely far"
         )
@@ -82,8 +82,7 @@ class ClassifierGuidance(AbstractWrapper):
         self, t: Time, x: Example, args: Args = None, *, key: Key | None = None
     ) -> Estimate:
         estimate = self.denoiser(t, x, args, key=key)
-        alpha = self.process.alpha(t).astype(x.dtype)
-        sigma = self.process.sigma(t).astype(x.dtype)
+        alpha, sigma = self.process.levels(t, like=x)
         shift = sigma * _gradient("ClassifierGuidance", self.log_prob, self.scale, t, x, args)
         return Estimate(
             estimate.x0 + (sigma / alpha) * shift, estimate.noise - shift, estimate.raw_variance
@@ -111,7 +110,7 @@ class MeanShift(eqx.Module):
 
         **Raises:** `ValueError` for a scale that is not finite.
         """
-        check_scale("MeanShift", scale)
+        check_finite(self, scale=scale)
         self.log_prob, self.scale = log_prob, scale
 
     def __call__(self, t: Time, x: Example, args: Args = None) -> Example:

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .._denoiser import AbstractDenoiser, Estimate
+from .._check import check_finite
+from .._denoiser import AbstractDenoiser, AbstractWrapper, Estimate
 from .._types import Args, Example, Key, Time
-from .base import AbstractWrapper, check_scale
 
 
 class ClassifierFree(AbstractWrapper):
@@ -46,7 +46,7 @@ class ClassifierFree(AbstractWrapper):
 
         **Raises:** `ValueError` for a scale that is not finite.
         """
-        check_scale("ClassifierFree", scale)
+        check_finite(self, scale=scale)
         self.denoiser, self.scale, self.null = denoiser, scale, null
 
     def __call__(

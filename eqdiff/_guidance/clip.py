@@ -8,9 +8,8 @@ and $\hat\varepsilon$ moved so that $x = \alpha\hat x_0 + \sigma\hat\varepsilon$
 import equinox as eqx
 import jax.numpy as jnp
 
-from .._denoiser import AbstractDenoiser, Estimate
+from .._denoiser import AbstractDenoiser, AbstractWrapper, Estimate
 from .._types import Args, Example, Key, Time
-from .base import AbstractWrapper
 
 
 class Clip(AbstractWrapper):
@@ -45,4 +44,4 @@ class Clip(AbstractWrapper):
     ) -> Estimate:
         estimate = self.denoiser(t, x, args, key=key)
         clipped = jnp.clip(estimate.x0, self.low, self.high)
-        return estimate.move(clipped - estimate.x0, self.process.alpha(t), self.process.sigma(t))
+        return self.moved(estimate, t, clipped - estimate.x0)

@@ -12,9 +12,8 @@ each example with an $s$ of its own: saturated elements are drawn inwards and th
 import equinox as eqx
 import jax.numpy as jnp
 
-from .._denoiser import AbstractDenoiser, Estimate
+from .._denoiser import AbstractDenoiser, AbstractWrapper, Estimate
 from .._types import Args, Example, Key, Time
-from .base import AbstractWrapper
 
 
 class DynamicThreshold(AbstractWrapper):
@@ -68,4 +67,4 @@ class DynamicThreshold(AbstractWrapper):
         moved = middle + half * jnp.clip(u, -scale, scale) / scale
         # Where nothing is saturated δ is exactly 0, not the rounding of u.
         delta = jnp.where((scale > 1) | (jnp.abs(u) > 1), moved - estimate.x0, 0)
-        return estimate.move(delta, self.process.alpha(t), self.process.sigma(t))
+        return self.moved(estimate, t, delta)

@@ -13,9 +13,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from .._denoiser import AbstractDenoiser, Estimate
+from .._denoiser import AbstractDenoiser, AbstractWrapper, Estimate
+from .._process import described, known_to_differ
 from .._types import Args, Example, Key, Time
-from .base import AbstractWrapper
 
 
 class GuidanceInterval(AbstractWrapper):
@@ -50,19 +50,20 @@ class GuidanceInterval(AbstractWrapper):
         - `guided`, `unguided`: the denoisers within and without the interval, of the same process.
         - `low`, `high`: noise levels $\sigma/\alpha$; `low` is outside the interval, `high` inside.
 
-        **Raises:** `ValueError` unless `0 <= low < high`, or for denoisers of different kinds of process or variance.
+        **Raises:** `ValueError` unless `0 <= low < high`, or for denoisers with different processes or kinds of variance.
         """
         if not 0 <= low < high:
             raise ValueError(
                 f"GuidanceInterval(low={low}, high={high}): expected noise levels sigma/alpha with 0 <= low < high."
             )
-        for part in ("process", "variance"):
-            one, other = type(getattr(guided, part)), type(getattr(unguided, part))
-            if one is not other:
-                raise ValueError(
-                    f"GuidanceInterval: both denoisers must have the same {part}, but have {one.__name__} and "
-                    f"{other.__name__}. Make both from one denoiser."
-                )
+        variances = type(guided.variance), type(unguided.variance)
+        if variances[0] is not variances[1] or known_to_differ(guided.process, unguided.process):
+            raise ValueError(
+                "GuidanceInterval: both denoisers must have the same process and variance, but they "
+                f"are on {described(guided.process)} with {variances[0].__name__}() and on "
+                f"{described(unguided.process)} with {variances[1].__name__}(). Make both from one "
+                "denoiser."
+            )
         self.guided, self.unguided = guided, unguided
         self.low, self.high = float(low), float(high)
 

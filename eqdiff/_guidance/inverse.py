@@ -32,21 +32,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from .._denoiser import AbstractDenoiser, check_example, Estimate
-from .._gaussian import is_traced
+from .._check import check_example, check_positive, is_traced, whole
+from .._denoiser import AbstractDenoiser, AbstractWrapper, Estimate
 from .._types import Args, Example, Key, Scalar, Time
-from .base import AbstractWrapper, refuse_no_signal
+from .base import refuse_no_signal
 from .linear import check_linear, LinearOperator, output_shape, transpose_of
 
 
 # v ↦ (σ²/α) Jᵀ v: Tweedie's covariance as a product with vectors.
 _Product = Callable[[Example], Example]
-
-
-def _check_iterations(owner: str, iterations: int) -> int:
-    if not isinstance(iterations, int) or iterations < 1:
-        raise ValueError(f"{owner}(iterations={iterations!r}): expected a positive whole number.")
-    return iterations
 
 
 class AbstractPosteriorCovariance(eqx.Module):
@@ -87,7 +81,7 @@ class JacobianCovariance(AbstractPosteriorCovariance):
 
         **Raises:** `ValueError` for less than one.
         """
-        self.iterations = _check_iterations("JacobianCovariance", iterations)
+        self.iterations = whole(self, "iterations", iterations)
 
     def product(self, v, tweedie, alpha, sigma):
         return tweedie(v)
@@ -114,9 +108,8 @@ class IsotropicCovariance(AbstractPosteriorCovariance):
 
         **Raises:** `ValueError` for a standard deviation that is not positive, or less than one iteration.
         """
-        if isinstance(std, (int, float)) and not std > 0:
-            raise ValueError(f"IsotropicCovariance(std={std}): expected a positive number.")
-        self.std, self.iterations = std, _check_iterations("IsotropicCovariance", iterations)
+        check_positive(self, std=std)
+        self.std, self.iterations = std, whole(self, "iterations", iterations)
 
     def product(self, v, tweedie, alpha, sigma):
         variance = jnp.asarray(self.std, v.dtype) ** 2
@@ -200,7 +193,7 @@ class PosteriorGuidance(AbstractWrapper):
     ) -> Estimate:
         self._check(x)
         y, variance = self.y.astype(x.dtype), self.std.astype(x.dtype) ** 2
-        alpha, sigma = self.process.alpha(t).astype(x.dtype), self.process.sigma(t).astype(x.dtype)
+        alpha, sigma = self.process.levels(t, like=x)
 
         def estimate_of(x):
             estimate = self.denoiser(t, x, args, key=key)

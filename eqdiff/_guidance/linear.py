@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._gaussian import is_traced
+from .._check import is_traced
 from .._types import Example
 
 

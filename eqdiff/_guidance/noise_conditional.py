@@ -4,15 +4,13 @@ Guidance needs $\log p(y|x_t)$ at every noise level (Song et al. 2021, section 5
 noisy they are, trained by [`eqdiff.classifier_loss`][].
 """
 
-from collections.abc import Callable
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from .._denoiser import check_example, check_time
-from .._gaussian import is_traced
-from .._process import AbstractProcess
+from .._check import check_example, is_traced
+from .._denoiser import CNoise, time_input
+from .._process import AbstractProcess, check_time
 from .._types import Args, Array, Example, Float, Key, Network, Scalar, Time
 
 
@@ -22,30 +20,30 @@ class Classifier(eqx.Module):
     ```python
     classifier = eqd.Classifier(net, sde)
     guided = eqd.ClassifierGuidance(eqd.FixedArgs(denoiser), classifier, scale=1.0)
-    sample = sampler(guided, x1, label)
+    sample = sampler(guided, x1, class_label)
     ```
 
-    The network is called as `net(label(t), x, None, key=key)`, like a denoiser's.
+    The network is called as `net(c_noise, x, None, key=key)`, like a denoiser's.
     """
 
     net: Network
     process: AbstractProcess
-    label: Callable[[Scalar], Scalar] | None
+    c_noise: CNoise | None
 
     def __init__(
         self,
         net: Network,
         process: AbstractProcess,
         *,
-        label: Callable[[Scalar], Scalar] | None = None,
+        c_noise: CNoise | None = None,
     ):
         """**Arguments:**
 
-        - `net`: the network, `(label, x, args, *, key) -> logits`, one for each class; for vectors `nn.MLP(in_size, num_classes)`.
+        - `net`: the network, `(c_noise, x, args, *, key) -> logits`, one for each class; for vectors `nn.MLP(in_size, num_classes)`.
         - `process`: whose noise it sees through.
-        - `label`: what the network is told as time; the process's own by default.
+        - `c_noise`: the network's time input, as for [`eqdiff.Denoiser`][].
         """
-        self.net, self.process, self.label = net, process, label
+        self.net, self.process, self.c_noise = net, process, c_noise
 
     def logits(self, t: Time, x: Example, *, key: Key | None = None) -> Float[Array, " classes"]:
         """The network's logits of $x = x_t$.
@@ -61,8 +59,8 @@ class Classifier(eqx.Module):
         """
         check_example("The classifier", x)
         check_time(self.process, t)
-        label = self.process.label(t) if self.label is None else self.label(jnp.asarray(t))
-        logits = self.net(label.astype(x.dtype), x, None, key=key)
+        c_noise = time_input(self.process, self.c_noise, t, like=x)
+        logits = self.net(c_noise, x, None, key=key)
         if logits.ndim != 1:
             raise ValueError(
                 f"The classifier's network returned shape {logits.shape} for x of shape {x.shape}, expected one vector of logits, "
@@ -83,7 +81,7 @@ class Classifier(eqx.Module):
         """
         if args is None:
             raise ValueError(
-                "The classifier was given no class: write sampler(denoiser, x1, label)."
+                "The classifier was given no class: write sampler(denoiser, x1, class_label)."
             )
         if jnp.shape(args) != () or not jnp.issubdtype(jnp.result_type(args), jnp.integer):
             raise ValueError(
@@ -96,6 +94,6 @@ class Classifier(eqx.Module):
             raise ValueError(
                 f"The class is {int(args)}, but the classifier has {log_probs.size}: expected 0 to {log_probs.size - 1}."
             )
-        # Indexing would take a class that does not exist for the last one. As in the networks, the answer to nonsense is no number.
+        # Indexing would take a class that does not exist for the last one: it gives NaN, as in the networks.
         place = jnp.where(jnp.asarray(args) < 0, log_probs.size, jnp.asarray(args))
         return log_probs.at[place].get(mode="fill", fill_value=jnp.nan)

@@ -13,12 +13,18 @@ The latent $x(t_1)$ identifies $x$: solved back it returns $x$, and between two 
 nearly Gaussian in many dimensions, so nearly of one length, and so is what [`eqdiff.slerp`][] passes through; a straight line would
 cut through the ball, where no latents are.
 
-**Network calls.** An accepted or rejected step of the default solver, `diffrax.Tsit5`, evaluates the velocity six times, and the
-first step once more: $6\,\texttt{num\_steps} + 1$ velocities. One velocity is one network call when encoding; with $n$ Hutchinson probes
-one call carrying $n$ tangents, which costs about $1 + n$ calls; with the exact trace $1 + \lceil D/\text{chunk}\rceil$ calls with $D$
-tangents between them.
+**Network calls.** One velocity is one network call when encoding; with $n$ Hutchinson probes one call carrying
+$n$ tangents, which costs about $1 + n$ calls; with the exact trace $1 + \lceil D/\text{chunk}\rceil$ calls with $D$ tangents
+between them. How many velocities a solve took is in its `stats`.
 """
 
 from .bits import bits_per_dim as bits_per_dim, BitsPerDim as BitsPerDim
 from .density import log_likelihood as log_likelihood, LogLikelihood as LogLikelihood
-from .encoding import decode as decode, encode as encode, slerp as slerp
+from .dequantise import (
+    AbstractDequantisation as AbstractDequantisation,
+    GaussianDequantisation as GaussianDequantisation,
+    LogisticNoise as LogisticNoise,
+    UniformDequantisation as UniformDequantisation,
+    VariationalDequantisation as VariationalDequantisation,
+)
+from .latent import slerp as slerp

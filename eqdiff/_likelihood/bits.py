@@ -1,29 +1,31 @@
 """Bits per dimension of images, equation (2) of the folder's docstring."""
 
-from typing import Any
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
 from jaxtyping import Array, Float
 
 from .._denoiser import AbstractDenoiser
-from .._dequantise import AbstractDequantisation
 from .._gaussian import nats_to_bits
-from .._term import over_examples
-from .._types import Args, Example, Key
+from .._guidance import over_examples
+from .._sampler import ProbabilityFlow
+from .._trace import AbstractTrace, Hutchinson
+from .._types import Args, Example, Key, Scalar
 from .density import log_likelihood, LogLikelihood
+from .dequantise import AbstractDequantisation
 
 
 class BitsPerDim(eqx.Module):
     r"""Bits per dimension of an image, and the parts.
 
-    - `value`: equation (2); an upper bound in expectation over the dequantisation.
-    - `stderr`: the standard error over probes alone, in bits/dim. Average `value` over images, each with its own key,
+    - `bits`: equation (2); an upper bound in expectation over the dequantisation.
+    - `stderr`: the standard error over probes alone, in bits/dim. Average `bits` over images, each with its own key,
         and the spread of the values covers images, probes and dequantisation together.
     - `likelihood`: the [`eqdiff.LogLikelihood`][] of the dequantised image.
     """
 
-    value: Float[Array, "..."]
+    bits: Float[Array, "..."]
     stderr: Float[Array, "..."]
     likelihood: LogLikelihood
 
@@ -35,19 +37,21 @@ def bits_per_dim(
     *,
     dequantise: AbstractDequantisation,
     key: Key,
-    **options: Any,
+    flow: ProbabilityFlow = ProbabilityFlow(rtol=1e-5, atol=1e-5),
+    trace: AbstractTrace = Hutchinson(),
+    prior: Callable[[Example], Scalar] | None = None,
 ) -> BitsPerDim:
     r"""Bits per dimension of an image, equation (2), from one draw of the dequantisation.
 
     **Arguments:**
 
-    - `denoiser`: any denoiser on an SDE; with an [`eqdiff.Batched`][] one, `image` and `args` are a batch.
+    - `denoiser`: any denoiser; with an [`eqdiff.Batched`][] one, `image` and `args` are a batch.
     - `image`: one image on the dequantisation's levels.
     - `args`: what conditions the network.
     - `dequantise`: [`eqdiff.UniformDequantisation`][] or [`eqdiff.VariationalDequantisation`][] for a network trained on
         dequantised data, [`eqdiff.GaussianDequantisation`][] for one trained on grid values.
     - `key`: for the dequantisation and the probes.
-    - `options`: of [`eqdiff.log_likelihood`][]: `trace`, `solver`, `rtol` and so on.
+    - `flow`, `trace`, `prior`: as for [`eqdiff.log_likelihood`][].
 
     **Returns:** a [`eqdiff.BitsPerDim`][].
 
@@ -58,7 +62,7 @@ def bits_per_dim(
     single, each = over_examples(denoiser)
     keys = noise_key if single is denoiser else jax.random.split(noise_key, image.shape[0])
     y, offset = each(lambda i, a, k: dequantise(single, i, a, key=k))(image, args, keys)
-    likelihood = log_likelihood(denoiser, y, args, key=probe_key, **options)
+    likelihood = log_likelihood(denoiser, y, args, flow=flow, trace=trace, key=probe_key, prior=prior)
     size = image.size if single is denoiser else image.size // image.shape[0]
     bits = nats_to_bits(-(likelihood.log_prob + offset)) / size
     return BitsPerDim(bits, nats_to_bits(likelihood.stderr) / size, likelihood)

@@ -6,10 +6,7 @@ from .discrete import (
     l_simple as l_simple,
     l_vlb as l_vlb,
 )
-from .implicit import (
-    implicit_score_matching as implicit_score_matching,
-    sliced_score_matching as sliced_score_matching,
-)
+from .implicit import implicit_score_matching as implicit_score_matching
 from .weighting import (
     AbstractWeighting as AbstractWeighting,
     EDMWeighting as EDMWeighting,

@@ -8,19 +8,21 @@ appendix I.1; Dhariwal & Nichol 2021, section 4).
 
 import jax
 
-from .._denoiser import check_example, check_time
+from .._check import check_example
 from .._guidance import Classifier
+from .._process import check_time
 from .._types import Array, Example, Int, Key, Scalar, Time
 
 
 def classifier_loss(
-    classifier: Classifier, t: Time, x0: Example, label: Int[Array, ""] | int, *, key: Key
+    classifier: Classifier, t: Time, x0: Example, class_label: Int[Array, ""] | int, *, key: Key
 ) -> Scalar:
     r"""The cross-entropy $-\log p(y|x_t)$ of a classifier at one noised example, equation (1).
 
     ```python
-    def loss_fn(net, t, x0, label, *, key):
-        return eqd.classifier_loss(eqd.Classifier(net, sde), t, x0, label, key=key), {}
+    def loss_fn(net, t, x0, class_label, *, key):
+        classifier = eqd.Classifier(net, process)
+        return eqd.classifier_loss(classifier, t, x0, class_label, key=key), {}
 
     step = eqd.train.make_step(loss_fn, optimiser)
     ```
@@ -30,7 +32,7 @@ def classifier_loss(
     - `classifier`: an [`eqdiff.Classifier`][].
     - `t`: the time to noise to.
     - `x0`: one example of data.
-    - `label`: its class $y$, one integer.
+    - `class_label`: its class $y$, one integer.
     - `key`: for the noise and for dropout.
 
     **Returns:** a number of nats; at the noisiest times it cannot fall below the entropy of the classes.
@@ -43,4 +45,4 @@ def classifier_loss(
     noise_key, net_key = jax.random.split(key)
     noise = jax.random.normal(noise_key, x0.shape, x0.dtype)
     x = classifier.process.perturb(t, x0, noise)
-    return -classifier(t, x, label, key=net_key)
+    return -classifier(t, x, class_label, key=net_key)

@@ -11,7 +11,7 @@ $$L = \mathbb E_{t, x_0, \varepsilon}\left[\tfrac1D\,\lambda(t)\,\|s(x_t, t) - \
 | score-SDE, continuous (VP, sub-VP, VE) | `score_matching(p)` |
 | … with likelihood weighting | `score_matching(p, LikelihoodWeighting())` |
 | SMLD (NCSN) | `score_matching(p)` on VE, at the times of its noise levels |
-| DDPM | `l_simple(p)` with `PredictNoise()`, on a chain |
+| DDPM | `l_simple(p)` with `PredictNoise()`, on a schedule |
 | EDM | `l_simple(p)` with `EDMPreconditioning()`, or `score_matching(p, EDMWeighting())` |
 | EDM's `VPLoss`, `VELoss` | `score_matching(p)` |
 | flow matching, rectified flow | `l_simple(p)` with `PredictFlow()` |

@@ -1,4 +1,4 @@
-r"""The losses of the discrete chain.
+r"""The losses of a discrete schedule.
 
 With the squared error in whatever the network predicts, and one term of the variational bound per step,
 
@@ -14,9 +14,9 @@ $$L_\text{vlb} = T \cdot \frac{L_t}{D \log 2}, \qquad
 
 **Units.** $L_t/(D\log 2)$ is in bits per dimension; its *sum* over $t$ (plus the prior term) is the bound that papers
 quote. At a uniformly drawn $t$, $T$ times one term is an unbiased estimate of that sum, which is why (3) carries the factor
-$T$, the length of the chain the denoiser is on. Ports that drop it train the variance $T$ times too weakly.
+$T$, the length of the schedule the denoiser is on. Ports that drop it train the variance $T$ times too weakly.
 
-**The official loss types**, for a prediction $p$ on a chain of $T$ steps:
+**The official loss types**, for a prediction $p$ on a schedule of $T$ steps:
 
 | `LossType` | here |
 |---|---|
@@ -31,9 +31,10 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
+from .._check import whole
 from .._gaussian import discretised_gaussian_log_likelihood, gaussian_kl, nats_to_bits
-from .._parameterisation import require_schedule
 from .._predict import Prediction, stop_mean
+from .._process import require_schedule
 from .._types import Example, Scalar
 
 
@@ -63,21 +64,18 @@ def bound_term(
 
     **Arguments:**
 
-    - `prediction`: made on a discrete chain, at a whole time.
+    - `prediction`: made on a schedule, at a whole time.
     - `levels`: the number of grey levels of the data, which lie on $-1, -1 + 2/(L-1), \dots, 1$.
     - `decoder`: the log-likelihood of the step $t = 0$: the official one, with a tanh approximation of the normal
         distribution function, or [`eqdiff.discretised_gaussian_log_likelihood_exact`][].
 
     **Returns:** at $t > 0$ the KL divergence, at $t = 0$ the negative log-likelihood of the discretised decoder.
 
-    **Raises:** `ValueError` if the process is not a discrete chain, or for fewer than two levels.
+    **Raises:** `ValueError` if the process is not a schedule, or for fewer than two levels.
     """
     p = prediction
     schedule = require_schedule(p.process, "The variational bound")
-    if levels < 2:
-        raise ValueError(
-            f"levels={levels}: expected at least 2 grey levels (256 for 8-bit images)."
-        )
+    levels = whole("bound_term", "levels", levels, least=2, remedy=" 8-bit images have 256.")
     log_variance = p.variance.log_variance(schedule, p.t, p.estimate.raw_variance).astype(p.x.dtype)
     on_x0, _ = schedule.posterior_mean_coefficients(p.t)
     # Both means share their term in x, so only that in x0 is left of their difference.
@@ -87,7 +85,7 @@ def bound_term(
     # At t = 0 the posterior mean is x̂0 itself.
     log_std = jnp.broadcast_to(0.5 * log_variance, p.x.shape)
     nll = -jnp.mean(decoder(p.x0, p.estimate.x0, log_std, levels=levels))
-    return nats_to_bits(jnp.where(schedule.index(p.t) == 0, nll, kl))
+    return nats_to_bits(jnp.where(jnp.asarray(p.t) == 0, nll, kl))
 
 
 def l_vlb(
@@ -98,7 +96,7 @@ def l_vlb(
 ) -> Scalar:
     r"""$L_\text{vlb} = T L_t / (D\log 2)$: an unbiased estimate, at a uniform $t$, of the bound in bits per dimension.
 
-    $T$ is the length of the chain the denoiser is on (of the respaced chain, if it is respaced). The prior term, which
+    $T$ is the length of the schedule the denoiser is on (of the respaced schedule, if it is respaced). The prior term, which
     has no gradient, is left out. Arguments and errors as for [`eqdiff.bound_term`][].
     """
     schedule = require_schedule(prediction.process, "l_vlb")
@@ -118,11 +116,11 @@ def l_hybrid(
 
     **Arguments:**
 
-    - `prediction`: made on a discrete chain, with a learned variance.
+    - `prediction`: made on a schedule, with a learned variance.
     - `vlb_weight`: λ.
     - `levels`, `decoder`: as for [`eqdiff.bound_term`][].
 
-    **Raises:** `ValueError` if the process is not a discrete chain, or the variance is not learned: the bound with the mean
+    **Raises:** `ValueError` if the process is not a schedule, or the variance is not learned: the bound with the mean
     frozen would have no gradient.
 
     ??? cite "Reference"

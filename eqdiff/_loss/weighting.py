@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .._process import AbstractProcess, AbstractSDE
-from .._process.base import check_positive
+from .._check import check_positive
+from .._process import AbstractProcess
 from .._types import Scalar, Time
 
 
@@ -50,7 +50,7 @@ class LikelihoodWeighting(AbstractWeighting):
     """
 
     def on_noise(self, process: AbstractProcess, t: Time) -> Scalar:
-        return _decay("LikelihoodWeighting", process, t)
+        return _decay(process, t)
 
 
 class EDMWeighting(AbstractWeighting):
@@ -74,7 +74,7 @@ class EDMWeighting(AbstractWeighting):
 
         **Raises:** `ValueError` unless it is positive.
         """
-        check_positive("EDMWeighting", sigma_data=sigma_data)
+        check_positive(self, sigma_data=sigma_data)
         self.sigma_data = sigma_data
 
     def on_noise(self, process: AbstractProcess, t: Time) -> Scalar:
@@ -102,7 +102,7 @@ class MinSNRWeighting(AbstractWeighting):
 
         **Raises:** `ValueError` unless it is positive.
         """
-        check_positive("MinSNRWeighting", gamma=gamma)
+        check_positive(self, gamma=gamma)
         self.gamma = gamma
 
     def on_noise(self, process: AbstractProcess, t: Time) -> Scalar:
@@ -135,15 +135,11 @@ class SigmoidWeighting(AbstractWeighting):
         self.bias = bias
 
     def on_noise(self, process: AbstractProcess, t: Time) -> Scalar:
-        decay = _decay("SigmoidWeighting", process, t)
+        decay = _decay(process, t)
         log_snr = process.log_snr(t)
         return jax.nn.sigmoid(jnp.asarray(self.bias, log_snr.dtype) - log_snr) * decay
 
 
-def _decay(owner: str, process: AbstractProcess, t: Time) -> Scalar:
+def _decay(process: AbstractProcess, t: Time) -> Scalar:
     """(g/σ)², which is −dλ/dt."""
-    if not isinstance(process, AbstractSDE):
-        raise ValueError(
-            f"{owner} needs g(t), but the process is a discrete chain. Write schedule.continuous(), or use l_vlb."
-        )
     return (process.diffusion(t) / process.sigma(t)) ** 2

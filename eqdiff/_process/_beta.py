@@ -20,6 +20,13 @@ def integral(t: Float[Array, ""], low: float | Array, high: float | Array) -> Fl
     return t * (low + 0.5 * t * (high - low))
 
 
+def integral_between(
+    s: Float[Array, ""], t: Float[Array, ""], low: float | Array, high: float | Array
+) -> Float[Array, ""]:
+    r"""$B(t) - B(s)$, which does not cancel where $s \approx t$."""
+    return (t - s) * (low + 0.5 * (s + t) * (high - low))
+
+
 def inverse_integral(b: Float[Array, ""], low: float | Array, high: float | Array):
     r"""The $t$ with $B(t) = b$."""
     return 2 * b / (low + jnp.sqrt(low**2 + 2 * b * (high - low)))

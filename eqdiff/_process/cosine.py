@@ -9,10 +9,9 @@ is, at its coarse scales, $2\log(d/64)$ further from noise than one of 64: a shi
 al. 2023). With $k = e^{-\text{shift}/2}$, $u = \pi t/2$ and $n^2 = \cos^2 u + k^2\sin^2 u$,
 
 $$\alpha = \frac{\cos u}{n}, \qquad \sigma = \frac{k\sin u}{n}, \qquad
-  \dot\alpha = -\frac\pi2\frac{k^2\sin u}{n^3}, \qquad \dot\sigma = \frac\pi2\frac{k\cos u}{n^3}, \qquad
-  \beta = \pi\,\frac{k^2\tan u}{n^2}, \tag{2}$$
+  \dot\alpha = -\frac\pi2\frac{k^2\sin u}{n^3}, \qquad \dot\sigma = \frac\pi2\frac{k\cos u}{n^3}. \tag{2}$$
 
-with $f = -\beta/2$ and $g^2 = \beta$ as for every variance-preserving process; β is infinite at $t = 1$.
+The rate $\beta = -2\dot\alpha/\alpha$ is infinite at $t = 1$.
 """
 
 import math
@@ -20,15 +19,16 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .._types import Example, Scalar, Time
-from .base import AbstractSDE, as_time, check_interval, refuse_no_signal
+from .._check import check_finite, check_interval
+from .._types import Scalar, Time
+from .base import AbstractProcess, as_time
 
 
-class CosineVPSDE(AbstractSDE):
+class CosineVPSDE(AbstractProcess):
     r"""The cosine process, $\alpha_t = \cos\frac{\pi t}2$, $\sigma_t = \sin\frac{\pi t}2$, optionally shifted for large images.
 
-    At the default ends $|\lambda| = 12.9$. A network is told $1000\,t$. For the chain with Improved DDPM's offset see
-    [`eqdiff.cosine_schedule`][], whose `continuous()` is a process too.
+    At the default ends $|\lambda| = 12.9$. $c_\text{noise} = 1000\,t$. For Improved DDPM's schedule,
+    with its offset, see [`eqdiff.cosine_schedule`][].
 
     ??? cite "Reference"
 
@@ -56,11 +56,8 @@ class CosineVPSDE(AbstractSDE):
 
         **Raises:** `ValueError` for a shift that is not finite or times outside $0 < t_0 < t_1 \le 1$.
         """
-        if isinstance(log_snr_shift, (int, float)) and not math.isfinite(log_snr_shift):
-            raise ValueError(
-                f"CosineVPSDE(log_snr_shift={log_snr_shift}): expected a finite number, such as 2 * math.log(64 / 256)."
-            )
-        check_interval("CosineVPSDE", t0, t1, end=1.0)
+        check_finite(self, log_snr_shift=log_snr_shift)
+        check_interval(self, t0, t1, end=1.0)
         self.log_snr_shift, self.t0, self.t1 = log_snr_shift, t0, t1
 
     def _stretch(self) -> float | Array:
@@ -71,9 +68,7 @@ class CosineVPSDE(AbstractSDE):
 
     def _parts(self, t: Scalar) -> tuple[Scalar, Scalar, Scalar]:
         """(cos u, k sin u, n)."""
-        # cos(πt/2) near its zero would amplify the rounding of πt/2; 1 − t is exact there.
-        cos, sin = jnp.sin(0.5 * math.pi * (1 - t)), jnp.sin(0.5 * math.pi * t)
-        cos = jnp.where(t < 0.5, jnp.cos(0.5 * math.pi * t), cos)
+        cos, sin = _angle(t)
         stretched = self._stretch() * sin
         return cos, stretched, jnp.sqrt(cos**2 + stretched**2)
 
@@ -85,14 +80,16 @@ class CosineVPSDE(AbstractSDE):
         _, sin, n = self._parts(as_time(t))
         return sin / n
 
-    def log_snr(self, t: Time) -> Scalar:
-        cos, sin, _ = self._parts(as_time(t))
-        return 2 * (jnp.log(cos) - jnp.log(sin))
+    def log_snr_fall(self, s: Time, t: Time) -> Scalar:
+        s, t = as_time(s), as_time(t)
+        # tan u_t / tan u_s = 1 + sin(u_t − u_s)/(cos u_t sin u_s); a shift moves both λ alike.
+        cos, sin = _angle(t)[0], _angle(s)[1]
+        return 2 * jnp.log1p(jnp.sin(0.5 * math.pi * (t - s)) / (cos * sin))
 
     def time(self, log_snr: Scalar) -> Scalar:
         return (2 / math.pi) * jnp.arctan(jnp.exp(0.5 * (self.log_snr_shift - log_snr)))
 
-    def label(self, t: Time) -> Scalar:
+    def c_noise(self, t: Time) -> Scalar:
         return 1000 * as_time(t)
 
     def alpha_dot(self, t: Time) -> Scalar:
@@ -103,16 +100,13 @@ class CosineVPSDE(AbstractSDE):
         cos, _, n = self._parts(as_time(t))
         return 0.5 * math.pi * self._stretch() * cos / n**3
 
-    def _rate(self, t: Time) -> Scalar:
-        t = refuse_no_signal(self, as_time(t))
-        cos, sin, n = self._parts(t)
-        return math.pi * self._stretch() * sin / (cos * n**2)
-
-    def drift(self, t: Time, x: Example) -> Example:
-        return (-0.5 * self._rate(t)).astype(x.dtype) * x
-
-    def diffusion(self, t: Time) -> Scalar:
-        return jnp.sqrt(self._rate(t))
-
     def prior_scale(self) -> Scalar:
         return jnp.ones(())
+
+
+def _angle(t: Scalar) -> tuple[Scalar, Scalar]:
+    """(cos u, sin u) at u = πt/2."""
+    # cos(πt/2) near its zero would amplify the rounding of πt/2; 1 − t is exact there.
+    near_one = jnp.sin(0.5 * math.pi * (1 - t))
+    cos = jnp.where(t < 0.5, jnp.cos(0.5 * math.pi * t), near_one)
+    return cos, jnp.sin(0.5 * math.pi * t)

@@ -10,14 +10,15 @@ $\mathrm dx/\mathrm dt = \hat\varepsilon$.
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .._types import Example, Scalar, Time
-from .base import AbstractSDE, as_time, check_interval
+from .._check import check_interval
+from .._types import Scalar, Time
+from .base import AbstractProcess, as_time
 
 
-class EDMSDE(AbstractSDE):
+class EDMSDE(AbstractProcess):
     r"""EDM's process: $\alpha_t = 1$, $\sigma_t = t$, $\mathrm dx = \sqrt{2t}\,\mathrm dw$.
 
-    A network is told $\frac14\log\sigma_t$. The prior is $\mathcal N(0, t_1^2 I)$.
+    $c_\text{noise} = \frac14\log\sigma_t$. The prior is $\mathcal N(0, t_1^2 I)$.
 
     `grid` and `place` are uniform in $t = \sigma$, which is not how this process is used: train with the times of
     [`eqdiff.LogNormal`][], and sample with levels that crowd at the data.
@@ -38,7 +39,7 @@ class EDMSDE(AbstractSDE):
 
         **Raises:** `ValueError` for times outside $0 < t_0 < t_1$.
         """
-        check_interval("EDMSDE", t0, t1)
+        check_interval(self, t0, t1)
         self.t0, self.t1 = t0, t1
 
     def alpha(self, t: Time) -> Scalar:
@@ -47,13 +48,14 @@ class EDMSDE(AbstractSDE):
     def sigma(self, t: Time) -> Scalar:
         return as_time(t)
 
-    def log_snr(self, t: Time) -> Scalar:
-        return -2 * jnp.log(as_time(t))
+    def log_snr_fall(self, s: Time, t: Time) -> Scalar:
+        s = as_time(s)
+        return 2 * jnp.log1p((as_time(t) - s) / s)
 
     def time(self, log_snr: Scalar) -> Scalar:
         return jnp.exp(-0.5 * log_snr)
 
-    def label(self, t: Time) -> Scalar:
+    def c_noise(self, t: Time) -> Scalar:
         return 0.25 * jnp.log(as_time(t))
 
     def alpha_dot(self, t: Time) -> Scalar:
@@ -61,12 +63,6 @@ class EDMSDE(AbstractSDE):
 
     def sigma_dot(self, t: Time) -> Scalar:
         return jnp.ones_like(as_time(t))
-
-    def drift(self, t: Time, x: Example) -> Example:
-        return jnp.zeros_like(x)
-
-    def diffusion(self, t: Time) -> Scalar:
-        return jnp.sqrt(2 * as_time(t))
 
     def prior_scale(self) -> Scalar:
         return self.sigma(self.t1)

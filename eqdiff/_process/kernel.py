@@ -20,11 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from .._types import Example, Scalar, Time
-from .base import AbstractSDE, as_time, check_positive
+from .._check import check_positive, is_traced, known_number
+from .._types import Scalar, Time
+from .base import AbstractProcess, as_time
 
 
-class KernelSDE(AbstractSDE):
+class KernelSDE(AbstractProcess):
     r"""The SDE whose perturbation kernel is $\mathcal N(\alpha(t)\,x_0, \sigma(t)^2 I)$, for functions of your own.
 
     ```python
@@ -37,13 +38,13 @@ class KernelSDE(AbstractSDE):
     Drift, diffusion and $\dot\alpha, \dot\sigma$ follow by automatic differentiation, and so does the inverse of λ. They are as accurate as
     the functions: write $1 - e^{-a}$ as `-jnp.expm1(-a)`. The functions may be [Equinox](https://docs.kidger.site/equinox) modules with
     parameters; everything here is differentiable in these. A file cannot hold functions: to save a model, write the process as an
-    [`eqdiff.AbstractSDE`][] of your own.
+    [`eqdiff.AbstractProcess`][] of your own.
     """
 
     _alpha: Callable[[Scalar], Scalar]
     _sigma: Callable[[Scalar], Scalar]
     _prior_scale: float | Array | None
-    _label: Callable[[Scalar], Scalar] | None
+    _c_noise: Callable[[Scalar], Scalar] | None
     t0: float | Array
     t1: float | Array
 
@@ -55,25 +56,25 @@ class KernelSDE(AbstractSDE):
         t0: float | Array,
         t1: float | Array,
         prior_scale: float | Array | None = None,
-        label: Callable[[Scalar], Scalar] | None = None,
+        c_noise: Callable[[Scalar], Scalar] | None = None,
     ):
         r"""**Arguments:**
 
         - `alpha`, `sigma`: $\alpha(t)$ and $\sigma(t)$, functions of one 0-d array that JAX can differentiate.
         - `t0`, `t1`: the interval on which the process is used. On it α and σ must be positive and the log-SNR must fall.
         - `prior_scale`: the standard deviation of the prior that stands for $p(x_{t_1})$; by default $\sigma(t_1)$.
-        - `label`: what a network is told as time; by default $1000\,t/t_1$.
+        - `c_noise`: the network's time input, a function of $t$; by default $1000\,t/t_1$.
 
         **Raises:** `ValueError` for times that are not finite and increasing, for functions that do not return one number, and where α
         or σ is not positive or the log-SNR does not fall (seen at 65 times, unless the functions hold traced values).
         """
-        if all(isinstance(t, (int, float)) for t in (t0, t1)):
-            if not (math.isfinite(t0) and math.isfinite(t1) and t0 < t1):
+        low, high = known_number(t0), known_number(t1)
+        if low is not None and high is not None:
+            if not (math.isfinite(low) and math.isfinite(high) and low < high):
                 raise ValueError(f"KernelSDE(t0={t0}, t1={t1}): expected finite times, t0 < t1.")
-        if prior_scale is not None:
-            check_positive("KernelSDE", prior_scale=prior_scale)
+        check_positive(self, prior_scale=prior_scale)
         self._alpha, self._sigma, self.t0, self.t1 = alpha, sigma, t0, t1
-        self._prior_scale, self._label = prior_scale, label
+        self._prior_scale, self._c_noise = prior_scale, c_noise
         _check(self)
 
     def alpha(self, t: Time) -> Scalar:
@@ -82,31 +83,25 @@ class KernelSDE(AbstractSDE):
     def sigma(self, t: Time) -> Scalar:
         return _value("sigma", self._sigma, as_time(t))
 
-    def log_snr(self, t: Time) -> Scalar:
-        return 2 * (jnp.log(self.alpha(t)) - jnp.log(self.sigma(t)))
+    def log_snr_fall(self, s: Time, t: Time) -> Scalar:
+        signal, noise = self.alpha(s) / self.alpha(t), self.sigma(t) / self.sigma(s)
+        return 2 * (jnp.log(signal) + jnp.log(noise))
 
     def time(self, log_snr: Scalar) -> Scalar:
         r"""The inverse of `log_snr`, by bisection; beyond the ends of $[t_0, t_1]$, the nearer end."""
-        return _inverse(self, jnp.asarray(log_snr))
+        log_snr = jnp.asarray(log_snr)
+        ends = (jnp.asarray(end).astype(log_snr.dtype) for end in (self.t0, self.t1))
+        return _inverse(_Curve(_closed(self.log_snr, log_snr), *ends), log_snr)
 
-    def label(self, t: Time) -> Scalar:
+    def c_noise(self, t: Time) -> Scalar:
         t = as_time(t)
-        return 1000 * t / self.t1 if self._label is None else _value("label", self._label, t)
+        return 1000 * t / self.t1 if self._c_noise is None else _value("c_noise", self._c_noise, t)
 
     def alpha_dot(self, t: Time) -> Scalar:
         return _derivative(self.alpha, t)
 
     def sigma_dot(self, t: Time) -> Scalar:
         return _derivative(self.sigma, t)
-
-    def drift(self, t: Time, x: Example) -> Example:
-        return (self.alpha_dot(t) / self.alpha(t)).astype(x.dtype) * x
-
-    def diffusion(self, t: Time) -> Scalar:
-        # Both terms have the same sign, so nothing cancels, unlike in dσ²/dt − 2fσ².
-        sigma = self.sigma(t)
-        decay = self.sigma_dot(t) / sigma - self.alpha_dot(t) / self.alpha(t)
-        return sigma * jnp.sqrt(2 * decay)
 
     def prior_scale(self) -> Scalar:
         return self.sigma(self.t1) if self._prior_scale is None else as_time(self._prior_scale)
@@ -126,19 +121,29 @@ def _derivative(function: Callable[[Scalar], Scalar], t: Time) -> Scalar:
     return jax.jvp(function, (t,), (jnp.ones_like(t),))[1]
 
 
-def _levels(process: KernelSDE) -> list[np.ndarray]:
+def _closed(function: Callable, like: Scalar) -> Callable:
+    """The function with what it closes over as leaves: a tracer must not hide in a closure."""
+    return eqx.filter_closure_convert(function, jax.ShapeDtypeStruct((), like.dtype))
+
+
+def _levels(process: KernelSDE) -> list[np.ndarray] | None:
+    """α, σ and λ at 65 times, or nothing where any of them depends on a tracer."""
+    if is_traced(*jax.tree.leaves(process)):
+        return None
     with jax.ensure_compile_time_eval():
         times = jnp.linspace(process.t0, process.t1, 65)
-        levels = [jax.vmap(f)(times) for f in (process.alpha, process.sigma, process.log_snr)]
-        return [np.asarray(values) for values in (times, *levels)]
+        functions = [_closed(f, times) for f in (process.alpha, process.sigma, process.log_snr)]
+        if is_traced(*jax.tree.leaves(functions)):
+            return None
+        return [np.asarray(values) for values in (times, *(jax.vmap(f)(times) for f in functions))]
 
 
 def _check(process: KernelSDE) -> None:
     """Looks at the functions where they can be looked at."""
-    try:
-        times, alpha, sigma, log_snr = _levels(process)
-    except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError):
+    levels = _levels(process)
+    if levels is None:
         return
+    times, alpha, sigma, log_snr = levels
     for name, values in (("alpha", alpha), ("sigma", sigma)):
         bad = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
         if bad.size:
@@ -155,9 +160,16 @@ def _check(process: KernelSDE) -> None:
         )
 
 
-def _bisect(process: KernelSDE, log_snr: Scalar) -> Scalar:
-    """Halves [t0, t1] until no number lies between its ends: the precision of t itself, however small t is."""
-    low, high = (jnp.asarray(end).astype(log_snr.dtype) for end in (process.t0, process.t1))
+class _Curve(eqx.Module):
+    """λ(t) on an interval."""
+
+    log_snr: Callable[[Scalar], Scalar]
+    low: Array
+    high: Array
+
+
+def _bisect(curve: _Curve, value: Scalar) -> Scalar:
+    """Halves [t0, t1] until no number lies between its ends: the precision of t, however small t is."""
 
     def unfinished(state):
         left, middle, right = state
@@ -165,28 +177,28 @@ def _bisect(process: KernelSDE, log_snr: Scalar) -> Scalar:
 
     def halve(state):
         left, middle, right = state
-        above = process.log_snr(middle) > log_snr
+        above = curve.log_snr(middle) > value
         left, right = jnp.where(above, middle, left), jnp.where(above, right, middle)
         return left, 0.5 * (left + right), right
 
-    left, _, right = jax.lax.while_loop(unfinished, halve, (low, 0.5 * (low + high), high))
+    start = (curve.low, 0.5 * (curve.low + curve.high), curve.high)
+    left, _, right = jax.lax.while_loop(unfinished, halve, start)
     # One of two neighbours: the one that fits better.
-    miss = [jnp.abs(process.log_snr(end) - log_snr) for end in (left, right)]
+    miss = [jnp.abs(curve.log_snr(end) - value) for end in (left, right)]
     return jnp.where(miss[0] <= miss[1], left, right)
 
 
 @eqx.filter_custom_jvp
-def _inverse(process: KernelSDE, log_snr: Scalar) -> Scalar:
-    return _bisect(process, log_snr)
+def _inverse(curve: _Curve, value: Scalar) -> Scalar:
+    return _bisect(curve, value)
 
 
 @_inverse.def_jvp
 def _(primals, tangents):
-    process, log_snr = primals
-    process_dot, log_snr_dot = tangents
-    t = _inverse(process, log_snr)
-    rise = jnp.zeros_like(log_snr) if log_snr_dot is None else log_snr_dot
-    if any(leaf is not None for leaf in jax.tree.leaves(process_dot)):
-        _, moved = eqx.filter_jvp(lambda p: p.log_snr(t), (process,), (process_dot,))
+    (curve, value), (curve_dot, value_dot) = primals, tangents
+    t = _inverse(curve, value)
+    rise = jnp.zeros_like(value) if value_dot is None else value_dot
+    if any(leaf is not None for leaf in jax.tree.leaves(curve_dot)):
+        _, moved = eqx.filter_jvp(lambda c: c.log_snr(t), (curve,), (curve_dot,))
         rise = rise - moved
-    return t, rise / _derivative(process.log_snr, t)
+    return t, rise / _derivative(curve.log_snr, t)

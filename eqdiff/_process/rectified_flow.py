@@ -16,16 +16,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .._types import Example, Scalar, Time
-from .base import AbstractSDE, as_time, check_interval, refuse_no_signal
+from .._check import check_interval
+from .._types import Scalar, Time
+from .base import AbstractProcess, as_time
 
 
-class RectifiedFlow(AbstractSDE):
+class RectifiedFlow(AbstractProcess):
     r"""Rectified flow: $\alpha_t = 1 - t$, $\sigma_t = t$; also known as flow matching with linear paths.
 
     Use it with [`eqdiff.PredictFlow`][], whose network predicts $\varepsilon - x_0$, and [`eqdiff.l_simple`][], which then is the
     flow matching loss. It is an SDE as well, $\mathrm dx = -\frac{x}{1-t}\mathrm dt + \sqrt{2t/(1-t)}\,\mathrm dw$, so that
-    stochastic samplers and likelihoods apply. A network is told $1000\,t$.
+    stochastic samplers and likelihoods apply. $c_\text{noise} = 1000\,t$.
 
     ??? cite "Reference"
 
@@ -45,7 +46,7 @@ class RectifiedFlow(AbstractSDE):
 
         **Raises:** `ValueError` for times outside $0 < t_0 < t_1 \le 1$.
         """
-        check_interval("RectifiedFlow", t0, t1, end=1.0)
+        check_interval(self, t0, t1, end=1.0)
         self.t0, self.t1 = t0, t1
 
     def alpha(self, t: Time) -> Scalar:
@@ -54,14 +55,15 @@ class RectifiedFlow(AbstractSDE):
     def sigma(self, t: Time) -> Scalar:
         return as_time(t)
 
-    def log_snr(self, t: Time) -> Scalar:
-        t = as_time(t)
-        return 2 * (jnp.log1p(-t) - jnp.log(t))
+    def log_snr_fall(self, s: Time, t: Time) -> Scalar:
+        s, t = as_time(s), as_time(t)
+        # (1 − s)/(1 − t) and t/s, each as 1 + what it differs by.
+        return 2 * (jnp.log1p((t - s) / (1 - t)) + jnp.log1p((t - s) / s))
 
     def time(self, log_snr: Scalar) -> Scalar:
         return jax.nn.sigmoid(-0.5 * log_snr)
 
-    def label(self, t: Time) -> Scalar:
+    def c_noise(self, t: Time) -> Scalar:
         return 1000 * as_time(t)
 
     def alpha_dot(self, t: Time) -> Scalar:
@@ -69,14 +71,6 @@ class RectifiedFlow(AbstractSDE):
 
     def sigma_dot(self, t: Time) -> Scalar:
         return jnp.ones_like(as_time(t))
-
-    def drift(self, t: Time, x: Example) -> Example:
-        t = refuse_no_signal(self, as_time(t))
-        return (-1 / (1 - t)).astype(x.dtype) * x
-
-    def diffusion(self, t: Time) -> Scalar:
-        t = refuse_no_signal(self, as_time(t))
-        return jnp.sqrt(2 * t / (1 - t))
 
     def prior_scale(self) -> Scalar:
         return jnp.ones(())

@@ -12,16 +12,17 @@ $s\sigma^2 + \sigma - 1 = 0$, hence $\sigma = 2/(1 + \sqrt{1 + 4s})$ and $e^{-B}
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .._types import Example, Scalar, Time
-from ._beta import integral, inverse_integral, rate
-from .base import AbstractSDE, as_time, check_interval, check_positive
+from .._check import check_interval, check_positive
+from .._types import Scalar, Time
+from ._beta import integral, integral_between, inverse_integral, rate
+from .base import AbstractProcess, as_time
 
 
-class SubVPSDE(AbstractSDE):
+class SubVPSDE(AbstractProcess):
     r"""Sub-VP SDE, $\mathrm dx = -\tfrac12\beta x\,\mathrm dt + \sqrt{\beta(1 - e^{-2B})}\,\mathrm dw$.
 
     $\alpha_t = e^{-B(t)/2}$, $\sigma_t = 1 - e^{-B(t)}$ (no square root) with $B(t) = \int_0^t\beta$: never noisier than
-    VP at the same rate, and the paper's best likelihoods. A network is told $999\,t$.
+    VP at the same rate, and the paper's best likelihoods. $c_\text{noise} = 999\,t$.
 
     ??? cite "Reference"
 
@@ -46,8 +47,8 @@ class SubVPSDE(AbstractSDE):
 
         **Raises:** `ValueError` for a rate that is not positive or times outside $0 < t_0 < t_1 \le 1$.
         """
-        check_positive("SubVPSDE", beta_min=beta_min, beta_max=beta_max)
-        check_interval("SubVPSDE", t0, t1, end=1.0)
+        check_positive(self, beta_min=beta_min, beta_max=beta_max)
+        check_interval(self, t0, t1, end=1.0)
         self.beta_min, self.beta_max, self.t0, self.t1 = beta_min, beta_max, t0, t1
 
     def _integral(self, t: Time) -> Scalar:
@@ -62,9 +63,12 @@ class SubVPSDE(AbstractSDE):
     def sigma(self, t: Time) -> Scalar:
         return -jnp.expm1(-self._integral(t))
 
-    def log_snr(self, t: Time) -> Scalar:
-        b = self._integral(t)
-        return -b - 2 * jnp.log(-jnp.expm1(-b))
+    def log_snr_fall(self, s: Time, t: Time) -> Scalar:
+        s, t = as_time(s), as_time(t)
+        between = integral_between(s, t, self.beta_min, self.beta_max)
+        # α²_s/α²_t = e^between, and σ_t/σ_s = 1 + e^−B_s (1 − e^−between)/σ_s.
+        rise = -self.alpha(s) ** 2 * jnp.expm1(-between) / self.sigma(s)
+        return between + 2 * jnp.log1p(rise)
 
     def time(self, log_snr: Scalar) -> Scalar:
         sigma = 2 / (1 + jnp.sqrt(1 + 4 * jnp.exp(log_snr)))
@@ -73,7 +77,7 @@ class SubVPSDE(AbstractSDE):
         far = -log_snr - 2 * jnp.log(sigma)
         return inverse_integral(jnp.where(sigma < 0.5, near, far), self.beta_min, self.beta_max)
 
-    def label(self, t: Time) -> Scalar:
+    def c_noise(self, t: Time) -> Scalar:
         return 999 * as_time(t)
 
     def alpha_dot(self, t: Time) -> Scalar:
@@ -81,12 +85,6 @@ class SubVPSDE(AbstractSDE):
 
     def sigma_dot(self, t: Time) -> Scalar:
         return self._rate(t) * self.alpha(t) ** 2
-
-    def drift(self, t: Time, x: Example) -> Example:
-        return (-0.5 * self._rate(t)).astype(x.dtype) * x
-
-    def diffusion(self, t: Time) -> Scalar:
-        return jnp.sqrt(-self._rate(t) * jnp.expm1(-2 * self._integral(t)))
 
     def prior_scale(self) -> Scalar:
         return jnp.ones(())

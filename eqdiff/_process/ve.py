@@ -14,14 +14,15 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .._types import Example, Scalar, Time
-from .base import AbstractSDE, as_time, check_interval, check_positive
+from .._check import check_interval, check_positive, known_number
+from .._types import Scalar, Time
+from .base import AbstractProcess, as_time
 
 
-class VESDE(AbstractSDE):
+class VESDE(AbstractProcess):
     r"""Variance-exploding SDE: $\alpha_t = 1$, $\sigma_t = \sigma_{\min}(\sigma_{\max}/\sigma_{\min})^t$.
 
-    The continuous limit of SMLD/NCSN. A network is told $\log\sigma_t$. The prior is $\mathcal N(0, \sigma_{\max}^2 I)$,
+    The continuous limit of SMLD/NCSN. $c_\text{noise} = \log\sigma_t$. The prior is $\mathcal N(0, \sigma_{\max}^2 I)$,
     so $\sigma_{\max}$ should be about the largest distance between two data points (Song & Ermon 2020, technique 1).
 
     ??? cite "Reference"
@@ -51,13 +52,13 @@ class VESDE(AbstractSDE):
         **Raises:** `ValueError` for levels that are not positive and increasing, or times outside
         $0 < t_0 < t_1 \le 1$.
         """
-        check_positive("VESDE", sigma_min=sigma_min, sigma_max=sigma_max)
-        known = all(isinstance(level, (int, float)) for level in (sigma_min, sigma_max))
-        if known and sigma_min >= sigma_max:
+        check_positive(self, sigma_min=sigma_min, sigma_max=sigma_max)
+        low, high = known_number(sigma_min), known_number(sigma_max)
+        if low is not None and high is not None and low >= high:
             raise ValueError(
                 f"VESDE(sigma_min={sigma_min}, sigma_max={sigma_max}): expected sigma_min < sigma_max."
             )
-        check_interval("VESDE", t0, t1, end=1.0)
+        check_interval(self, t0, t1, end=1.0)
         self.sigma_min, self.sigma_max, self.t0, self.t1 = sigma_min, sigma_max, t0, t1
 
     def _log_ratio(self) -> float | Array:
@@ -72,26 +73,20 @@ class VESDE(AbstractSDE):
     def sigma(self, t: Time) -> Scalar:
         return self.sigma_min * jnp.exp(as_time(t) * self._log_ratio())
 
-    def log_snr(self, t: Time) -> Scalar:
-        return -2 * (jnp.log(self.sigma_min) + as_time(t) * self._log_ratio())
+    def log_snr_fall(self, s: Time, t: Time) -> Scalar:
+        return 2 * (as_time(t) - as_time(s)) * self._log_ratio()
 
     def time(self, log_snr: Scalar) -> Scalar:
         return (-0.5 * log_snr - jnp.log(self.sigma_min)) / self._log_ratio()
 
-    def label(self, t: Time) -> Scalar:
-        return -0.5 * self.log_snr(t)
+    def c_noise(self, t: Time) -> Scalar:
+        return jnp.log(self.sigma_min) + as_time(t) * self._log_ratio()
 
     def alpha_dot(self, t: Time) -> Scalar:
         return jnp.zeros_like(as_time(t))
 
     def sigma_dot(self, t: Time) -> Scalar:
         return self.sigma(t) * self._log_ratio()
-
-    def drift(self, t: Time, x: Example) -> Example:
-        return jnp.zeros_like(x)
-
-    def diffusion(self, t: Time) -> Scalar:
-        return self.sigma(t) * jnp.sqrt(2 * self._log_ratio())
 
     def prior_scale(self) -> Scalar:
         return self.sigma(self.t1)

@@ -13,16 +13,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .._types import Example, Scalar, Time
-from ._beta import integral, inverse_integral, rate
-from .base import AbstractSDE, as_time, check_interval, check_positive
+from .._check import check_interval, check_positive
+from .._types import Scalar, Time
+from ._beta import integral, integral_between, inverse_integral, rate
+from .base import AbstractProcess, as_time
 
 
-class VPSDE(AbstractSDE):
+class VPSDE(AbstractProcess):
     r"""Variance-preserving SDE, $\mathrm dx = -\tfrac12\beta(t)x\,\mathrm dt + \sqrt{\beta(t)}\,\mathrm dw$.
 
     $\alpha_t = e^{-B(t)/2}$, $\sigma_t^2 = 1 - e^{-B(t)}$ with $B(t) = \int_0^t\beta$ and $\beta$ linear from `beta_min`
-    to `beta_max`. The continuous limit of DDPM. A network is told $999\,t$, like the official code's.
+    to `beta_max`. The continuous limit of DDPM. $c_\text{noise} = 999\,t$, like the official code's.
 
     ??? cite "Reference"
 
@@ -52,8 +53,8 @@ class VPSDE(AbstractSDE):
 
         **Raises:** `ValueError` for a rate that is not positive or times outside $0 < t_0 < t_1 \le 1$.
         """
-        check_positive("VPSDE", beta_min=beta_min, beta_max=beta_max)
-        check_interval("VPSDE", t0, t1, end=1.0)
+        check_positive(self, beta_min=beta_min, beta_max=beta_max)
+        check_interval(self, t0, t1, end=1.0)
         self.beta_min, self.beta_max, self.t0, self.t1 = beta_min, beta_max, t0, t1
 
     def _integral(self, t: Time) -> Scalar:
@@ -68,15 +69,16 @@ class VPSDE(AbstractSDE):
     def sigma(self, t: Time) -> Scalar:
         return jnp.sqrt(-jnp.expm1(-self._integral(t)))
 
-    def log_snr(self, t: Time) -> Scalar:
-        b = self._integral(t)
-        # −log(e^B − 1), written so that e^B cannot overflow.
-        return -b - jnp.log(-jnp.expm1(-b))
+    def log_snr_fall(self, s: Time, t: Time) -> Scalar:
+        s, t = as_time(s), as_time(t)
+        between = integral_between(s, t, self.beta_min, self.beta_max)
+        # log((e^B_t − 1)/(e^B_s − 1)), with B_t = B_s + between.
+        return jnp.log1p(jnp.expm1(between) / -jnp.expm1(-self._integral(s)))
 
     def time(self, log_snr: Scalar) -> Scalar:
         return inverse_integral(jax.nn.softplus(-log_snr), self.beta_min, self.beta_max)
 
-    def label(self, t: Time) -> Scalar:
+    def c_noise(self, t: Time) -> Scalar:
         return 999 * as_time(t)
 
     def alpha_dot(self, t: Time) -> Scalar:
@@ -84,12 +86,6 @@ class VPSDE(AbstractSDE):
 
     def sigma_dot(self, t: Time) -> Scalar:
         return 0.5 * self._rate(t) * self.alpha(t) ** 2 / self.sigma(t)
-
-    def drift(self, t: Time, x: Example) -> Example:
-        return (-0.5 * self._rate(t)).astype(x.dtype) * x
-
-    def diffusion(self, t: Time) -> Scalar:
-        return jnp.sqrt(self._rate(t))
 
     def prior_scale(self) -> Scalar:
         return jnp.ones(())

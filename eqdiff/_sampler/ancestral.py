@@ -1,42 +1,40 @@
-r"""Ancestral sampling of the discrete chain.
+r"""Ancestral sampling of a discrete schedule.
 
 $$x_{t-1} = \tilde\mu_t(x_t, \hat x_0) + [t \ne 0]\,e^{\frac12\log\Sigma_t}\,z, \qquad z \sim \mathcal N(0, I) \tag{1}$$
 
-(Ho et al. 2020, algorithm 2; Nichol & Dhariwal 2021 for a learned Σ and for fewer steps). On a respaced chain $\tilde\mu$ and
-Σ are the respaced chain's; the denoiser is called at the original time.
+(Ho et al. 2020, algorithm 2; Nichol & Dhariwal 2021 for a learned Σ and for fewer steps). On fewer steps
+$\tilde\mu$ and Σ are those of the respaced schedule; the denoiser is called at the original time.
 
-Guidance may move the mean by a multiple of Σ, $\tilde\mu_t + \Sigma_t\, s\nabla\log p(y|x_t)$ (Dhariwal & Nichol 2021, algorithm 1).
-It is an option here and no denoiser, because only the sampler knows the Σ of the step that it takes.
+Guidance may shift the mean by a multiple of Σ, $\tilde\mu_t + \Sigma_t\, s\nabla\log p(y|x_t)$ (Dhariwal & Nichol
+2021, algorithm 1). It is an option here and not a denoiser, because only the sampler knows the Σ of its step.
 """
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._parameterisation import require_schedule
-from .._process import AbstractProcess
-from .._schedule import respace, Schedule
+from .._check import is_traced
+from .._process import AbstractProcess, is_whole, require_schedule, respace, Schedule
 from .._types import Args, Example, Time
-from .base import AbstractChain, check_num_steps
+from .base import AbstractChain
+from .grid import Grid, grid_of, Spacing
 
 
 class Ancestral(AbstractChain):
-    r"""Ancestral sampling, $x_{t-1} = \tilde\mu_t(x_t, \hat x_0) + \Sigma_t^{1/2} z$, of a discrete chain.
+    r"""Ancestral sampling, $x_{t-1} = \tilde\mu_t(x_t, \hat x_0) + \Sigma_t^{1/2} z$, of a discrete schedule.
 
     With all variances; wrap the denoiser in [`eqdiff.Clip`][] for images.
 
     ??? cite "Reference"
 
-        Ho et al., *Denoising Diffusion Probabilistic Models*, NeurIPS 2020, algorithm 2; Nichol & Dhariwal, *Improved
-        Denoising Diffusion Probabilistic Models*, ICML 2021, section 4.
+        Ho et al., *Denoising Diffusion Probabilistic Models*, NeurIPS 2020, algorithm 2; Nichol & Dhariwal,
+        *Improved Denoising Diffusion Probabilistic Models*, ICML 2021, section 4.
     """
 
-    num_steps: int | None = eqx.field(static=True)
-    timesteps: tuple[int, ...] | None = eqx.field(static=True)
+    grid: Grid
     guidance: Callable[[Time, Example, Args], Example] | None
     random: ClassVar[bool] = True
 
@@ -44,53 +42,48 @@ class Ancestral(AbstractChain):
         self,
         num_steps: int | None = None,
         *,
-        timesteps: tuple[int, ...] | np.ndarray | None = None,
+        spacing: Spacing | None = None,
+        times: Any = None,
         guidance: Callable[[Time, Example, Args], Example] | None = None,
     ):
         r"""**Arguments:**
 
-        - `num_steps`: how many evenly spaced steps of the chain to visit; all of them by default.
-        - `timesteps`: or exactly which, as increasing indices, for example `ddim_timesteps(4000, 50)`.
-        - `guidance`: $s\nabla\log p(y|x_t)$ as a function of $t$, $x_t$ and `args`, by $\Sigma_t$ times which each mean is moved:
-            [`eqdiff.MeanShift`][]. Other guidance wraps the denoiser.
+        - `num_steps`, `spacing`: how many steps of the schedule to visit, all of them by default, and
+            which: as for [`eqdiff.Grid`][].
+        - `times`: or exactly which, decreasing and whole: `ddim_timesteps(4000, 50)[::-1]`.
+        - `guidance`: $s\nabla\log p(y|x_t)$ as a function of $t$, $x_t$ and `args`: each step's mean is shifted by
+            $\Sigma_t$ times it. [`eqdiff.MeanShift`][]. Other guidance wraps the denoiser.
 
-        **Raises:** `ValueError` if both are given, or for timesteps that are not whole numbers; when called, for timesteps
-        that are not increasing or not in the chain.
+        **Raises:** `ValueError` as [`eqdiff.Grid`][]; when called, for times that are not whole, and a
+        process that is not a schedule.
         """
-        check_num_steps("Ancestral", num_steps)
-        if num_steps is not None and timesteps is not None:
-            raise ValueError(
-                f"Ancestral: num_steps={num_steps} and timesteps were both given; give one of them."
-            )
-        if timesteps is not None and not np.issubdtype(np.asarray(timesteps).dtype, np.integer):
-            raise ValueError(
-                f"Ancestral(timesteps={timesteps!r}): expected increasing whole numbers, the indices of the steps to visit."
-            )
-        self.num_steps, self.guidance = num_steps, guidance
-        self.timesteps = None if timesteps is None else tuple(int(t) for t in timesteps)
+        self.grid = grid_of(self, num_steps, spacing, times)
+        self.guidance = guidance
 
-    def _spaced(self, process: AbstractProcess) -> tuple[Schedule, np.ndarray]:
-        schedule = require_schedule(process, "Ancestral sampling")
-        if self.timesteps is not None:
-            kept = np.asarray(self.timesteps)
-        elif self.num_steps is not None:
-            kept = schedule.spaced(self.num_steps)
-        else:
-            kept = np.arange(schedule.num_steps)
-        return respace(schedule, kept), kept
+    @property
+    def num_calls(self) -> int | None:
+        return self.grid.num_steps
 
-    def steps(self, process):
-        spaced, kept = self._spaced(process)
-        return jnp.asarray(kept[::-1].copy(), jnp.int32), jnp.arange(spaced.num_steps)[::-1]
-
-    def step(self, denoiser, t, this, x, args, *, key):
-        spaced, _ = self._spaced(denoiser.process)
-        estimate = denoiser(t, x, args)
-        mean = spaced.posterior_mean(this, estimate.x0, x)
-        log_variance = denoiser.variance.log_variance(spaced, this, estimate.raw_variance)
+    def step(self, denoiser, step, x, args, *, key):
+        spaced = self._spaced(denoiser.process)
+        estimate = denoiser(step.t, x, args)
+        mean = spaced.posterior_mean(step.index, estimate.x0, x)
+        log_variance = denoiser.variance.log_variance(spaced, step.index, estimate.raw_variance)
         log_variance = log_variance.astype(x.dtype)
         if self.guidance is not None:
-            mean = mean + jnp.exp(log_variance) * self.guidance(t, x, args)
-        std = jnp.exp(0.5 * log_variance)
+            mean = mean + jnp.exp(log_variance) * self.guidance(step.t, x, args)
         noise = jax.random.normal(key, x.shape, x.dtype)
-        return mean + jnp.where(this == 0, 0.0, std) * noise, estimate.x0
+        return mean + jnp.where(step.last, 0.0, jnp.exp(0.5 * log_variance)) * noise, estimate.x0
+
+    def _spaced(self, process: AbstractProcess) -> Schedule:
+        schedule = require_schedule(process, "Ancestral sampling")
+        with jax.ensure_compile_time_eval():
+            times = self.grid.times(schedule)
+        if not is_whole(times) or is_traced(times):
+            given = "traced" if is_traced(times) else f"{times.dtype}"
+            raise ValueError(
+                f"Ancestral visits steps of the schedule, whole numbers known in advance, but its times are "
+                f"{given}. Write for example times=ddim_timesteps({schedule.num_steps}, 50)[::-1]; DDIM(eta=1.0) "
+                "has the same noise at any times."
+            )
+        return respace(schedule, np.asarray(times)[::-1])

@@ -1,7 +1,7 @@
 r"""What samplers are.
 
-A sampler turns prior noise into data: `sampler(denoiser, x1, args=None, *, key=None) -> x0`, for one example. Those that
-solve a differential equation call Diffrax; the others are Markov chains,
+A sampler turns prior noise into data: `sampler(denoiser, x1, args=None, *, key=None) -> x0`, for one
+example. Those that solve a differential equation call Diffrax; the others are Markov chains,
 
 $$x_{s} = \texttt{step}(t, s, x_t, \text{key}), \qquad t = t_1 > \dots > t_n, \tag{1}$$
 
@@ -9,23 +9,39 @@ under one `lax.scan`. All end in the denoised estimate $\hat x_0$ at the last ti
 """
 
 import abc
-from typing import Any
 
 import equinox as eqx
 import jax
-import jax.core
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, PyTree, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from .._denoiser import AbstractDenoiser, check_example
-from .._gaussian import is_traced
+from .._check import check_example, of
+from .._denoiser import AbstractDenoiser
 from .._process import AbstractProcess
-from .._types import Args, Example, Key
+from .._types import Args, Example, Key, Scalar
+from .grid import Grid
+
+
+class Trajectory(eqx.Module):
+    r"""A sample and the way to it.
+
+    - `t`: the times, decreasing, shape `(n,)`.
+    - `x0`: the estimate $\hat x_0$ at each of them, shape `(n, ...)`.
+    - `x`: the state that follows each, at the next time; the last is the sample. Shape `(n, ...)`.
+    """
+
+    t: Shaped[Array, " n"]
+    x: Float[Array, "n ..."]
+    x0: Float[Array, "n ..."]
 
 
 class AbstractSampler(eqx.Module):
     """`sampler(denoiser, x1, args=None, *, key=None) -> x0`, for one example."""
+
+    @property
+    @abc.abstractmethod
+    def num_calls(self) -> int | None:
+        """How many calls of the denoiser make one sample; `None` where only a solve can tell, or a schedule."""
 
     @abc.abstractmethod
     def __call__(
@@ -36,140 +52,148 @@ class AbstractSampler(eqx.Module):
         **Arguments:**
 
         - `denoiser`: any denoiser.
-        - `x1`: prior noise, from `denoiser.process.prior_sample`.
+        - `x1`: prior noise, from `denoiser.process.prior_sample`; or, for a sampler whose times begin below
+            the noisiest, a state at the first of them.
         - `args`: what conditions the network.
         - `key`: for the sampler's own noise; not the one `x1` was drawn with.
 
         **Returns:** a sample, shaped like `x1`.
 
-        **Raises:** `ValueError` for a process the sampler is not defined on, or where it needs a key and has none.
+        **Raises:** `ValueError` for a process the sampler is not defined on, a state of whole numbers or
+        of half precision, or where it needs a key and has none.
         """
 
+    @abc.abstractmethod
+    def trajectory(
+        self, denoiser: AbstractDenoiser, x1: Example, args: Args = None, *, key: Key | None = None
+    ) -> Trajectory:
+        """Draws one sample and keeps the states on the way: see [`eqdiff.Trajectory`][]."""
 
-class Trajectory(eqx.Module):
-    r"""Every state of a chain.
 
-    - `t`: the times, decreasing, shape `(n,)`; `x`: the state *after* each step; `x0`: the estimate $\hat x_0$ each step was
-      made from. Both of shape `(n, ...)`.
+class Step(eqx.Module):
+    r"""From time `t` down to `s`. The last step goes to the data: $\alpha_s = 1$, $\sigma_s = 0$ and no `s` of its own.
+
+    - `t`, `s`: where the step starts and ends; at the last, `s` is `t`.
+    - `alpha_t`, `sigma_t`, `log_snr_t`, `alpha_s`, `sigma_s`, `log_snr_s`: the levels there.
+    - `log_snr_fall`: $\lambda_s - \lambda_t$, which the difference of the two would have lost to rounding.
+    - `index`: how many steps come after this one.
+    - `last`: whether it is the last.
+
+    Levels are in the precision of the state.
     """
 
-    t: Shaped[Array, " n"]
-    x: Float[Array, "n ..."]
-    x0: Float[Array, "n ..."]
+    t: Shaped[Array, "*n"]
+    s: Shaped[Array, "*n"]
+    alpha_t: Float[Array, "*n"]
+    sigma_t: Float[Array, "*n"]
+    log_snr_t: Float[Array, "*n"]
+    alpha_s: Float[Array, "*n"]
+    sigma_s: Float[Array, "*n"]
+    log_snr_s: Float[Array, "*n"]
+    log_snr_fall: Float[Array, "*n"]
+    index: Int[Array, "*n"]
+    last: Bool[Array, "*n"]
+
+    def transition(self) -> tuple[Scalar, Scalar]:
+        r"""$a$ and $b^2$ of $p(x_t|x_s) = \mathcal N(a x_s, b^2 I)$."""
+        return self.alpha_t / self.alpha_s, -(self.sigma_t**2) * jnp.expm1(-self.log_snr_fall)
+
+    def staying(self) -> "Step":
+        """The step that stays at `t`, as a corrector's does."""
+        here = (self.t, self.alpha_t, self.sigma_t, self.log_snr_t)
+        fall = jnp.zeros_like(self.log_snr_fall)
+        there = (here[0], *here[1:], *here[1:])
+        return Step(self.t, *there, fall, self.index, self.last)
+
+
+def steps_along(process: AbstractProcess, times: Shaped[Array, " n"], *, like: Example) -> Step:
+    """The steps between decreasing times, and the last one into the data, with a leading axis."""
+    n = len(times)
+
+    def cast(values: Float[Array, " n"]) -> Float[Array, " n"]:
+        return values.astype(like.dtype)
+
+    def then(values: Float[Array, " n"], last: float) -> Float[Array, " n"]:
+        return jnp.append(values[1:], jnp.asarray(last, values.dtype))
+
+    alpha, sigma, log_snr = (
+        cast(jax.vmap(f)(times)) for f in (process.alpha, process.sigma, process.log_snr)
+    )
+    falls = cast(jax.vmap(process.log_snr_fall)(times[1:], times[:-1]))
+    fall = jnp.append(jnp.maximum(falls, 0), jnp.asarray(jnp.inf, falls.dtype))
+    index = jnp.arange(n - 1, -1, -1, dtype=jnp.int32)
+    return Step(
+        times,
+        jnp.append(times[1:], times[-1:]),
+        *(alpha, sigma, log_snr),
+        *(then(alpha, 1.0), then(sigma, 0.0), then(log_snr, jnp.inf)),
+        *(fall, index, index == 0),
+    )
 
 
 class AbstractChain(AbstractSampler):
-    """A sampler that is a Markov chain, equation (1)."""
+    """A sampler that is a Markov chain, equation (1): a grid of times and a step between two of them."""
 
+    grid: eqx.AbstractVar[Grid]
     random: eqx.AbstractVar[bool]
 
     @abc.abstractmethod
-    def steps(self, process: AbstractProcess) -> tuple[Shaped[Array, " n"], PyTree[Any]]:
-        """The decreasing times at which the denoiser is called, and whatever `step` needs at each.
-
-        **Raises:** `ValueError` for a process the chain is not defined on.
-        """
-
-    @abc.abstractmethod
     def step(
-        self,
-        denoiser: AbstractDenoiser,
-        t: Shaped[Array, ""],
-        this: PyTree[Any],
-        x: Example,
-        args: Args,
-        *,
-        key: Key,
+        self, denoiser: AbstractDenoiser, step: Step, x: Example, args: Args, *, key: Key
     ) -> tuple[Example, Example]:
-        r"""One step from `t`: the next state and the estimate $\hat x_0$."""
+        r"""One step: the next state and the estimate $\hat x_0$ it was made from.
+
+        **Arguments:**
+
+        - `denoiser`, `args`: any denoiser, and what conditions it.
+        - `step`: from where to where, with the levels: see [`eqdiff.Step`][].
+        - `x`: the state at `step.t`.
+        - `key`: for the step's noise; no other step sees the same.
+        """
 
     def __call__(
         self, denoiser: AbstractDenoiser, x1: Example, args: Args = None, *, key: Key | None = None
     ) -> Example:
-        return self._scan(denoiser, x1, args, key, lambda x, x0: None)[0]
+        return _scan(self, denoiser, x1, args, key, lambda x, x0: None)[0]
 
     def trajectory(
         self, denoiser: AbstractDenoiser, x1: Example, args: Args = None, *, key: Key | None = None
     ) -> Trajectory:
         """Draws one sample and keeps every state: see [`eqdiff.Trajectory`][]. Arguments as for the call."""
-        times, _ = self.steps(denoiser.process)
-        _, (x, x0) = self._scan(denoiser, x1, args, key, lambda x, x0: (x, x0))
-        return Trajectory(times, x, x0)
-
-    def _scan(self, denoiser, x1, args, key, keep):
-        check_call(type(self).__name__, denoiser, x1)
-        if key is None:
-            if self.random:
-                raise ValueError(
-                    f"{type(self).__name__} draws noise at each step and needs a key: write key=jax.random.key(0)."
-                )
-            # Never read: a chain without noise ignores its keys.
-            key = jax.random.key(0)
-        times, each = self.steps(denoiser.process)
-        keys = jax.random.split(key, len(times))
-
-        def body(x, inputs):
-            t, this, step_key = inputs
-            x, x0 = self.step(denoiser, t, this, x, args, key=step_key)
-            return x, keep(x, x0)
-
-        return jax.lax.scan(body, x1, (times, each, keys))
+        _, (x, x0) = _scan(self, denoiser, x1, args, key, lambda x, x0: (x, x0))
+        return Trajectory(self.grid.times(denoiser.process), x, x0)
 
 
-class Levels(eqx.Module):
-    r"""α, σ and λ at a time and at the next; after the last time comes the data, $\alpha = 1$, $\sigma = 0$."""
+def _scan(chain: AbstractChain, denoiser, x1, args, key, keep):
+    check_call(chain, denoiser, x1)
+    if key is None:
+        if chain.random:
+            raise ValueError(
+                f"{of(chain)} draws noise at each step and needs a key: write key=jax.random.key(0)."
+            )
+        # Never read: a chain without noise ignores its keys.
+        key = jax.random.key(0)
+    steps = steps_along(denoiser.process, chain.grid.times(denoiser.process), like=x1)
+    keys = jax.random.split(key, len(steps.t))
 
-    alpha: Float[Array, "*n"]
-    sigma: Float[Array, "*n"]
-    log_snr: Float[Array, "*n"]
-    next_alpha: Float[Array, "*n"]
-    next_sigma: Float[Array, "*n"]
-    next_log_snr: Float[Array, "*n"]
+    def body(x, inputs):
+        step, step_key = inputs
+        x, x0 = chain.step(denoiser, step, x, args, key=step_key)
+        return x, keep(x, x0)
 
-
-def levels_of(process: AbstractProcess, times: Shaped[Array, " n"]) -> Levels:
-    """The noise levels along decreasing times."""
-    alpha, sigma, log_snr = (
-        jax.vmap(f)(times) for f in (process.alpha, process.sigma, process.log_snr)
-    )
-
-    def shift(values: Float[Array, " n"], last: float) -> Float[Array, " n"]:
-        return jnp.append(values[1:], jnp.asarray(last, values.dtype))
-
-    return Levels(
-        alpha, sigma, log_snr, shift(alpha, 1.0), shift(sigma, 0.0), shift(log_snr, jnp.inf)
-    )
+    return jax.lax.scan(body, x1, (steps, keys))
 
 
-def check_num_steps(owner: str, num_steps: int | None) -> None:
-    """Raises `ValueError` for a number of steps that is not a positive whole number."""
-    if num_steps is not None and (not isinstance(num_steps, int) or num_steps < 1):
-        raise ValueError(f"{owner}(num_steps={num_steps!r}): expected a positive whole number.")
-
-
-def check_call(owner: str, denoiser: AbstractDenoiser, x: Example) -> None:
-    """Raises `ValueError` for a network where a denoiser belongs, or an example of whole numbers."""
+def check_call(owner: object, denoiser: AbstractDenoiser, x: Example) -> None:
+    """Raises `ValueError` for a network where a denoiser belongs, or a state no sampler can keep."""
     if not isinstance(denoiser, AbstractDenoiser):
         raise ValueError(
-            f"{owner} takes a denoiser, but was given a {type(denoiser).__name__}. For a network write "
-            "eqdiff.Denoiser(net, process)."
+            f"{of(owner)} takes a denoiser, but was given a {type(denoiser).__name__}. For a network "
+            "write eqdiff.Denoiser(net, process)."
         )
     check_example(owner, x)
-
-
-def check_decreasing(
-    owner: str, times: Shaped[Array, "..."] | Shaped[np.ndarray, "..."]
-) -> Shaped[Array, " n"]:
-    """The times themselves, as a JAX array.
-
-    Raises `ValueError` unless they are a vector that strictly decreases; traced times that do not are an error at run time.
-    """
-    if jnp.ndim(times) != 1 or jnp.size(times) == 0:
-        raise ValueError(f"{owner}: times is a vector of times, got shape {jnp.shape(times)}.")
-    remedy = f"{owner}: the times must decrease, from noise to data. For increasing ones write times[::-1]."
-    if is_traced(times):
-        return eqx.error_if(times, jnp.any(times[1:] >= times[:-1]), remedy)
-    known = np.asarray(times)
-    if not np.all(known[1:] < known[:-1]):
-        raise ValueError(f"{remedy} Got {times}.")
-    return jnp.asarray(times)
+    if jnp.finfo(jnp.result_type(x)).bits < 32:
+        raise ValueError(
+            f"{of(owner)}: the state is {jnp.result_type(x)}, in which the steps near the data are lost "
+            "to rounding. Write x.astype(jnp.float32); the network may compute in half precision."
+        )

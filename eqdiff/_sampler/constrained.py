@@ -13,10 +13,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from .base import AbstractChain, levels_of
+from .._check import whole
+from .base import AbstractChain
 from .constraint import AbstractConstraint
+from .grid import Grid
 from .predictor_corrector import PredictorCorrector
-from .predictors import transition
 
 
 class Constrained(AbstractChain):
@@ -48,29 +49,31 @@ class Constrained(AbstractChain):
             raise ValueError(
                 "Constrained: a PredictorCorrector constrains its corrector's steps too. Write PredictorCorrector(constrain=...)."
             )
-        if not isinstance(repeats, int) or repeats < 1:
-            raise ValueError(f"Constrained(repeats={repeats!r}): expected a positive whole number.")
-        self.chain, self.constraint, self.repeats = chain, constraint, repeats
+        self.repeats = whole(self, "repeats", repeats)
+        self.chain, self.constraint = chain, constraint
 
-    def steps(self, process):
-        times, each = self.chain.steps(process)
-        return times, (each, levels_of(process, times))
+    @property
+    def grid(self) -> Grid:
+        """The times of the chain."""
+        return self.chain.grid
 
-    def step(self, denoiser, t, this, x, args, *, key):
-        each, levels = this
-        levels = jax.tree.map(lambda leaf: leaf.astype(x.dtype), levels)
+    @property
+    def num_calls(self) -> int | None:
+        calls = self.chain.num_calls
+        return None if calls is None else self.repeats * calls
 
+    def step(self, denoiser, step, x, args, *, key):
         def once(x, key):
             move, constrain = jax.random.split(key)
-            x, x0 = self.chain.step(denoiser, t, each, x, args, key=move)
-            return self.constraint(levels, x, x0, key=constrain), x0
+            x, x0 = self.chain.step(denoiser, step, x, args, key=move)
+            return self.constraint(step, x, x0, key=constrain), x0
 
         if self.repeats == 1:
             return once(x, key)
 
         def again(state, key):
             up, down = jax.random.split(key)
-            a, variance = transition(levels)
+            a, variance = step.transition()
             noise = jax.random.normal(up, x.shape, x.dtype)
             return once(a * state[0] + jnp.sqrt(variance) * noise, down), None
 

@@ -15,21 +15,21 @@ import abc
 import equinox as eqx
 
 from .._types import Example, Key
-from .base import Levels
+from .base import Step
 
 
 class AbstractConstraint(eqx.Module):
-    """`constraint(levels, x, x0, *, key) -> x`, for one example: applied after every step of a chain."""
+    """`constraint(step, x, x0, *, key) -> x`, for one example: applied after every step of a chain."""
 
     @abc.abstractmethod
-    def __call__(self, levels: Levels, x: Example, x0: Example, *, key: Key) -> Example:
+    def __call__(self, step: Step, x: Example, x0: Example, *, key: Key) -> Example:
         r"""Imposes what is known on the state after a step.
 
         **Arguments:**
 
-        - `levels`: `next_alpha` and `next_sigma` are the level that `x` has, *after* the step: 1 and 0 after the last one.
-            `alpha` and `sigma` are the level it had before. They agree after a corrector's step, which stays at its level.
-            All are scalars in the precision of `x`.
+        - `step`: the step that was taken: see [`eqdiff.Step`][]. `alpha_s` and `sigma_s` are the level that `x`
+            has, *after* the step: 1 and 0 after the last one. `alpha_t` and `sigma_t` are the level it had before;
+            they agree after a corrector's step, which stays at its level.
         - `x`: the state after the step.
         - `x0`: the estimate $\hat x_0$ that the step was made from.
         - `key`: for fresh noise; no step of the chain sees the same.

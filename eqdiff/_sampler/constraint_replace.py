@@ -1,12 +1,12 @@
-r"""Inpainting and its kin: known coefficients are replaced at every step.
+r"""Replacement constraints: inpainting, colourisation and the like.
 
 Let the rows of $A$ be orthonormal — some pixels, the grey axis of RGB, the coarse coefficients of a wavelet transform — and let $y = Ax_0$ be
 known. After a step to level $(\alpha_s, \sigma_s)$ the known part of the state becomes a fresh sample of what it must be there,
 
 $$x \leftarrow x + A^\top(\alpha_s y + \sigma_s z - Ax), \qquad z \sim \mathcal N(0, I), \tag{1}$$
 
-and the rest, orthogonal to it, stays (Song et al. 2021, appendix I.2 and I.3, at the level that $x$ has *after* the step; for the published rule
-see [`eqdiff.PublishedReplacement`][]). After the last step $\alpha_s = 1$ and $\sigma_s = 0$: the known part is the data, the rest the denoised
+and the rest, orthogonal to it, stays (Song et al. 2021, appendix I.2 and I.3, at the level that $x$ has *after* the step; the
+published code noises the known part to the level before it). After the last step $\alpha_s = 1$ and $\sigma_s = 0$: the known part is the data, the rest the denoised
 estimate.
 
 **What this samples.** Not quite $p(x_0|y)$: the rest is never told of $y$ but through the noisy state, so it may not fit to it. Repeating each step
@@ -22,11 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
 
-from .._denoiser import check_example
-from .._gaussian import is_traced
+from .._check import check_example, is_traced
 from .._guidance import check_partial_isometry, LinearOperator, output_shape, transpose_of
 from .._types import Example, Key
-from .base import Levels
+from .base import Step
 from .constraint import AbstractConstraint
 
 
@@ -44,16 +43,10 @@ class AbstractReplacement(AbstractConstraint):
     def put(self, x: Example, value: Example) -> Example:
         r"""$x + A^\top(v - Ax)$: the state with $v$, shaped like `known(x)`, for its known part."""
 
-    def __call__(self, levels: Levels, x: Example, x0: Example, *, key: Key) -> Example:
-        return self.noised(levels.next_alpha, levels.next_sigma, x, key=key)
-
-    def noised(
-        self, alpha: Float[Array, ""], sigma: Float[Array, ""], x: Example, *, key: Key
-    ) -> Example:
-        r"""Equation (1) at level $(\alpha, \sigma)$."""
+    def __call__(self, step: Step, x: Example, x0: Example, *, key: Key) -> Example:
         y = self.known(x)
         noise = jax.random.normal(key, y.shape, x.dtype)
-        return self.put(x, alpha.astype(x.dtype) * y + sigma.astype(x.dtype) * noise)
+        return self.put(x, step.alpha_s * y + step.sigma_s * noise)
 
 
 _SOFT = "Inpaint: the mask has values other than 0 and 1. For a soft mask choose a threshold: mask > 0.5."

@@ -29,70 +29,16 @@ import abc
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Shaped
 
+from .._check import check_positive, whole
 from .._denoiser import AbstractDenoiser
 from .._types import Args, Example, Key, Scalar
-from .predictors import Proposal, Step, transition
+from .base import Step
+from .predictors import Proposal
 
 
 # ‖s‖ of one example is taken to be at least this part of √D/σ.
 _LEAST = 0.25
-
-
-class AbstractNorms(eqx.Module):
-    r"""What $\|z\|$ and $\|s\|$ stand for in a Langevin step."""
-
-    @abc.abstractmethod
-    def ratio(self, noise: Example, score: Example, sigma: Scalar) -> Scalar:
-        r"""$\|z\| / \|s\|$.
-
-        **Arguments:**
-
-        - `noise`, `score`: $z$ and $s$ of one example.
-        - `sigma`: $\sigma_t$.
-        """
-
-
-class PerExample(AbstractNorms):
-    r"""Each example's own: $\sqrt D$ over $\|s\|$, which is at least $\frac14\sqrt D/\sigma_t$. A sample does not depend on its batch."""
-
-    def ratio(self, noise, score, sigma):
-        root = jnp.sqrt(jnp.asarray(noise.size, noise.dtype))
-        return root / jnp.maximum(_norm(score), _LEAST * root / sigma)
-
-
-class BatchMean(AbstractNorms):
-    r"""The published rule: the mean of $\|z\|$ over the mean of $\|s\|$, over a named axis.
-
-    ```python
-    sampler = eqd.PredictorCorrector(corrector=eqd.Langevin(norms=eqd.BatchMean("batch")))
-    draw = lambda x1, key: sampler(denoiser, x1, key=key)
-    jax.vmap(draw, axis_name="batch")(x1, keys)
-    ```
-
-    Samples drawn together depend on each other. The axis may also be a device axis, or a tuple of both.
-    """
-
-    axis_name: str | tuple[str, ...] = eqx.field(static=True)
-
-    def __init__(self, axis_name: str | tuple[str, ...]):
-        """**Arguments:**
-
-        - `axis_name`: the `axis_name` that `jax.vmap` was given.
-        """
-        self.axis_name = axis_name
-
-    def ratio(self, noise, score, sigma):
-        try:
-            mean_noise, mean_score = jax.lax.pmean((_norm(noise), _norm(score)), self.axis_name)
-        except NameError as error:
-            raise ValueError(
-                f"BatchMean({self.axis_name!r}): no such axis. Draw the batch with jax.vmap(..., axis_name={self.axis_name!r})."
-            ) from error
-        # A batch without any score at all would divide by zero.
-        least = jnp.finfo(noise.dtype).eps * jnp.sqrt(jnp.asarray(noise.size, noise.dtype)) / sigma
-        return mean_noise / jnp.maximum(mean_score, least)
 
 
 def _norm(x: Example) -> Scalar:
@@ -100,7 +46,7 @@ def _norm(x: Example) -> Scalar:
 
 
 class AbstractCorrector(eqx.Module):
-    """Langevin steps at one time: `corrector(denoiser, t, step, x, args, *, key) -> Proposal`."""
+    """Langevin steps at one time: `corrector(denoiser, step, x, args, *, key) -> (x, mean, x0)`."""
 
     steps: eqx.AbstractVar[int]
 
@@ -109,27 +55,20 @@ class AbstractCorrector(eqx.Module):
         r"""$\epsilon$ of equation (2)."""
 
     def __call__(
-        self,
-        denoiser: AbstractDenoiser,
-        t: Shaped[Array, ""],
-        step: Step,
-        x: Example,
-        args: Args,
-        *,
-        key: Key,
+        self, denoiser: AbstractDenoiser, step: Step, x: Example, args: Args, *, key: Key
     ) -> Proposal:
-        r"""`steps` times equation (1), one network call each. Arguments as for a predictor."""
+        r"""`steps` times equation (1) at `step.t`, one network call each. Arguments as for a predictor."""
 
         def langevin(state, step_key):
-            estimate = denoiser(t, state.x, args)
-            score = -estimate.noise / step.levels.sigma
+            x, _, _ = state
+            estimate = denoiser(step.t, x, args)
+            score = -estimate.noise / step.sigma_t
             noise = jax.random.normal(step_key, x.shape, x.dtype)
             size = self.size(step, noise, score)
-            mean = state.x + size * score
-            return Proposal(mean + jnp.sqrt(2 * size) * noise, mean, estimate.x0), None
+            mean = x + size * score
+            return (mean + jnp.sqrt(2 * size) * noise, mean, estimate.x0), None
 
-        keys = jax.random.split(key, self.steps)
-        return jax.lax.scan(langevin, Proposal(x, x, x), keys)[0]
+        return jax.lax.scan(langevin, (x, x, x), jax.random.split(key, self.steps))[0]
 
 
 class Langevin(AbstractCorrector):
@@ -143,23 +82,22 @@ class Langevin(AbstractCorrector):
 
     snr: float
     steps: int = eqx.field(static=True)
-    norms: AbstractNorms
 
-    def __init__(self, snr: float = 0.08, steps: int = 1, *, norms: AbstractNorms = PerExample()):
+    def __init__(self, snr: float = 0.08, steps: int = 1):
         r"""**Arguments:**
 
         - `snr`: the ratio $r$.
         - `steps`: Langevin steps at each time.
-        - `norms`: what the norms are; [`eqdiff.BatchMean`][] is the published rule.
 
         **Raises:** `ValueError` for a ratio that is not positive or less than one step.
         """
-        check_corrector("Langevin", snr, steps)
-        self.snr, self.steps, self.norms = snr, steps, norms
+        self.snr, self.steps = _checked(self, snr, steps)
 
     def size(self, step, noise, score):
-        a, _ = transition(step.levels)
-        return 2 * a**2 * (self.snr * self.norms.ratio(noise, score, step.levels.sigma)) ** 2
+        root = jnp.sqrt(jnp.asarray(noise.size, noise.dtype))
+        ratio = root / jnp.maximum(_norm(score), _LEAST * root / step.sigma_t)
+        a, _ = step.transition()
+        return 2 * a**2 * (self.snr * ratio) ** 2
 
 
 class AnnealedLangevin(AbstractCorrector):
@@ -184,21 +122,13 @@ class AnnealedLangevin(AbstractCorrector):
 
         **Raises:** `ValueError` for a ratio that is not positive or less than one step.
         """
-        check_corrector("AnnealedLangevin", snr, steps)
-        self.snr, self.steps = snr, steps
+        self.snr, self.steps = _checked(self, snr, steps)
 
     def size(self, step, noise, score):
-        a, _ = transition(step.levels)
-        return 2 * (a * self.snr * step.levels.sigma) ** 2
+        a, _ = step.transition()
+        return 2 * (a * self.snr * step.sigma_t) ** 2
 
 
-def check_corrector(owner: str, snr: float, steps: int) -> None:
-    """Raises `ValueError` for a ratio that is not positive or less than one step."""
-    if isinstance(snr, (int, float)) and not snr > 0:
-        raise ValueError(
-            f"{owner}(snr={snr}): expected a positive number; published are 0.075 to 0.32."
-        )
-    if not isinstance(steps, int) or steps < 1:
-        raise ValueError(
-            f"{owner}(steps={steps!r}): expected a positive whole number. For no corrector write corrector=None."
-        )
+def _checked(owner: AbstractCorrector, snr: float, steps: int) -> tuple[float, int]:
+    check_positive(owner, snr=snr)
+    return snr, whole(owner, "steps", steps, remedy=" For no corrector write corrector=None.")

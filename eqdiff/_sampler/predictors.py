@@ -23,97 +23,57 @@ code falls back to (4) for sub-VP.
 """
 
 import abc
-from typing import ClassVar
+from typing import Any
 
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Bool, Shaped
+from jaxtyping import Array, Float
 
-from .._denoiser import AbstractDenoiser, Estimate
-from .._process import AbstractProcess
-from .._schedule import Schedule
-from .._solver import calls_of
-from .._term import require_sde, reverse_sde, shape_of
+from .._check import check_fraction
+from .._denoiser import AbstractDenoiser
+from .._process import AbstractProcess, Schedule
+from .._term import reverse_sde, shape_of
 from .._types import Args, Example, Key, Scalar
-from .._variance import AbstractVariance, AnalyticVariance, ReverseStep
-from .base import Levels
+from .._variance import AbstractVariance, ReverseStep
+from .base import Step
+from .cost import calls_of
+from .solve import levy_area_of
 
 
-# In continuous time a step has no chain; variances that look one up are refused there.
-_NO_CHAIN = Schedule(np.full(1, 0.5))
+# The next state, the same without the step's noise, and the estimate x̂0 it was made from.
+Proposal = tuple[Example, Example, Example]
 
 
-class Step(eqx.Module):
-    r"""Where a step goes: the time `end`, the levels at both ends, and whether it is the `last`."""
-
-    end: Shaped[Array, "*n"]
-    levels: Levels
-    last: Bool[Array, "*n"]
-
-
-class Proposal(eqx.Module):
-    r"""What a step proposes: `x`, the state with its noise; `mean`, without; `x0`, the estimate it was made from."""
-
-    x: Example
-    mean: Example
-    x0: Example
-
-
-def proposal_of(mean: Example, std: Scalar | Example, estimate: Estimate, key: Key) -> Proposal:
+def gaussian(mean: Example, std: Scalar | Example, x0: Example, key: Key) -> Proposal:
     """A Gaussian step."""
-    noise = jax.random.normal(key, mean.shape, mean.dtype)
-    return Proposal(mean + std * noise, mean, estimate.x0)
+    return mean + std * jax.random.normal(key, mean.shape, mean.dtype), mean, x0
 
 
 class AbstractPredictor(eqx.Module):
-    """One step of the reverse process: `predictor(denoiser, t, step, x, args, *, key) -> Proposal`."""
-
-    needs_end: eqx.AbstractClassVar[bool]
+    """One step of the reverse process: `predictor(denoiser, step, x, args, *, key) -> (x, mean, x0)`."""
 
     @abc.abstractmethod
     def __call__(
-        self,
-        denoiser: AbstractDenoiser,
-        t: Shaped[Array, ""],
-        step: Step,
-        x: Example,
-        args: Args,
-        *,
-        key: Key,
+        self, denoiser: AbstractDenoiser, step: Step, x: Example, args: Args, *, key: Key
     ) -> Proposal:
-        r"""A step from `t`.
+        r"""A step from `step.t` to `step.s`.
 
         **Arguments:**
 
         - `denoiser`, `args`: any denoiser, and what conditions it.
-        - `t`: where the step starts.
-        - `step`: where it ends. A step into the data has $\alpha_s = 1$, $\sigma_s = 0$ and no time of its own: predictors that need
-            one (`needs_end`) find `end` equal to `t`.
-        - `x`: the state at `t`.
+        - `step`: from where to where, with the levels: see [`eqdiff.Step`][]. The last step, into the data, has
+            $\alpha_s = 1$, $\sigma_s = 0$ and no time of its own: $s = t$. The sampler ends in $\hat x_0$ there.
+        - `x`: the state at `step.t`.
         - `key`: for the step's noise.
 
-        **Returns:** the next state with and without its noise, and $\hat x_0$ at `t`.
+        **Returns:** the next state with its noise, the same without, and $\hat x_0$ at `step.t`.
         """
 
     @abc.abstractmethod
     def num_calls(self, num_steps: int) -> int:
         """Network calls of this many steps, of which the last goes into the data."""
-
-
-def check_eta(owner: str, eta: float) -> float:
-    """Raises `ValueError` for a share of the noise outside [0, 1]."""
-    if not 0 <= eta <= 1:
-        raise ValueError(f"{owner}(eta={eta}): expected a number between 0 and 1.")
-    return float(eta)
-
-
-def transition(levels: Levels) -> tuple[Scalar, Scalar]:
-    r"""$a$ and $b^2$ of equation (1)."""
-    variance = -(levels.sigma**2) * jnp.expm1(levels.log_snr - levels.next_log_snr)
-    return levels.alpha / levels.next_alpha, variance
 
 
 class ReverseDiffusion(AbstractPredictor):
@@ -125,23 +85,24 @@ class ReverseDiffusion(AbstractPredictor):
     """
 
     eta: float = eqx.field(static=True)
-    needs_end: ClassVar[bool] = False
 
     def __init__(self, eta: float = 1.0):
         r"""**Arguments:**
 
-        - `eta`: η in $[0, 1]$, the share of the noise; 0 is the probability flow (the official `probability_flow=True`).
+        - `eta`: η in $[0, 1]$, the share of the noise; 0 is the probability flow (the official
+            `probability_flow=True`).
 
         **Raises:** `ValueError` for η outside $[0, 1]$.
         """
-        self.eta = check_eta("ReverseDiffusion", eta)
+        check_fraction(self, eta=eta)
+        self.eta = float(eta)
 
-    def __call__(self, denoiser, t, step, x, args, *, key):
-        estimate = denoiser(t, x, args)
-        a, variance = transition(step.levels)
-        pull = 0.5 * (1 + self.eta**2) * variance / step.levels.sigma
+    def __call__(self, denoiser, step, x, args, *, key):
+        estimate = denoiser(step.t, x, args)
+        a, variance = step.transition()
+        pull = 0.5 * (1 + self.eta**2) * variance / step.sigma_t
         mean = (2 - a) * x - pull * estimate.noise
-        return proposal_of(mean, self.eta * jnp.sqrt(variance), estimate, key)
+        return gaussian(mean, self.eta * jnp.sqrt(variance), estimate.x0, key)
 
     def num_calls(self, num_steps):
         return num_steps
@@ -150,72 +111,65 @@ class ReverseDiffusion(AbstractPredictor):
 class AncestralPredictor(AbstractPredictor):
     r"""Ancestral sampling, $x_s = \alpha_s\hat x_0 + \frac{a\sigma_s^2}{\sigma_t}\hat\varepsilon + \Sigma^{1/2}z$, on any process.
 
-    On a discrete chain this is [`eqdiff.Ancestral`][] with correctors between its steps.
+    On a schedule this is [`eqdiff.Ancestral`][] with correctors between its steps.
 
     ??? cite "Reference"
 
-        Ho et al., *Denoising Diffusion Probabilistic Models*, NeurIPS 2020, algorithm 2 (VP); Song et al., *Score-Based
-        Generative Modeling through Stochastic Differential Equations*, ICLR 2021, appendix F (VE).
+        Ho et al., *Denoising Diffusion Probabilistic Models*, NeurIPS 2020, algorithm 2 (VP); Song et al.,
+        *Score-Based Generative Modeling through Stochastic Differential Equations*, ICLR 2021, appendix F (VE).
     """
 
     variance: AbstractVariance | None
-    needs_end: ClassVar[bool] = False
 
     def __init__(self, variance: AbstractVariance | None = None):
         r"""**Arguments:**
 
-        - `variance`: Σ of equation (3); the denoiser's own by default. Published are `FixedLarge()`, $b^2$, under VP and
-            `FixedSmall()`, $\tilde\beta$, under VE.
+        - `variance`: Σ of equation (3); the denoiser's own by default. Published are `FixedLarge()`, $b^2$, under
+            VP and `FixedSmall()`, $\tilde\beta$, under VE.
         """
         self.variance = variance
 
-    def __call__(self, denoiser, t, step, x, args, *, key):
-        estimate, levels = denoiser(t, x, args), step.levels
-        a, beta = transition(levels)
-        along = a * levels.next_sigma**2 / levels.sigma
-        mean = levels.next_alpha * estimate.x0 + along * estimate.noise
+    def __call__(self, denoiser, step, x, args, *, key):
+        estimate = denoiser(step.t, x, args)
+        a, beta = step.transition()
+        along = a * step.sigma_s**2 / step.sigma_t
+        mean = step.alpha_s * estimate.x0 + along * estimate.noise
         variance = denoiser.variance if self.variance is None else self.variance
-        reverse = _reverse_step(denoiser.process, t, levels, a, beta, variance)
+        reverse = _reverse_step(denoiser.process, step, a, beta)
         log_variance = variance.of_step(reverse, estimate.raw_variance)
-        return proposal_of(mean, jnp.exp(0.5 * log_variance.astype(x.dtype)), estimate, key)
+        std = jnp.exp(0.5 * log_variance.astype(x.dtype))
+        return gaussian(mean, std, estimate.x0, key)
 
     def num_calls(self, num_steps):
         return num_steps
 
 
 def _reverse_step(
-    process: AbstractProcess,
-    t: Shaped[Array, ""],
-    levels: Levels,
-    a: Scalar,
-    beta: Scalar,
-    variance: AbstractVariance,
+    process: AbstractProcess, step: Step, a: Scalar, beta: Float[Array, ""]
 ) -> ReverseStep:
     """What a variance depends on, for a step between two levels of any process."""
-    if not isinstance(process, Schedule) and isinstance(variance, AnalyticVariance):
-        raise ValueError(
-            f"AncestralPredictor: an AnalyticVariance has one number per step of a chain, but the process is "
-            f"{type(process).__name__}. Write AncestralPredictor(eqdiff.FixedSmall()), or build the denoiser on the chain."
-        )
-    posterior = beta * levels.next_sigma**2 / levels.sigma**2
+    posterior = beta * step.sigma_s**2 / step.sigma_t**2
+    schedule = process if isinstance(process, Schedule) else None
     timestep = jnp.zeros((), jnp.int32)
-    if isinstance(process, Schedule):
-        timestep = jnp.asarray(process.timesteps, jnp.int32)[process.index(t)]
+    if schedule is not None:
+        # Times between the steps have the variance of the nearest.
+        nearest = jnp.rint(step.t).astype(jnp.int32)
+        timestep = jnp.asarray(schedule.timesteps, jnp.int32)[nearest]
     return ReverseStep(
-        schedule=process if isinstance(process, Schedule) else _NO_CHAIN,
+        schedule=schedule,
         timestep=timestep,
-        # The official clip of a chain's first step is for its decoder; here the last step's noise is dropped, not shown.
+        # The official clip of the first step is for its decoder; here the last step's noise is dropped.
         first=jnp.asarray(False),
         log_beta=jnp.log(beta),
         # A step into the data has none; a finite logarithm of nothing keeps learned interpolations finite.
         log_posterior_variance=jnp.log(jnp.maximum(posterior, jnp.finfo(posterior.dtype).tiny)),
         posterior_variance=posterior,
-        noise_coefficient=beta / (levels.sigma * a),
+        noise_coefficient=beta / (step.sigma_t * a),
     )
 
 
 class EulerMaruyama(AbstractPredictor):
-    r"""Euler–Maruyama, $x_s = x_t - hv + \frac{\eta^2}2 hg^2 s(x_t) + \eta g\sqrt h z$, on a process in continuous time.
+    r"""Euler–Maruyama, $x_s = x_t - hv + \frac{\eta^2}2 hg^2 s(x_t) + \eta g\sqrt h z$, on any process.
 
     ??? cite "Reference"
 
@@ -223,7 +177,6 @@ class EulerMaruyama(AbstractPredictor):
     """
 
     eta: float = eqx.field(static=True)
-    needs_end: ClassVar[bool] = True
 
     def __init__(self, eta: float = 1.0):
         r"""**Arguments:**
@@ -232,16 +185,17 @@ class EulerMaruyama(AbstractPredictor):
 
         **Raises:** `ValueError` for η outside $[0, 1]$.
         """
-        self.eta = check_eta("EulerMaruyama", eta)
+        check_fraction(self, eta=eta)
+        self.eta = float(eta)
 
-    def __call__(self, denoiser, t, step, x, args, *, key):
-        process, estimate = require_sde(denoiser.process, "EulerMaruyama"), denoiser(t, x, args)
-        size = t - step.end
+    def __call__(self, denoiser, step, x, args, *, key):
+        process, t, estimate = denoiser.process, step.t, denoiser(step.t, x, args)
+        size = (t - step.s).astype(x.dtype)
         variance = self.eta**2 * size * process.diffusion(t) ** 2
         on_x0 = -size * process.alpha_dot(t)
         on_noise = -size * process.sigma_dot(t) - 0.5 * variance / process.sigma(t)
         mean = x + on_x0.astype(x.dtype) * estimate.x0 + on_noise.astype(x.dtype) * estimate.noise
-        return proposal_of(mean, jnp.sqrt(variance).astype(x.dtype), estimate, key)
+        return gaussian(mean, jnp.sqrt(variance).astype(x.dtype), estimate.x0, key)
 
     def num_calls(self, num_steps):
         return num_steps
@@ -251,32 +205,27 @@ class DiffraxPredictor(AbstractPredictor):
     r"""One step of any Diffrax SDE solver on the reverse SDE, with its own Brownian increment.
 
     The noise of the reverse SDE is additive, so `DiffraxPredictor(diffrax.ShARK())` is of strong order 1.5 where
-    Euler–Maruyama is of order 1. It has no mean without noise, and the estimate $\hat x_0$ beside it is a network call of its own.
+    Euler–Maruyama is of order 1. It has no mean without noise, and the estimate $\hat x_0$ is one more network
+    call.
     """
 
     solver: diffrax.AbstractSolver
-    needs_end: ClassVar[bool] = True
 
     def __init__(self, solver: diffrax.AbstractSolver = diffrax.ShARK()):
         """**Arguments:**
 
         - `solver`: any explicit Diffrax solver for SDEs with additive noise.
 
-        **Raises:** `ValueError` for a solver that wraps another one (`diffrax.HalfSolver`) or whose calls cannot be counted.
+        **Raises:** `ValueError` for a solver that wraps another one (`diffrax.HalfSolver`) or whose calls cannot be
+            counted.
         """
         calls_of(solver)
         self.solver = solver
 
-    def __call__(self, denoiser, t, step, x, args, *, key):
-        require_sde(denoiser.process, "DiffraxPredictor")
-        start, end = -t.astype(x.dtype), -step.end.astype(x.dtype)
-        # Only Runge–Kutta solvers for SDEs ask for Lévy areas, and only those name the smallest that will do.
-        area = (
-            diffrax.SpaceTimeLevyArea
-            if hasattr(self.solver, "minimal_levy_area")
-            else diffrax.BrownianIncrement
-        )
+    def __call__(self, denoiser, step, x, args, *, key):
+        start, end = -step.t.astype(x.dtype), -step.s.astype(x.dtype)
         # A single step asks for a single increment, so no bridge between increments is needed.
+        area: Any = levy_area_of(self.solver)
         brownian = diffrax.UnsafeBrownianPath(shape_of(x), key, levy_area=area)
         terms = reverse_sde(denoiser, brownian)
 
@@ -285,7 +234,7 @@ class DiffraxPredictor(AbstractPredictor):
             return self.solver.step(terms, start, end, x, args, state, made_jump=False)[0]
 
         moved = jax.lax.cond(step.last & (start == end), lambda: x, move)
-        return Proposal(moved, moved, denoiser(t, x, args).x0)
+        return moved, moved, denoiser(step.t, x, args).x0
 
     def num_calls(self, num_steps):
         start, each = calls_of(self.solver)

@@ -1,6 +1,6 @@
 r"""The differential equations, as Diffrax terms.
 
-For a denoiser on an SDE $\mathrm dx = f x\,\mathrm dt + g\,\mathrm dw$ (Song et al. 2021, equations 5, 6, 13 and 39):
+For a denoiser on a process $\mathrm dx = f x\,\mathrm dt + g\,\mathrm dw$ (Song et al. 2021, equations 5, 6, 13 and 39):
 
 $$\text{forward} \quad \mathrm dx = f x\,\mathrm dt + g\,\mathrm dw, \tag{1}$$
 
@@ -26,12 +26,11 @@ SEA) silently return garbage, so the terms refuse it, and positive times too. Th
 in float32 would lose the times near the data.
 """
 
-from .batched import Batched as Batched, over_examples as over_examples
+from .dpm import data_prediction as data_prediction, DPMSolverPP2M as DPMSolverPP2M
 from .flow import (
     augmented_flow as augmented_flow,
     interval as interval,
     probability_flow as probability_flow,
-    require_sde as require_sde,
     shape_of as shape_of,
     velocity as velocity,
 )

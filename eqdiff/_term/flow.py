@@ -8,26 +8,22 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
+from .._check import known_number
 from .._denoiser import AbstractDenoiser
-from .._process import AbstractProcess, AbstractSDE
-from .._process.base import as_time
+from .._guidance import check_batch, over_examples
+from .._process import AbstractProcess, as_time
 from .._trace import AbstractTrace
 from .._types import Args, Example, Scalar, Time
-from .batched import check_batch, over_examples
 
 
-def require_sde(process: AbstractProcess, owner: str) -> AbstractSDE:
-    """The process itself, if it is in continuous time; otherwise a `ValueError` that says what to write."""
-    if isinstance(process, AbstractSDE):
-        return process
-    raise ValueError(
-        f"{owner} needs a process in continuous time, but the denoiser is on a {type(process).__name__}. Build it on "
-        "schedule.continuous(): the time is still the index, and the network is told the same."
-    )
-
-
-def interval(process: AbstractSDE, x: Example) -> tuple[Scalar, Scalar]:
+def interval(process: AbstractProcess, x: Example) -> tuple[Scalar, Scalar]:
     r"""$(t_0, t_1)$ in the precision of x: Diffrax would promote the whole state to the precision of its times."""
+    low, high = known_number(process.t0), known_number(process.t1)
+    if low is not None and high is not None and not low < high:
+        raise ValueError(
+            f"{type(process).__name__}: the interval from t0 = {low:g} to t1 = {high:g} is empty, so "
+            "there is nothing to solve. A schedule needs at least two steps for it."
+        )
     return jnp.asarray(process.t0, x.dtype), jnp.asarray(process.t1, x.dtype)
 
 
@@ -36,7 +32,7 @@ def shape_of(x: Example) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
 
-def outside(process: AbstractSDE, t: Scalar) -> Bool[Array, ""]:
+def outside(process: AbstractProcess, t: Scalar) -> Bool[Array, ""]:
     """Whether a time is off [t0, t1] by more than rounding. At t = 0, the usual mistake, σ may be 0 and its rate infinite."""
     t0, t1 = jnp.asarray(process.t0, t.dtype), jnp.asarray(process.t1, t.dtype)
     slack = 1e-6 * (t1 - t0)
@@ -44,7 +40,7 @@ def outside(process: AbstractSDE, t: Scalar) -> Bool[Array, ""]:
     return ~((t >= t0 - slack) & (t <= t1 + slack))
 
 
-def _checked(process: AbstractSDE, t: Time, owner: str) -> Scalar:
+def _checked(process: AbstractProcess, t: Time, owner: str) -> Scalar:
     t = as_time(t)
     return eqx.error_if(
         t,
@@ -56,7 +52,7 @@ def _checked(process: AbstractSDE, t: Time, owner: str) -> Scalar:
 
 def velocity(denoiser: AbstractDenoiser, t: Time, x: Example, args: Args = None) -> Example:
     r"""The probability flow's velocity $\dot\alpha_t\hat x_0 + \dot\sigma_t\hat\varepsilon$, equation (2)."""
-    process = require_sde(denoiser.process, "The probability flow")
+    process = denoiser.process
     estimate = denoiser(t, x, args)
     alpha_dot, sigma_dot = process.alpha_dot(t), process.sigma_dot(t)
     return alpha_dot.astype(x.dtype) * estimate.x0 + sigma_dot.astype(x.dtype) * estimate.noise
@@ -69,9 +65,9 @@ def probability_flow(denoiser: AbstractDenoiser) -> diffrax.ODETerm:
     Diffrax ODE solver; `args` of `diffeqsolve` is what conditions the network. With an [`eqdiff.Batched`][] denoiser the
     state is a batch.
 
-    **Raises:** `ValueError` if the denoiser is not on an SDE; a runtime error if solved outside $[t_0, t_1]$.
+    **Raises:** a runtime error if solved outside $[t_0, t_1]$.
     """
-    process = require_sde(denoiser.process, "probability_flow")
+    process = denoiser.process
 
     def vector_field(t, x, args):
         return velocity(denoiser, _checked(process, t, "probability_flow"), x, args)
@@ -89,14 +85,14 @@ def augmented_flow(
 
     **Arguments:**
 
-    - `denoiser`: any denoiser on an SDE. With an [`eqdiff.Batched`][] one, $x$, ℓ and `probes` have a leading axis of
+    - `denoiser`: any denoiser. With an [`eqdiff.Batched`][] one, $x$, ℓ and `probes` have a leading axis of
         examples, and each example has its own log-density.
     - `trace`: how the divergence is found.
     - `probes`: `trace.probes(x, key=key)`. ℓ has one entry per probe (one for the exact trace).
 
-    **Raises:** `ValueError` if the denoiser is not on an SDE; a runtime error if solved outside $[t_0, t_1]$.
+    **Raises:** a runtime error if solved outside $[t_0, t_1]$.
     """
-    process = require_sde(denoiser.process, "augmented_flow")
+    process = denoiser.process
     single, each = over_examples(denoiser)
 
     def vector_field(t, state, args):

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._denoiser import AbstractDenoiser
-from .._process import AbstractSDE
+from .._process import AbstractProcess
 from .._types import Args, Example, Scalar, Time
-from .flow import outside, require_sde
+from .flow import outside
 
 
 _CLOCK = (
@@ -83,24 +83,23 @@ class ReverseDiffusion(diffrax.AbstractTerm):
         return vf.astype(noise.dtype) * noise
 
 
-def forward_sde(process: AbstractSDE, brownian: diffrax.AbstractBrownianPath) -> diffrax.MultiTerm:
+def forward_sde(process: AbstractProcess, brownian: diffrax.AbstractBrownianPath) -> diffrax.MultiTerm:
     r"""The noising SDE $\mathrm dx = f x\,\mathrm dt + g\,\mathrm dw$, equation (1), from $t_0$ to $t_1$.
 
     **Arguments:**
 
-    - `process`: the SDE.
+    - `process`: the process.
     - `brownian`: the Brownian motion, over $[t_0, t_1]$ and shaped like $x$.
 
-    **Raises:** `ValueError` if the process is not an SDE, or the solver needs Lévy areas that `brownian` does not have.
+    **Raises:** `ValueError` if the solver needs Lévy areas that `brownian` does not have.
     """
-    require_sde(process, "forward_sde")
     drift = diffrax.ODETerm(lambda t, x, args: process.drift(jnp.asarray(t), x))
     return diffrax.MultiTerm(drift, ForwardDiffusion(process.diffusion, brownian))
 
 
 def reverse_drift(denoiser: AbstractDenoiser, t: Time, x: Example, args: Args = None) -> Example:
     r"""The drift $-v + \frac12 g^2 s = -fx + g^2 s$ of the reverse SDE on the clock $-t$, equation (4)."""
-    process = require_sde(denoiser.process, "The reverse SDE")
+    process = denoiser.process
     estimate = denoiser(t, x, args)
     on_x0: Scalar = -process.alpha_dot(t)
     on_noise: Scalar = -process.sigma_dot(t) - 0.5 * process.diffusion(t) ** 2 / process.sigma(t)
@@ -117,14 +116,14 @@ def reverse_sde(
 
     **Arguments:**
 
-    - `denoiser`: any denoiser on an SDE.
+    - `denoiser`: any denoiser.
     - `brownian`: the Brownian motion, over $[-t_1, -t_0]$ and shaped like $x$; its key must not be the prior sample's.
         Stochastic Runge–Kutta solvers need `levy_area=diffrax.SpaceTimeLevyArea`.
 
-    **Raises:** `ValueError` if the denoiser is not on an SDE, or the solver needs Lévy areas that `brownian` does not have; a
+    **Raises:** `ValueError` if the solver needs Lévy areas that `brownian` does not have; a
     runtime error if solved with a decreasing time, at positive times, or outside $[-t_1, -t_0]$.
     """
-    process = require_sde(denoiser.process, "reverse_sde")
+    process = denoiser.process
 
     def vector_field(tau, x, args):
         tau = jnp.asarray(tau)

@@ -23,63 +23,19 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
+from jaxtyping import Array, Float, Int, PyTree, Shaped
 
-from .._gaussian import is_traced
-from .._process import AbstractProcess, AbstractSDE
-from .._schedule import Schedule
+from .._process import AbstractProcess
 from .._types import Key
 
 
 State = PyTree[Any]
 
 
-class Steps(eqx.Module):
-    """The times 0 … T − 1 of a chain, by number alone."""
-
-    num_steps: int = eqx.field(static=True)
-
-    def place(self, u: Float[Array, "..."]) -> Shaped[Array, "..."]:
-        # Rounding may carry u·T up to T for u just below 1.
-        return jnp.minimum((u * self.num_steps).astype(jnp.int32), self.num_steps - 1)
-
-
-Domain = Steps | AbstractProcess
-
-
-def domain_of(times: int | AbstractProcess) -> Domain:
-    """Where times are drawn from: a number of steps, a schedule's steps, or an SDE's interval."""
-    if isinstance(times, AbstractProcess):
-        return times
-    if times < 1:
-        raise ValueError(f"expected at least one timestep, got {times}.")
-    return Steps(times)
-
-
-def chain_of(owner: str, times: int | AbstractProcess) -> Steps:
-    """The steps of a chain, for strategies that remember something about each of them."""
-    if isinstance(times, AbstractProcess) and not isinstance(times, Schedule):
-        raise ValueError(
-            f"{owner} remembers losses step by step, but {type(times).__name__} has continuous time. Give it a "
-            "number of steps or a schedule; for an SDE write LikelihoodImportance(process)."
-        )
-    domain = domain_of(times.num_steps if isinstance(times, Schedule) else times)
-    assert isinstance(domain, Steps)
-    return domain
-
-
-def sde_of(owner: str, process: AbstractProcess) -> AbstractSDE:
-    """The process, if it has continuous time."""
-    if not isinstance(process, AbstractSDE):
-        raise ValueError(
-            f"{owner} draws real-valued times, but {type(process).__name__} is a discrete chain. Write "
-            f"{owner}(schedule.continuous())."
-        )
-    return process
-
-
 class AbstractTimesteps(eqx.Module):
-    """A strategy for drawing the times of a training batch."""
+    """A strategy for drawing the times of a training batch, all from one process."""
+
+    process: eqx.AbstractVar[AbstractProcess]
 
     @abc.abstractmethod
     def init(self) -> State:
@@ -91,13 +47,13 @@ class AbstractTimesteps(eqx.Module):
     ) -> tuple[Shaped[Array, " n"], Float[Array, " n"]]:
         r"""Draws `n` times.
 
-        **Returns:** the times (int32 for a chain, floating-point for an SDE) and their importance weights, of mean 1
-        under the strategy's own distribution.
+        **Returns:** the times (int32 or floating-point) and their importance weights, of mean 1 under
+        the strategy's own distribution.
         """
 
     @abc.abstractmethod
     def update(self, state: State, t: Shaped[Array, " n"], losses: Float[Array, " n"]) -> State:
-        """Takes in the unweighted losses observed at the times drawn."""
+        """Updates the state with the (unweighted) losses at those times."""
 
 
 class AbstractFixedTimesteps(AbstractTimesteps):
@@ -144,22 +100,9 @@ def mix_uniform(
 
 
 def check_mix(owner: str, uniform_mix: float) -> None:
+    """Raises `ValueError` for a share of uniform draws outside (0, 1]."""
     if not 0 < uniform_mix <= 1:
         raise ValueError(
             f"{owner}(uniform_mix={uniform_mix}): expected a fraction in (0, 1]. Importance weights are at most its "
             "inverse, so that without it one time that is never drawn would be lost for good."
         )
-
-
-def check_std(owner: str, std: float | Array) -> None:
-    if isinstance(std, (int, float)) and not (0 < std < float("inf")):
-        raise ValueError(f"{owner}(std={std}): expected a positive finite number.")
-
-
-def refuse(tree: PyTree, bad: Bool[Array, ""], message: str) -> PyTree:
-    """`ValueError` where `bad` is known already, an error at run time where it is traced."""
-    if is_traced(bad):
-        return eqx.error_if(tree, bad, message)
-    if bool(bad):
-        raise ValueError(message)
-    return tree

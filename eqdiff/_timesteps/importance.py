@@ -22,27 +22,19 @@ import jax.numpy as jnp
 from jax.scipy.special import ndtr, ndtri
 from jaxtyping import Array, Float
 
-from .._process import AbstractProcess, AbstractSDE
+from .._check import check_positive, refuse
+from .._process import AbstractProcess, time_at
 from .._types import Key, Scalar
-from .base import (
-    AbstractFixedTimesteps,
-    check_std,
-    Domain,
-    domain_of,
-    evenly_spread,
-    refuse,
-    sde_of,
-    State,
-)
+from .base import AbstractFixedTimesteps, evenly_spread, State
 
 
-def _log_snr_range(process: AbstractSDE) -> tuple[Scalar, Scalar]:
+def _log_snr_range(process: AbstractProcess) -> tuple[Scalar, Scalar]:
     """λ at t0 and t1, known at compile time unless the process itself is traced."""
     with jax.ensure_compile_time_eval():
         return process.log_snr(process.t0), process.log_snr(process.t1)
 
 
-def _times(process: AbstractSDE, log_snr: Float[Array, " n"]) -> Float[Array, " n"]:
+def _times(process: AbstractProcess, log_snr: Float[Array, " n"]) -> Float[Array, " n"]:
     # The ends are clipped: inverting λ rounds, and no time may leave the interval.
     return jnp.clip(jax.vmap(process.time)(log_snr), process.t0, process.t1)
 
@@ -62,21 +54,21 @@ class LikelihoodImportance(AbstractFixedTimesteps):
         importance sampling).
     """
 
-    domain: AbstractSDE
+    process: AbstractProcess
 
     def __init__(self, process: AbstractProcess):
         r"""**Arguments:**
 
-        - `process`: an SDE (or a schedule's continuous view), with a finite log-SNR at both ends.
+        - `process`: with a finite log-SNR at both ends.
 
-        **Raises:** `ValueError` for a discrete chain, or where $g^2/\sigma^2$ is not integrable on $[t_0, t_1]$: then there is no such
+        **Raises:** `ValueError` where $g^2/\sigma^2$ is not integrable on $[t_0, t_1]$: then there is no such
         distribution.
         """
-        self.domain = sde_of("LikelihoodImportance", process)
+        self.process = process
         self._range()
 
     def _range(self) -> tuple[Scalar, Scalar]:
-        process = self.domain
+        process = self.process
         start, end = _log_snr_range(process)
         bad = ~jnp.isfinite(start - end) | (start <= end)
         message = (
@@ -87,7 +79,7 @@ class LikelihoodImportance(AbstractFixedTimesteps):
         return refuse((start, end), bad, message)
 
     def sample(self, state: State, n: int, *, key: Key):
-        process = self.domain
+        process = self.process
         start, end = self._range()
         t = _times(process, start + (end - start) * evenly_spread(n, key=key))
         rate = jax.vmap(lambda t: (process.diffusion(t) / process.sigma(t)) ** 2)(t)
@@ -106,7 +98,7 @@ class LogNormal(AbstractFixedTimesteps):
         table 1 ($m = -1.2$, $s = 1.2$ for data of standard deviation 0.5).
     """
 
-    domain: AbstractSDE
+    process: AbstractProcess
     mean: float | Array
     std: float | Array
 
@@ -115,20 +107,20 @@ class LogNormal(AbstractFixedTimesteps):
     ):
         r"""**Arguments:**
 
-        - `process`: an SDE, or a schedule's continuous view.
+        - `process`: any.
         - `mean`, `std`: $m$ and $s > 0$, of the natural logarithm.
 
-        **Raises:** `ValueError` for a discrete chain, a `std` that is not positive, or a process whose interval holds less than one
+        **Raises:** `ValueError` for a `std` that is not positive, or a process whose interval holds less than one
         millionth of the distribution.
         """
-        check_std("LogNormal", std)
-        self.domain, self.mean, self.std = sde_of("LogNormal", process), mean, std
+        check_positive(self, std=std)
+        self.process, self.mean, self.std = process, mean, std
         self._range()
 
     def _range(self) -> tuple[Scalar, Scalar, Scalar]:
         """The standardised ends of log(σ/α), mirrored where that brings them into the accurate tail, and the mirror."""
         with jax.ensure_compile_time_eval():
-            noise = [-0.5 * log_snr for log_snr in _log_snr_range(self.domain)]
+            noise = [-0.5 * log_snr for log_snr in _log_snr_range(self.process)]
             low, high = ((level - self.mean) / self.std for level in noise)
             # Φ is accurate in its lower tail only, so the half with more of the interval is made the lower one.
             mirror = jnp.where(low + high > 0, -1.0, 1.0).astype(low.dtype)
@@ -139,7 +131,7 @@ class LogNormal(AbstractFixedTimesteps):
             bad = ~(ndtr(high) - ndtr(low) > 1e-6)
         message = (
             f"LogNormal(mean={self.mean}, std={self.std}): hardly any of it lies between the noise levels σ/α of "
-            f"{type(self.domain).__name__} at t0 and t1. Move the mean to the logarithm of a level that the process "
+            f"{type(self.process).__name__} at t0 and t1. Move the mean to the logarithm of a level that the process "
             "reaches."
         )
         return refuse((low, high, mirror), bad, message)
@@ -149,7 +141,7 @@ class LogNormal(AbstractFixedTimesteps):
         below = ndtr(low)
         z = ndtri(below + (ndtr(high) - below) * evenly_spread(n, key=key))
         noise = self.mean + self.std * (mirror * jnp.clip(z, low, high))
-        return _times(self.domain, -2 * noise), jnp.ones(n)
+        return _times(self.process, -2 * noise), jnp.ones(n)
 
 
 class LogitNormal(AbstractFixedTimesteps):
@@ -163,23 +155,23 @@ class LogitNormal(AbstractFixedTimesteps):
         Esser et al., *Scaling Rectified Flow Transformers for High-Resolution Image Synthesis*, ICML 2024, section 3.1.
     """
 
-    domain: Domain
+    process: AbstractProcess
     mean: float | Array
     std: float | Array
 
     def __init__(
-        self, times: int | AbstractProcess, *, mean: float | Array = 0.0, std: float | Array = 1.0
+        self, process: AbstractProcess, *, mean: float | Array = 0.0, std: float | Array = 1.0
     ):
         r"""**Arguments:**
 
-        - `times`: as for [`eqdiff.Uniform`][].
+        - `process`: as for [`eqdiff.Uniform`][].
         - `mean`, `std`: $m$ and $s > 0$.
 
         **Raises:** `ValueError` for a `std` that is not positive.
         """
-        check_std("LogitNormal", std)
-        self.domain, self.mean, self.std = domain_of(times), mean, std
+        check_positive(self, std=std)
+        self.process, self.mean, self.std = process, mean, std
 
     def sample(self, state: State, n: int, *, key: Key):
         z = ndtri(evenly_spread(n, key=key))
-        return self.domain.place(jax.nn.sigmoid(self.mean + self.std * z)), jnp.ones(n)
+        return time_at(self.process, jax.nn.sigmoid(self.mean + self.std * z)), jnp.ones(n)

@@ -1,4 +1,4 @@
-r"""Importance sampling of the steps of a chain by the size of their past losses.
+r"""Importance sampling of the steps of a schedule by the size of their past losses.
 
 Of all distributions the one with the least variance is $p_t \propto \sqrt{\mathbb E[L_t^2]}$. Nichol & Dhariwal (2021, section
 3.3) estimate it from the last $H$ losses seen at each $t$,
@@ -20,9 +20,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
-from .._process import AbstractProcess
+from .._check import whole
+from .._process import require_schedule, Schedule
 from .._types import Key
-from .base import AbstractTimesteps, chain_of, check_mix, invert_cdf, mix_uniform, Steps
+from .base import AbstractTimesteps, check_mix, invert_cdf, mix_uniform
 
 
 class History(eqx.Module):
@@ -55,31 +56,27 @@ class LossSecondMoment(AbstractTimesteps):
         Nichol & Dhariwal, *Improved Denoising Diffusion Probabilistic Models*, ICML 2021, section 3.3.
     """
 
-    domain: Steps
+    process: Schedule
     history: int = eqx.field(static=True)
     uniform_mix: float = eqx.field(static=True)
 
     def __init__(
-        self, times: int | AbstractProcess, *, history: int = 10, uniform_mix: float = 0.001
+        self, process: Schedule, *, history: int = 10, uniform_mix: float = 0.001
     ):
         r"""**Arguments:**
 
-        - `times`: the number of steps $T$ of a chain, or a schedule.
+        - `process`: the schedule.
         - `history`: how many losses are remembered at each step, $H$.
         - `uniform_mix`: the share η of uniform draws, in $(0, 1]$.
 
-        **Raises:** `ValueError` for a process in continuous time, an empty history, or a share outside $(0, 1]$.
+        **Raises:** `ValueError` for a process without steps, an empty history, or a share outside $(0, 1]$.
         """
-        self.domain = chain_of("LossSecondMoment", times)
-        if history < 1:
-            raise ValueError(
-                f"LossSecondMoment(history={history}): expected at least one loss per step, such as the paper's 10."
-            )
+        self.process = require_schedule(process, "LossSecondMoment")
         check_mix("LossSecondMoment", uniform_mix)
-        self.history, self.uniform_mix = history, uniform_mix
+        self.history, self.uniform_mix = whole(self, "history", history), uniform_mix
 
     def init(self) -> History:
-        num_steps = self.domain.num_steps
+        num_steps = self.process.num_steps
         return History(jnp.zeros((num_steps, self.history)), jnp.zeros(num_steps, jnp.int32))
 
     def _learned(self, state: History) -> Float[Array, " T"]:
@@ -94,10 +91,10 @@ class LossSecondMoment(AbstractTimesteps):
         ready = jnp.all(state.written >= self.history) & (peak > 0)
         roots = largest / jnp.where(peak > 0, peak, 1) * jnp.sqrt(jnp.mean(scaled**2, axis=1))
         total = jnp.where(ready, jnp.sum(roots), 1)
-        return jnp.where(ready, roots / total, 1 / self.domain.num_steps)
+        return jnp.where(ready, roots / total, 1 / self.process.num_steps)
 
     def _mixed(self, learned: Float[Array, " T"]) -> Float[Array, " T"]:
-        return mix_uniform(learned, self.domain.num_steps, self.uniform_mix)
+        return mix_uniform(learned, self.process.num_steps, self.uniform_mix)
 
     def probabilities(self, state: History) -> Float[Array, " T"]:
         r"""The $p_t$ of equation (1) with which the next times are drawn, shape `(T,)`."""
@@ -106,7 +103,7 @@ class LossSecondMoment(AbstractTimesteps):
     def sample(
         self, state: History, n: int, *, key: Key
     ) -> tuple[Int[Array, " n"], Float[Array, " n"]]:
-        num_steps = self.domain.num_steps
+        num_steps = self.process.num_steps
         which_key, uniform_key, learned_key = jax.random.split(key, 3)
         learned = self._learned(state)
         # In two stages, because a float32 cumulative sum cannot resolve the steps to which only η/T is left.
@@ -125,7 +122,7 @@ class LossSecondMoment(AbstractTimesteps):
 
         **Returns:** the new state: that of pushing the losses one after the other.
         """
-        num_steps, size = self.domain.num_steps, self.history
+        num_steps, size = self.process.num_steps, self.history
         losses = losses.astype(state.losses.dtype)
         # What is not to be recorded goes to a step that does not exist, and scatters drop it.
         t = jnp.where(jnp.isfinite(losses) & (t >= 0), t, num_steps).astype(jnp.int32)

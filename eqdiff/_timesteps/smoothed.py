@@ -1,4 +1,4 @@
-r"""Importance sampling of the steps of a chain that is useful from the first batches on.
+r"""Importance sampling of the steps of a schedule that is useful from the first batches on.
 
 `LossSecondMoment` waits until every step has its own history, although neighbouring steps have almost the same loss. Here they
 lend each other what they know. The terms of the bound change over orders of magnitude in the first steps and slowly later, like
@@ -36,16 +36,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
-from .._process import AbstractProcess
+from .._process import require_schedule, Schedule
 from .._types import Key
 from .base import (
     AbstractTimesteps,
-    chain_of,
     check_mix,
     evenly_spread,
     invert_cdf,
     mix_uniform,
-    Steps,
 )
 
 
@@ -80,7 +78,7 @@ class SmoothedSecondMoment(AbstractTimesteps):
     ($2\cdot10^{15}$ in float32) count as that. If all losses recorded are zero the draws are uniform.
     """
 
-    domain: Steps
+    process: Schedule
     history: float = eqx.field(static=True)
     uniform_mix: float = eqx.field(static=True)
     bandwidth: float = eqx.field(static=True)
@@ -88,7 +86,7 @@ class SmoothedSecondMoment(AbstractTimesteps):
 
     def __init__(
         self,
-        times: int | AbstractProcess,
+        process: Schedule,
         *,
         history: float = 100.0,
         uniform_mix: float = 0.05,
@@ -97,15 +95,15 @@ class SmoothedSecondMoment(AbstractTimesteps):
     ):
         r"""**Arguments:**
 
-        - `times`: the number of steps $T$ of a chain, or a schedule.
+        - `process`: the schedule.
         - `history`: about how many of its last losses a bin remembers, $H > 1$.
         - `uniform_mix`: the share η of uniform draws, in $(0, 1]$; weights are at most $1/\eta$.
         - `bandwidth`: the finest kernel's width $h$ in $\log(t+1)$; bins are half as wide.
         - `prior_count`: how many observations the next coarser estimate is worth, κ.
 
-        **Raises:** `ValueError` for a process in continuous time or numbers outside these ranges.
+        **Raises:** `ValueError` for a process without steps or numbers outside these ranges.
         """
-        self.domain = chain_of("SmoothedSecondMoment", times)
+        self.process = require_schedule(process, "SmoothedSecondMoment")
         check_mix("SmoothedSecondMoment", uniform_mix)
         for name, value, least in (
             ("history", history, 1),
@@ -121,7 +119,7 @@ class SmoothedSecondMoment(AbstractTimesteps):
 
     @property
     def _edges(self) -> Int[np.ndarray, " edges"]:
-        return bin_edges(self.domain.num_steps, self.bandwidth / 2)
+        return bin_edges(self.process.num_steps, self.bandwidth / 2)
 
     def init(self) -> Moments:
         num_bins = self._edges.size - 1
@@ -136,7 +134,7 @@ class SmoothedSecondMoment(AbstractTimesteps):
         seen = jnp.sum(state.counts)
         mean = jnp.sum(state.squares) / jnp.where(seen > 0, seen, 1)
         estimate = jnp.full_like(state.squares, mean)
-        # The widest kernel spans all of the chain.
+        # The widest kernel spans all of the schedule.
         num_widths = max(1, int(np.ceil(np.log2(max(z[-1] / self.bandwidth, 1)))) + 1)
         for level in reversed(range(num_widths)):
             kernel = jnp.exp(-distances / (2 * (2**level * self.bandwidth) ** 2))
@@ -152,20 +150,20 @@ class SmoothedSecondMoment(AbstractTimesteps):
         total = jnp.sum(widths * roots)
         # Nothing seen yet, or nothing but zeros: uniform.
         learned = jnp.where(
-            total > 0, roots / jnp.where(total > 0, total, 1), 1 / self.domain.num_steps
+            total > 0, roots / jnp.where(total > 0, total, 1), 1 / self.process.num_steps
         )
-        return widths * mix_uniform(learned, self.domain.num_steps, self.uniform_mix)
+        return widths * mix_uniform(learned, self.process.num_steps, self.uniform_mix)
 
     def probabilities(self, state: Moments) -> Float[Array, " T"]:
         r"""The $p_t$ of equation (4) with which the next times are drawn, shape `(T,)`."""
         widths = np.diff(self._edges)
         each = self._bins(state) / jnp.asarray(widths, state.squares.dtype)
-        return jnp.repeat(each, widths, total_repeat_length=self.domain.num_steps)
+        return jnp.repeat(each, widths, total_repeat_length=self.process.num_steps)
 
     def sample(
         self, state: Moments, n: int, *, key: Key
     ) -> tuple[Int[Array, " n"], Float[Array, " n"]]:
-        num_steps, edges = self.domain.num_steps, self._edges
+        num_steps, edges = self.process.num_steps, self._edges
         bins = self._bins(state)
         # First the bin, then the step within: a cumulative sum over a hundred bins keeps more digits than one over all steps.
         b, inside = invert_cdf(bins, evenly_spread(n, key=key))

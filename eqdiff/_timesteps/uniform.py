@@ -12,26 +12,25 @@ appendix I.1).
 import jax
 import jax.numpy as jnp
 
-from .._process import AbstractProcess
+from .._process import AbstractProcess, time_at
 from .._types import Key
-from .base import AbstractFixedTimesteps, Domain, domain_of, evenly_spread, State
+from .base import AbstractFixedTimesteps, evenly_spread, State
 
 
 class Uniform(AbstractFixedTimesteps):
     r"""Independent uniform times, all weights 1."""
 
-    domain: Domain
+    process: AbstractProcess
 
-    def __init__(self, times: int | AbstractProcess):
+    def __init__(self, process: AbstractProcess):
         r"""**Arguments:**
 
-        - `times`: the number of steps $T$ of a chain (times are then $0, \dots, T-1$), or a process: a schedule's steps,
-            an SDE's interval $[t_0, t_1]$.
+        - `process`: whose times: the steps $0, \dots, T-1$ of a schedule, else the interval $[t_0, t_1]$.
         """
-        self.domain = domain_of(times)
+        self.process = process
 
     def sample(self, state: State, n: int, *, key: Key):
-        return self.domain.place(jax.random.uniform(key, (n,))), jnp.ones(n)
+        return time_at(self.process, jax.random.uniform(key, (n,))), jnp.ones(n)
 
 
 class LowDiscrepancy(AbstractFixedTimesteps):
@@ -45,11 +44,11 @@ class LowDiscrepancy(AbstractFixedTimesteps):
         Kingma et al., *Variational Diffusion Models*, NeurIPS 2021, appendix I.1.
     """
 
-    domain: Domain
+    process: AbstractProcess
 
-    def __init__(self, times: int | AbstractProcess):
+    def __init__(self, process: AbstractProcess):
         """**Arguments:** as for [`eqdiff.Uniform`][]."""
-        self.domain = domain_of(times)
+        self.process = process
 
     def sample(self, state: State, n: int, *, key: Key):
-        return self.domain.place(evenly_spread(n, key=key)), jnp.ones(n)
+        return time_at(self.process, evenly_spread(n, key=key)), jnp.ones(n)

@@ -10,14 +10,11 @@ from typing import Any
 
 import jax
 
-from .._denoiser import AbstractDenoiser, Estimate
-from .._parameterisation import AbstractParameterisation
-from .._process import AbstractProcess
+from .._denoiser import AbstractDenoiser, AbstractWrapper, Estimate
 from .._types import Args, Example, Key, Time
-from .._variance import AbstractVariance
 
 
-class Batched(AbstractDenoiser):
+class Batched(AbstractWrapper):
     r"""A denoiser of batches: $x$ and `args` have a leading axis of examples, $t$ is theirs in common.
 
     With it a solver takes shared steps over the batch:
@@ -36,18 +33,6 @@ class Batched(AbstractDenoiser):
         """
         self.denoiser = denoiser
 
-    @property
-    def process(self) -> AbstractProcess:
-        return self.denoiser.process
-
-    @property
-    def parameterisation(self) -> AbstractParameterisation:
-        return self.denoiser.parameterisation
-
-    @property
-    def variance(self) -> AbstractVariance:
-        return self.denoiser.variance
-
     def __call__(
         self, t: Time, x: Example, args: Args = None, *, key: Key | None = None
     ) -> Estimate:
@@ -64,7 +49,7 @@ def check_batch(x: Example, args: Args) -> None:
     if any(shape[:1] != x.shape[:1] for shape in shapes):
         raise ValueError(
             f"Batched: x has {x.shape[0]} examples, but args has arrays of shape {shapes}: each needs a leading axis of "
-            f"{x.shape[0]}. What all examples share is repeated, for example jnp.full({x.shape[0]}, label)."
+            f"{x.shape[0]}. What all examples share is repeated, for example jnp.full({x.shape[0]}, class_label)."
         )
 
 

@@ -18,12 +18,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .chain import MAX_BETA, Schedule
-
-
-def _check_steps(owner: str, num_steps: int) -> None:
-    if not isinstance(num_steps, int) or num_steps < 1:
-        raise ValueError(f"{owner}({num_steps!r}): expected a positive whole number of steps.")
+from .._check import whole
+from .schedule import MAX_BETA, Schedule
 
 
 def linear_schedule(
@@ -38,7 +34,7 @@ def linear_schedule(
 
     **Raises:** `ValueError` where a scaled rate leaves $(0, 1)$, which is at $T \le 20$ for the defaults.
     """
-    _check_steps("linear_schedule", num_steps)
+    num_steps = whole("linear_schedule", "num_steps", num_steps)
     scale = 1000 / num_steps
     return Schedule(np.linspace(scale * beta_min, scale * beta_max, num_steps))
 
@@ -52,7 +48,6 @@ def cosine_schedule(num_steps: int = 1000, *, offset: float = 0.008) -> Schedule
     - `offset`: $s$, which keeps the first $\beta$ from vanishing; the paper chose $\sqrt{\beta_0}$ slightly below
         the width 1/127.5 of a pixel's bin.
     """
-    _check_steps("cosine_schedule", num_steps)
 
     def alpha_bar(u: float) -> float:
         return math.cos((u + offset) / (1 + offset) * math.pi / 2) ** 2
@@ -74,7 +69,7 @@ def alpha_bar_schedule(
 
     **Raises:** `ValueError` where $\bar\alpha$ does not decrease.
     """
-    _check_steps("alpha_bar_schedule", num_steps)
+    num_steps = whole("alpha_bar_schedule", "num_steps", num_steps)
     levels = np.array([alpha_bar(i / num_steps) for i in range(num_steps + 1)], np.float64)
     if not (np.all(levels[:-1] > 0) and np.all(np.diff(levels) < 0)):
         i = int(np.argmax(~((np.diff(levels) < 0) & (levels[:-1] > 0))))

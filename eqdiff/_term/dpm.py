@@ -26,7 +26,6 @@ import jax
 import jax.numpy as jnp
 
 from .._denoiser import AbstractDenoiser
-from .clock import time_of
 
 
 class _DataPrediction(diffrax.AbstractTerm):
@@ -36,7 +35,7 @@ class _DataPrediction(diffrax.AbstractTerm):
 
     def vf(self, t, y, args):
         process = self.denoiser.process
-        time = time_of(process, 2 * jnp.asarray(t))
+        time = process.time(2 * jnp.asarray(t))
         return self.denoiser(time, process.sigma(time).astype(y.dtype) * y, args).x0
 
     def contr(self, t0, t1, **kwargs):
@@ -51,17 +50,17 @@ def data_prediction(denoiser: AbstractDenoiser) -> diffrax.AbstractTerm:
     r"""The probability flow as $\mathrm d(x/\sigma) = \hat x_0\,\mathrm d(\alpha/\sigma)$, equation (1).
 
     The state is $x/\sigma$ and the solver's time $\log(\alpha/\sigma)$, half the process's `log_snr`, in either direction. With
-    [`eqdiff.DPMSolverPP2M`][] it is DPM-Solver++(2M), with `diffrax.Euler` DDIM.
+    `DPMSolverPP2M` it is DPM-Solver++(2M), with `diffrax.Euler` DDIM.
 
     **Arguments:**
 
-    - `denoiser`: any denoiser, on a process in continuous time or a discrete chain (where steps must go through its levels).
+    - `denoiser`: any denoiser, on any process.
     """
     return _DataPrediction(denoiser)
 
 
 class DPMSolverPP2M(diffrax.AbstractSolver):
-    r"""DPM-Solver++(2M) as a Diffrax solver, for the term [`eqdiff.data_prediction`][].
+    r"""DPM-Solver++(2M) as a Diffrax solver, for the term `data_prediction`.
 
     $$y_1 = y_0 + \left(\hat x_0 + \frac{h}{2h_-}(\hat x_0 - \hat x_{0-})\right)\left(e^{\ell_1} - e^{\ell_0}\right),$$
 

@@ -6,21 +6,22 @@ $$\beta_i = 1 - \frac{\alpha^2(t_i)}{\alpha^2(t_{i-1})}, \qquad t_i = \frac{i + 
 
 It has exactly the process's levels at these times. The chain that Song et al. (2021, appendix B) call the discretised VP SDE has the rates
 $\beta_i = \beta(\tfrac{i}{T-1})/T$ instead, equal to (1) only as $T \to \infty$; that is `linear_schedule(T)`, DDPM's own, whose rates at
-$T = 1000$ are $\beta_{\min}/1000$ to $\beta_{\max}/1000$. The other direction is `schedule.continuous()`.
+$T = 1000$ are $\beta_{\min}/1000$ to $\beta_{\max}/1000$.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._process import AbstractSDE
-from .chain import Schedule
+from .._check import whole
+from .base import AbstractProcess
+from .schedule import Schedule
 
 
-def discretise(process: AbstractSDE, num_steps: int) -> Schedule:
+def discretise(process: AbstractProcess, num_steps: int) -> Schedule:
     r"""The chain of a variance-preserving process read off at $t_i = t_1 (i+1)/T$, equation (1).
 
-    Step $i$ keeps the process's own label at $t_i$, so a network trained on one serves the other.
+    Step $i$ keeps the process's own $c_\text{noise}$ at $t_i$, so a network trained on one serves the other.
 
     **Arguments:**
 
@@ -29,11 +30,12 @@ def discretise(process: AbstractSDE, num_steps: int) -> Schedule:
 
     **Raises:** `ValueError` for a process that is not variance-preserving, or has no signal left at $t_1$.
     """
+    num_steps = whole("discretise", "num_steps", num_steps)
     with jax.enable_x64(True):
         times = jnp.asarray(np.arange(1, num_steps + 1) * (float(process.t1) / num_steps))
         alpha = np.asarray(jax.vmap(process.alpha)(times))
         sigma = np.asarray(jax.vmap(process.sigma)(times))
-        labels = np.asarray(jax.vmap(process.label)(times))
+        c_noise = np.asarray(jax.vmap(process.c_noise)(times))
     total = alpha**2 + sigma**2
     if not np.allclose(total, 1, atol=1e-6):
         # Sub-VP is variance-preserving at both ends, so the worst time is the one to show.
@@ -51,4 +53,4 @@ def discretise(process: AbstractSDE, num_steps: int) -> Schedule:
             f"{name}(t1=0.999)."
         )
     alpha_bar = alpha**2
-    return Schedule(1 - alpha_bar / np.append(1.0, alpha_bar[:-1]), labels=labels)
+    return Schedule(1 - alpha_bar / np.append(1.0, alpha_bar[:-1]), c_noise=c_noise)

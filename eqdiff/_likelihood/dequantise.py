@@ -33,10 +33,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._denoiser import AbstractDenoiser, check_example
-from ._gaussian import discretised_gaussian_log_likelihood_exact, is_traced
-from ._term import require_sde
-from ._types import Args, Example, Key, Scalar
+from .._check import check_example, is_traced
+from .._denoiser import AbstractDenoiser
+from .._gaussian import discretised_gaussian_log_likelihood_exact
+from .._types import Args, Example, Key, Scalar
 
 
 class AbstractDequantisation(eqx.Module):
@@ -235,11 +235,11 @@ class GaussianDequantisation(AbstractDequantisation):
         self.levels, self.low, self.high = levels, low, high
 
     def __call__(self, denoiser, image, args=None, *, key):
-        process = require_sde(denoiser.process, "GaussianDequantisation")
+        process = denoiser.process
         # Exactly on the level, so that the decoder integrates over its bin.
         image = self.low + (self.high - self.low) / (self.levels - 1) * _level(self, image)
         t0 = jnp.asarray(process.t0, image.dtype)
-        alpha, sigma = process.alpha(t0).astype(image.dtype), process.sigma(t0).astype(image.dtype)
+        alpha, sigma = process.levels(t0, like=image)
         y = process.perturb(t0, image, jax.random.normal(key, image.shape, image.dtype))
         # The decoder's grid is [−1, 1].
         scale = 2 / (self.high - self.low)

@@ -1,11 +1,11 @@
 r"""Fewer steps: respacing.
 
-A chain restricted to times $S_0 < S_1 < \dots$ is again a chain, with rates (Nichol & Dhariwal 2021, section 4)
+A schedule restricted to times $S_0 < S_1 < \dots$ is again a schedule, with rates (Nichol & Dhariwal 2021, section 4)
 
 $$\beta'_k = 1 - \frac{\bar\alpha_{S_k}}{\bar\alpha_{S_{k-1}}}, \qquad \bar\alpha_{S_{-1}} = 1. \tag{1}$$
 
 Its posterior variances follow from $\beta'$ like any schedule's, so learned-range variances, which interpolate between
-$\tilde\beta'$ and $\beta'$, are rescaled for free. The network is still told each step's original label.
+$\tilde\beta'$ and $\beta'$, are rescaled for free. The network's time input at each step is still the original one.
 """
 
 from collections.abc import Sequence
@@ -13,19 +13,19 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
-from .chain import Schedule
+from .schedule import Schedule
 
 
 def respace(schedule: Schedule, timesteps: Sequence[int] | Int[np.ndarray, " K"]) -> Schedule:
-    r"""The chain that visits only some of a schedule's steps, equation (1).
+    r"""The schedule that visits only some of a schedule's steps, equation (1).
 
     **Arguments:**
 
-    - `schedule`: the chain to thin.
+    - `schedule`: the schedule to thin.
     - `timesteps`: the indices to keep, increasing; for example `section_timesteps(T, (25,))` or
         `ddim_timesteps(T, 50)`.
 
-    **Returns:** a schedule of `len(timesteps)` steps, which remembers the original labels and indices.
+    **Returns:** a schedule of `len(timesteps)` steps, which remembers the original indices and time inputs.
 
     **Raises:** `ValueError` for indices that are out of range or not increasing.
     """
@@ -46,4 +46,4 @@ def respace(schedule: Schedule, timesteps: Sequence[int] | Int[np.ndarray, " K"]
         )
     kept = schedule.alpha_bar[steps]
     betas = 1 - kept / np.append(1.0, kept[:-1])
-    return Schedule(betas, labels=schedule.labels[steps], timesteps=schedule.timesteps[steps])
+    return Schedule(betas, c_noise=schedule.c_noises[steps], timesteps=schedule.timesteps[steps])

@@ -1,0 +1,96 @@
+r"""A smooth monotone curve through numbers known at whole times.
+
+On each unit interval the curve is a cubic, $y(i + u) = y_i + u(c_1 + u(c_2 + u c_3))$. Where the cubic
+spline through all numbers (not-a-knot ends) is monotone between each two of them, it is the curve: its
+second derivative is continuous, which solvers of high order rely on. Where the spline overshoots, as at
+the kinks of a schedule respaced in sections, the curve is Steffen's (1990): the slope at a number is the
+parabola's through its neighbours, limited so that no interval overshoots. Its second derivative jumps.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+
+def cubics(y: Float[np.ndarray, " T"]) -> Float[np.ndarray, "pieces 4"]:
+    """The coefficients $(y_i, c_1, c_2, c_3)$ on each unit interval, in float64."""
+    if y.size == 1:
+        return np.array([[y[0], 0.0, 0.0, 0.0]])
+    if y.size >= 4:
+        smooth = _from_slopes(y, _spline_slopes(y))
+        if _is_monotone(smooth):
+            return smooth
+    return _from_slopes(y, _steffen_slopes(y))
+
+
+def evaluate(u: Float[Array, ""], c: Float[Array, "4"]) -> Float[Array, ""]:
+    """The rise of a cubic above its first coefficient."""
+    return u * (c[1] + u * (c[2] + u * c[3]))
+
+
+def slope(u: Float[Array, ""], c: Float[Array, "4"]) -> Float[Array, ""]:
+    """The slope of a cubic."""
+    return c[1] + u * (2 * c[2] + u * 3 * c[3])
+
+
+def halves(
+    table: Float[np.ndarray, " n"], dtype: np.dtype
+) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
+    """A float64 table as the sum of two of a lower precision, so that differences keep their digits."""
+    high = table.astype(dtype)
+    low = (table - high.astype(np.float64)).astype(dtype)
+    return jnp.asarray(high), jnp.asarray(low)
+
+
+def _from_slopes(y: np.ndarray, slopes: np.ndarray) -> np.ndarray:
+    step, d0, d1 = np.diff(y), slopes[:-1], slopes[1:]
+    return np.stack([y[:-1], d0, 3 * step - 2 * d0 - d1, d0 + d1 - 2 * step], axis=1)
+
+
+def _is_monotone(c: np.ndarray) -> bool:
+    """Whether the slope keeps one sign on every interval."""
+    ends = np.concatenate([c[:, 1], c[:, 1] + 2 * c[:, 2] + 3 * c[:, 3]])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        turn = -c[:, 2] / (3 * c[:, 3])
+    inside = (turn > 0) & (turn < 1)
+    middle = (c[:, 1] + turn * (2 * c[:, 2] + turn * 3 * c[:, 3]))[inside]
+    slopes = np.concatenate([ends, middle])
+    return bool(np.all(slopes > 0) or np.all(slopes < 0))
+
+
+def _spline_slopes(y: np.ndarray) -> np.ndarray:
+    """The slopes of the not-a-knot spline on unit spacing: a tridiagonal system."""
+    n, step = y.size, np.diff(y)
+    lower, diagonal, upper = np.ones(n), np.full(n, 4.0), np.ones(n)
+    right = np.empty(n)
+    right[1:-1] = 3 * (step[:-1] + step[1:])
+    # The third derivative is continuous at the second and at the last but one number.
+    diagonal[0], upper[0], right[0] = 1.0, 2.0, 2.5 * step[0] + 0.5 * step[1]
+    diagonal[-1], lower[-1], right[-1] = 1.0, 2.0, 2.5 * step[-1] + 0.5 * step[-2]
+    for i in range(1, n):
+        factor = lower[i] / diagonal[i - 1]
+        diagonal[i] -= factor * upper[i - 1]
+        right[i] -= factor * right[i - 1]
+    slopes = np.empty(n)
+    slopes[-1] = right[-1] / diagonal[-1]
+    for i in range(n - 2, -1, -1):
+        slopes[i] = (right[i] - upper[i] * slopes[i + 1]) / diagonal[i]
+    return slopes
+
+
+def _steffen_slopes(y: np.ndarray) -> np.ndarray:
+    step = np.diff(y)
+    if step.size == 1:
+        return np.repeat(step, 2)
+    left, right = step[:-1], step[1:]
+    limit = np.minimum(np.minimum(np.abs(left), np.abs(right)), 0.25 * np.abs(left + right))
+    inner = (np.sign(left) + np.sign(right)) * limit
+    first = _end_slope(step[0], 1.5 * step[0] - 0.5 * step[1])
+    last = _end_slope(step[-1], 1.5 * step[-1] - 0.5 * step[-2])
+    return np.concatenate([[first], inner, [last]])
+
+
+def _end_slope(step: float, parabola: float) -> float:
+    if parabola * step <= 0:
+        return 0.0
+    return float(np.sign(step) * min(abs(parabola), 2 * abs(step)))

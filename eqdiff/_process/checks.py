@@ -1,0 +1,74 @@
+"""Checks of what a time or a process is used for."""
+
+import jax
+import numpy as np
+
+from .._check import is_traced, known_number, origin_of
+from .._types import Time
+from .base import AbstractProcess
+from .schedule import Schedule
+
+
+def require_schedule(process: AbstractProcess, owner: str) -> Schedule:
+    """The process itself, if it is a schedule; otherwise a `ValueError` that says what to write."""
+    if isinstance(process, Schedule):
+        return process
+    raise ValueError(
+        f"{owner} is defined on a discrete schedule, but the process is {type(process).__name__}. "
+        "Write eqdiff.cosine_schedule(1000), or eqdiff.discretise(process, 1000) for the schedule "
+        "of a VP process."
+    )
+
+
+def check_time(process: AbstractProcess, t: Time) -> None:
+    """Raises `ValueError` for a known time outside a process, or one that was drawn from another.
+
+    Traced times are not inspected.
+    """
+    _check_origin(process, t)
+    low, high = process.t0, process.t1
+    remedy = "the process is used on [t0, t1], set where it is made"
+    if isinstance(process, Schedule):
+        low, high = 0, process.num_steps - 1
+        remedy = f"times of a schedule are 0 to T - 1; T = {process.num_steps}"
+    if is_traced(t, low, high):
+        return
+    value, low, high = (np.asarray(value, np.float64) for value in (t, low, high))
+    # A time at an end may have been rounded to float32.
+    slack = 1e-6 * (high - low)
+    if not np.all((value >= low - slack) & (value <= high + slack)):
+        raise ValueError(
+            f"t = {value} is outside [{low:g}, {high:g}] of {type(process).__name__}: {remedy}."
+        )
+
+
+def _check_origin(process: AbstractProcess, t: Time) -> None:
+    origin = origin_of(t)
+    if origin is None or not known_to_differ(process, origin):
+        return
+    raise ValueError(
+        f"The training times are drawn from {described(origin)}, but the loss uses them on "
+        f"{described(process)}. Give both the same process: Uniform(process) and "
+        "Denoiser(net, process)."
+    )
+
+
+def known_to_differ(a: AbstractProcess, b: AbstractProcess) -> bool:
+    """Whether two processes are of different kinds or have different known numbers."""
+    if type(a) is not type(b):
+        return True
+    if isinstance(a, Schedule):
+        return a != b
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=False)
+    return any(known_number(x) is not None and _far(x, known_number(y)) for x, y in pairs)
+
+
+def _far(x: float, y: float | None) -> bool:
+    # Of two precisions, as a field and the same number in a jitted argument may be.
+    return y is not None and abs(x - y) > 1e-6 * abs(y)
+
+
+def described(process: AbstractProcess) -> str:
+    """A process in an error text."""
+    name = type(process).__name__
+    return f"a {name} of {process.num_steps} steps" if isinstance(process, Schedule) else f"a {name}"

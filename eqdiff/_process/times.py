@@ -1,0 +1,210 @@
+r"""Which times a sampler visits, and where a training time lies.
+
+A *spacing* is any function `(process, num_steps) -> times` that returns decreasing times, noise first: a
+sampler takes one as `spacing=`, or the times themselves as `times=`. The functions here space them evenly in
+some quantity, from the process's noisiest time to its cleanest: in $t$ itself (`uniform`), in $\sqrt t$
+(`quadratic`; Song, Meng & Ermon 2021), in the log-SNR λ (Lu et al. 2022), or in a power of the noise level
+$s = \sigma/\alpha$ (Karras et al. 2022, equation 5),
+
+$$s_i = \left(s_{\max}^{1/\rho}
+    + \tfrac{i}{n-1}\left(s_{\min}^{1/\rho} - s_{\max}^{1/\rho}\right)\right)^{\rho}, \qquad
+  \lambda_i = -2\log s_i, \tag{1}$$
+
+or visit the levels of a schedule (Karras et al. 2022, table 1: the "iDDPM" discretisation). A level becomes
+a time by the process's `time(log_snr)`. On a schedule uniform times are whole, as in the official code; the
+other spacings lie between $t_0$ and $t_1$ and in general between the steps.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Shaped
+
+from .._check import check_positive, known_number, whole
+from .._types import Scalar
+from .base import AbstractProcess
+from .named import cosine_schedule
+from .schedule import Schedule
+from .spacing import section_timesteps
+
+
+def time_at(process: AbstractProcess, u: Float[Array, "..."]) -> Shaped[Array, "..."]:
+    r"""The time of $u \in [0, 1)$, uniformly: a step of a schedule, else $t_0 + (t_1 - t_0)u$."""
+    if isinstance(process, Schedule):
+        # Rounding may carry u·T up to T for u just below 1.
+        return jnp.minimum((u * process.num_steps).astype(jnp.int32), process.num_steps - 1)
+    return process.t0 + (process.t1 - process.t0) * u
+
+
+def uniform_times(process: AbstractProcess, num_steps: int) -> Shaped[Array, " num_steps"]:
+    r"""`num_steps` decreasing times, evenly spaced in $t$: what samplers use unless told otherwise.
+
+    On a schedule they are its steps from $T-1$ to 0, rounded as in the official code.
+
+    **Arguments:**
+
+    - `process`: any process.
+    - `num_steps`: how many times, both ends of the process included.
+
+    **Raises:** `ValueError` for less than one step, or more than a schedule has.
+    """
+    num_steps = whole("uniform_times", "num_steps", num_steps)
+    if not isinstance(process, Schedule):
+        return jnp.linspace(process.t1, process.t0, num_steps)
+    if num_steps > process.num_steps:
+        raise ValueError(
+            f"uniform_times(num_steps={num_steps}): the schedule has only {process.num_steps} steps."
+        )
+    steps = section_timesteps(process.num_steps, (num_steps,))
+    return jnp.asarray(steps[::-1].copy(), jnp.int32)
+
+
+def quadratic_times(process: AbstractProcess, num_steps: int) -> Float[Array, " num_steps"]:
+    r"""`num_steps` decreasing times, evenly spaced in $\sqrt t$: more of them near the data.
+
+    The official code stops at 80 % of a schedule and rounds; here both ends are included. Arguments and errors
+    as for [`eqdiff.uniform_times`][].
+
+    ??? cite "Reference"
+
+        Song, Meng & Ermon, *Denoising Diffusion Implicit Models*, ICLR 2021, appendix D.2.
+    """
+    num_steps = whole("quadratic_times", "num_steps", num_steps)
+    t0, t1 = _ends(process)
+    root = jnp.sqrt(t1) + _fraction(num_steps) * (jnp.sqrt(t0) - jnp.sqrt(t1))
+    return _with_ends(root**2, t1, t0)
+
+
+def log_snr_times(process: AbstractProcess, num_steps: int) -> Float[Array, " num_steps"]:
+    r"""`num_steps` decreasing times, evenly spaced in $\lambda_t = \log(\alpha_t^2/\sigma_t^2)$.
+
+    The same as [`eqdiff.karras_times`][] for $\rho \to \infty$. Arguments and errors as for
+    [`eqdiff.uniform_times`][].
+
+    ??? cite "Reference"
+
+        Lu et al., *DPM-Solver: A Fast ODE Solver for Diffusion Probabilistic Model Sampling in Around 10 Steps*,
+        NeurIPS 2022, section 3.3.
+    """
+    num_steps = whole("log_snr_times", "num_steps", num_steps)
+    t0, t1 = _ends(process)
+    first, last = process.log_snr(t1), process.log_snr(t0)
+    times = jax.vmap(process.time)(first + _fraction(num_steps) * (last - first))
+    return _with_ends(times, t1, t0)
+
+
+def karras_times(
+    process: AbstractProcess,
+    num_steps: int,
+    rho: float = 7.0,
+    *,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+) -> Float[Array, " num_steps"]:
+    r"""`num_steps` decreasing times with $(\sigma/\alpha)^{1/\rho}$ evenly spaced, equation (1).
+
+    **Arguments:**
+
+    - `process`: any process.
+    - `num_steps`: how many times.
+    - `rho`: ρ; 7 crowds them near the data, 1 is uniform in $\sigma/\alpha$.
+    - `sigma_min`, `sigma_max`: the levels $\sigma/\alpha$ of the last and the first time; by default those of the
+        process's own ends.
+
+    **Raises:** `ValueError` for less than one step, ρ ≤ 0, or levels that do not decrease.
+
+    ??? cite "Reference"
+
+        Karras et al., *Elucidating the Design Space of Diffusion-Based Generative Models*, NeurIPS 2022, equation 5.
+    """
+    num_steps = whole("karras_times", "num_steps", num_steps)
+    check_positive("karras_times", rho=rho)
+    low, high = _range("karras_times", process, sigma_min, sigma_max)
+    first, last = high ** (1 / rho), low ** (1 / rho)
+    level = (first + _fraction(num_steps) * (last - first)) ** rho
+    times = jax.vmap(process.time)(-2 * jnp.log(level))
+    t0, t1 = _ends(process)
+    return _with_ends(
+        times,
+        t1 if sigma_max is None else times[0],
+        t0 if sigma_min is None else times[-1],
+    )
+
+
+def schedule_times(
+    process: AbstractProcess,
+    num_steps: int,
+    schedule: Schedule | None = None,
+    *,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+) -> Float[Array, " num_steps"]:
+    r"""`num_steps` decreasing times at noise levels $\sigma/\alpha$ of a schedule, evenly spaced in its index.
+
+    With the cosine schedule of 1000 steps this is EDM's "iDDPM" discretisation: its table $u_j$ with
+    $C_1 = 0.001$ and $C_2 = 0.008$ is $\sigma/\alpha$ of that schedule, whose rates are clipped at $1 - C_1$ and
+    offset by $C_2$.
+
+    **Arguments:**
+
+    - `process`: any process.
+    - `num_steps`: how many times.
+    - `schedule`: whose levels; `eqdiff.cosine_schedule(1000)` by default.
+    - `sigma_min`, `sigma_max`: only levels in this range are visited; the range of the process by default.
+
+    **Raises:** `ValueError` where the schedule has fewer levels in the range than `num_steps`.
+
+    ??? cite "Reference"
+
+        Karras et al., *Elucidating the Design Space of Diffusion-Based Generative Models*, NeurIPS 2022, table 1
+        and appendix C.3.
+    """
+    num_steps = whole("schedule_times", "num_steps", num_steps)
+    schedule = cosine_schedule(1000) if schedule is None else schedule
+    ends = _range("schedule_times", process, sigma_min, sigma_max)
+    low, high = (float(level) for level in ends)
+    table = np.sqrt(1 / schedule.alpha_bar - 1)[::-1]
+    # An end of the range that is itself a level has been through a logarithm and back.
+    table = table[(table >= low * (1 - 1e-6)) & (table <= high * (1 + 1e-6))]
+    if len(table) < num_steps:
+        raise ValueError(
+            f"schedule_times: the schedule has {len(table)} levels σ/α between {low:g} and {high:g}, "
+            f"fewer than num_steps={num_steps}. Ask for fewer, or give a finer schedule: "
+            "schedule=eqdiff.cosine_schedule(4000)."
+        )
+    kept = np.rint(np.linspace(0, len(table) - 1, num_steps)).astype(int)
+    return jax.vmap(process.time)(jnp.asarray(-2 * np.log(table[kept]), float))
+
+
+def _fraction(num_steps: int) -> Float[Array, " num_steps"]:
+    """0 at the first time, 1 at the last; a single time is the first."""
+    return jnp.linspace(0.0, 1.0, num_steps)
+
+
+def _ends(process: AbstractProcess) -> tuple[Scalar, Scalar]:
+    """The cleanest and the noisiest time."""
+    return jnp.asarray(process.t0, float), jnp.asarray(process.t1, float)
+
+
+def _range(
+    owner: str, process: AbstractProcess, low: float | None, high: float | None
+) -> tuple[Scalar, Scalar]:
+    """The least and the greatest σ/α."""
+    check_positive(owner, sigma_min=low, sigma_max=high)
+    given = known_number(low), known_number(high)
+    if None not in given and given[0] >= given[1]:
+        raise ValueError(
+            f"{owner}(sigma_min={low}, sigma_max={high}): expected 0 < sigma_min < sigma_max."
+        )
+    t0, t1 = _ends(process)
+
+    def level(t: Scalar, given: float | None) -> Scalar:
+        return jnp.exp(-0.5 * process.log_snr(t)) if given is None else jnp.asarray(given, float)
+
+    return level(t0, low), level(t1, high)
+
+
+def _with_ends(times: Float[Array, " n"], first: Scalar, last: Scalar) -> Float[Array, " n"]:
+    # The way to a level and back rounds, and a time just outside the process would be refused.
+    times = times.at[-1].set(last.astype(times.dtype))
+    return times.at[0].set(first.astype(times.dtype))

@@ -1,0 +1,73 @@
+"""Finished chunks of a long job, kept in a folder so that the same call continues after an interruption."""
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from ._types import Key
+
+
+class Store:
+    """One file per chunk, written whole or not at all, and a description of the call that they belong to."""
+
+    def __init__(
+        self, folder: str | os.PathLike, args: PyTree[Any], num: int, key: Key, batch_size: int
+    ):
+        """**Raises:** `ValueError` for a folder that holds the results of another call."""
+        shapes = [[list(np.shape(a)), str(np.asarray(a).dtype)] for a in jax.tree.leaves(args)]
+        seed = hashlib.sha256(np.asarray(jax.random.key_data(key)).tobytes()).hexdigest()
+        description = {"num": num, "batch_size": batch_size, "shapes": shapes, "key": seed}
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / "examples.json"
+        if not path.exists():
+            self._replace(path, lambda file: file.write_text(json.dumps(description)))
+            return
+        try:
+            found = json.loads(path.read_text())
+        except ValueError as e:
+            raise ValueError(f"{path} is damaged ({e}): delete {self.folder}.") from e
+        if found != description:
+            raise ValueError(
+                f"{self.folder} holds the results of another call: {found}, and this one is {description}. "
+                "Give another folder, or delete that one."
+            )
+
+    def _path(self, start: int) -> Path:
+        return self.folder / f"examples_{start:09d}.npz"
+
+    def read(self, start: int) -> list[np.ndarray] | None:
+        """The chunk that begins at an index, if it was written; a damaged one counts as not written."""
+        path = self._path(start)
+        if not path.exists():
+            return None
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return [file[f"leaf_{i}"] for i in range(len(file.files))]
+        except (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile):
+            return None
+
+    def write(self, start: int, leaves: list[np.ndarray]) -> None:
+        """Keeps a chunk."""
+
+        def save(path: Path) -> None:
+            with open(path, "wb") as file:
+                np.savez(file, **{f"leaf_{i}": leaf for i, leaf in enumerate(leaves)})
+
+        self._replace(self._path(start), save)
+
+    def _replace(self, path: Path, write: Callable[[Path], Any]) -> None:
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            write(temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
