@@ -1,55 +1,62 @@
 """The checkers behind `test_conventions.py`: the house rules that a machine can check.
 
-They only parse. A *package* is a dictionary from dotted module names to sources, so that the checkers
+All but `check_names` only parse. A *package* is a dictionary from dotted module names to sources, so that the checkers
 run on the real one and on made-up ones alike; a checker returns a list of complaints.
 """
 
 import ast
+import contextlib
+import importlib
 import pathlib
 import re
 import sys
+import textwrap
+from types import ModuleType
+from typing import Any
 
 
 NAME = "eqdiff"
 
 # A room imports lower floors and the rooms listed before it on its own floor.
 FLOORS = (
-    ("_types", "_gaussian"),
-    ("_process", "_schedule", "nn"),
+    ("_types", "_check", "_require", "_gaussian"),
+    ("_process", "nn"),
     ("_parameterisation", "_variance", "_timesteps"),
-    ("_denoiser", "_analytic", "_predict", "_guidance", "_trace", "_term", "_solver"),
-    ("_loss", "_sampler", "_dequantise", "_likelihood", "_bound", "_serialise"),
-    ("_generate", "train", "data", "metrics", "interop"),
+    ("_denoiser", "_analytic", "_predict", "_trace", "_guidance", "_term"),
+    ("_loss", "_sampler", "_likelihood", "_bound"),
+    ("_store", "_map", "_serialise", "terms"),
+    ("train", "data", "metrics", "interop"),
 )
 # Rooms that may import less than their place allows.
 NARROWER = {
-    "nn": frozenset(FLOORS[0]),
     "_process": frozenset(FLOORS[0]),
-    "_schedule": frozenset((*FLOORS[0], "_process")),
+    "nn": frozenset(FLOORS[0]),
+    "terms": frozenset(("_term",)),
 }
-NAMESPACES = ("nn", "train", "data", "metrics", "interop")
+NAMESPACES = ("nn", "terms", "train", "data", "metrics", "interop")
 STRANGERS = frozenset(("train", "data", "metrics", "interop"))
 
 EVERYWHERE = frozenset(("jax", "jaxlib", "numpy", "equinox", "jaxtyping", "einops"))
-_DIFFRAX = frozenset(("_term", "_solver", "_sampler", "_likelihood"))
-# Third party -> rooms that may import it at the top of a file, rooms that may import it inside a function.
+_DIFFRAX = frozenset(("_term", "_sampler", "_likelihood"))
+# Third party -> rooms that may import it at the top of a file, rooms that may import it inside a
+# function.
 THIRD_PARTIES = {
     "diffrax": (_DIFFRAX, frozenset()),
-    "lineax": (_DIFFRAX, frozenset()),
-    "optimistix": (_DIFFRAX, frozenset()),
     "optax": (frozenset(("train",)), frozenset()),
     "orbax": (frozenset(), frozenset(("train",))),
-    "grain": (frozenset(("data",)), frozenset()),
-    "PIL": (frozenset(("data",)), frozenset()),
-    "sklearn": (frozenset(("data", "metrics")), frozenset()),
-    "tqdm": (frozenset(), frozenset(("data", "train", "_generate"))),
-    "safetensors": (frozenset(), frozenset(("_serialise",))),
+    "tensorboardX": (frozenset(), frozenset(("train",))),
+    "grain": (frozenset(), frozenset(("data",))),
+    "PIL": (frozenset(), frozenset(("data",))),
+    "sklearn": (frozenset(), frozenset(("data", "metrics"))),
+    "tqdm": (frozenset(), frozenset(("data", "train", "_map"))),
+    "safetensors": (frozenset(), frozenset(("_serialise", "interop"))),
     "msgpack": (frozenset(), frozenset(("interop",))),
-    "torch": (frozenset(), frozenset(("interop", "metrics"))),
+    "torch": (frozenset(), frozenset(("interop",))),
 }
 
 FILE_LINES = 400
 FUNCTION_LINES = 60
+LINE_LENGTH = 100
 
 
 def read_package(root: pathlib.Path) -> dict[str, str]:
@@ -88,6 +95,10 @@ def imports(package: dict[str, str], module: str) -> list[tuple[str, bool, int]]
                 # `from .. import _gaussian` names a room after `import`.
                 names = [f"{name}.{a.name}" for a in child.names] if name == NAME else [name]
                 found.extend((name, inside, child.lineno) for name in names)
+            elif isinstance(child, ast.Call) and _name(child.func) == "require" and child.args:
+                # `_require.require("tqdm", …)` imports what it names.
+                if isinstance(child.args[0], ast.Constant):
+                    found.append((str(child.args[0].value), inside, child.lineno))
             function = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
             visit(child, inside or function)
 
@@ -131,7 +142,7 @@ def check_floors(package: dict[str, str]) -> list[str]:
 
 
 def check_third_parties(package: dict[str, str]) -> list[str]:
-    """Third parties only where the design puts them, extras only where they cannot break `import eqdiff`."""
+    """Third parties only where the design puts them, extras where they cannot break `import eqdiff`."""
     complaints = []
     for module in package:
         room = [*module.split("."), ""][1]
@@ -196,7 +207,7 @@ def _ancestors(name: str, classes: dict[str, ast.ClassDef]) -> list[str]:
 
 
 def check_abstract_or_final(package: dict[str, str]) -> list[str]:
-    """Classes are abstract (methods and declarations) or final (never subclassed, nothing overridden)."""
+    """A class is abstract (methods and declarations) or final (never subclassed or overridden)."""
     complaints = []
     trees = {module: ast.parse(source) for module, source in package.items()}
     found = [n for t in trees.values() for n in ast.walk(t) if isinstance(n, ast.ClassDef)]
@@ -330,3 +341,51 @@ def check_sizes(files: dict[str, str]) -> list[str]:
             if lines > FUNCTION_LINES:
                 complaints.append(f"{name}: {node.name}: {lines} lines, at most {FUNCTION_LINES}")
     return complaints
+
+
+def check_lines(files: dict[str, str]) -> list[str]:
+    """A line has at most 100 characters, docstrings and comments included."""
+    return [
+        f"{name}:{number}: {len(line)} characters, at most {LINE_LENGTH}"
+        for name, source in files.items()
+        for number, line in enumerate(source.splitlines(), 1)
+        if len(line) > LINE_LENGTH
+    ]
+
+
+def code_blocks(page: str, language: str = "python") -> list[str]:
+    """The fenced blocks of a Markdown page in one language, without their indentation."""
+    pattern = rf"^( *)```{language}\n(.*?)^\1```"
+    return [
+        textwrap.dedent(match.group(2))
+        for match in re.finditer(pattern, page, flags=re.DOTALL | re.MULTILINE)
+    ]
+
+
+def check_names(package: ModuleType, files: dict[str, str]) -> list[str]:
+    """Every `eqd.X` and `eqdiff.X` in a text exists, whatever follows it: methods, fields, modules."""
+    complaints = []
+    for name, text in files.items():
+        for match in re.finditer(r"(?<![\w./-])(?:eqd|eqdiff)((?:\.[A-Za-z_]\w*)+)", text):
+            if not _exists(package, match.group(1).split(".")[1:]):
+                line = text.count("\n", 0, match.start()) + 1
+                complaints.append(f"{name}:{line}: there is no {match.group()}")
+    return complaints
+
+
+def _exists(thing: Any, path: list[str]) -> bool:
+    for part in path:
+        if isinstance(thing, ModuleType):
+            with contextlib.suppress(ModuleNotFoundError):
+                importlib.import_module(f"{thing.__name__}.{part}")
+        elif not isinstance(thing, type):
+            # The result of a call, or a function's attribute: nobody's business.
+            return True
+        elif part in {
+            field for base in thing.__mro__ for field in vars(base).get("__annotations__", {})
+        }:
+            return True
+        if not hasattr(thing, part):
+            return False
+        thing = getattr(thing, part)
+    return True

@@ -10,13 +10,18 @@ from conventions import (
     check_documented,
     check_exports,
     check_floors,
+    check_lines,
     check_module_names,
+    check_names,
     check_sizes,
     check_third_parties,
+    code_blocks,
     imports,
     public_modules,
     read_package,
 )
+
+import eqdiff
 
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -24,6 +29,14 @@ PACKAGE = read_package(ROOT)
 PAGES = {path.name: path.read_text() for path in sorted((ROOT / "docs" / "api").glob("*.md"))}
 
 EXTRAS = "grain PIL orbax sklearn tqdm safetensors matplotlib tyro tensorboardX torch"
+
+
+def _texts():
+    """What readers and users of the library read."""
+    paths = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
+    for folder in ("eqdiff", "examples", "benchmarks"):
+        paths += (ROOT / folder).rglob("*.py")
+    return {str(path.relative_to(ROOT)): path.read_text() for path in sorted(paths)}
 
 
 def _files():
@@ -61,6 +74,27 @@ def test_sizes():
     assert check_sizes(_files()) == []
 
 
+def test_lines():
+    blocks = {
+        f"{name}, block {i}": block
+        for name, text in _texts().items()
+        if name.endswith(".md")
+        for i, block in enumerate(code_blocks(text), 1)
+    }
+    assert len(blocks) > 20
+    assert check_lines(_files() | blocks) == []
+
+
+def test_names():
+    assert check_names(eqdiff, _texts()) == []
+
+
+def test_einops_is_needed():
+    """A core dependency that no file imports would be a mistake."""
+    names = [name for module in PACKAGE for name, _, _ in imports(PACKAGE, module)]
+    assert "einops" in names
+
+
 # Every rule can fail.
 
 
@@ -89,10 +123,12 @@ def test_imports_are_resolved():
 @pytest.mark.parametrize(
     "sources",
     [
-        {"P_misc": "from ._process import VPSDE"},
+        {"P_gaussian": "from ._process import VPSDE"},
         {"P_types": "from ._gaussian import gaussian_kl"},
         {"nn__unet": "from .._process import VPSDE"},
-        {"P_process__vp": "from .._schedule import Schedule"},
+        {"P_process__vp": "from .._variance import FixedSmall"},
+        {"P_check": "from ._require import require"},
+        {"terms": "from ._sampler import DDIM"},
         {"P_term": "def f():\n    from ._sampler import DDIM"},
         {"P_denoiser": "from ._predict import predict"},
         {"train__step": "from ..data import digits"},
@@ -109,9 +145,9 @@ def test_floors_can_fail(sources):
     "sources",
     [
         {"P_predict": "from ._denoiser import Denoiser"},
-        {"P_schedule__chain": "from .._process import VPSDE\nfrom ._table import x"},
-        {"train__step": "from .._loss import l_hybrid\nfrom .._generate import generate"},
-        {"P_misc": "from ._types import Example"},
+        {"P_process__schedule": "from .._check import whole\nfrom ._table import Table"},
+        {"train__step": "from .._loss import l_hybrid\nfrom .._map import generate"},
+        {"P_gaussian": "from ._types import Example"},
     ],
 )
 def test_floors_can_pass(sources):
@@ -123,12 +159,14 @@ def test_floors_can_pass(sources):
     [
         {"P_process__vp": "import diffrax"},
         {"P_loss__simple": "from diffrax import ODETerm"},
-        {"P_generate": "import optax"},
+        {"P_map": "import optax"},
+        {"P_map": "import tqdm"},
+        {"P_map": "def f():\n    require('optax', '…', extra='train')"},
         {"train__loader": "import grain"},
         {"metrics__fid": "import torch"},
         {"P_serialise": "import safetensors.numpy"},
         {"train__plot": "def f():\n    import matplotlib"},
-        {"P_misc": "from __future__ import annotations"},
+        {"P_gaussian": "from __future__ import annotations"},
     ],
 )
 def test_third_parties_can_fail(sources):
@@ -139,7 +177,8 @@ def test_third_parties_can_fail(sources):
     "sources",
     [
         {"P_term": "import diffrax\nimport math\nimport jax.numpy as jnp"},
-        {"metrics__fid": "def f():\n    import torch"},
+        {"interop__files": "def f():\n    import torch"},
+        {"P_map": "def f():\n    require('tqdm', '…', extra='data')"},
         {"P_serialise": "def f():\n    from safetensors.numpy import save_file"},
         {"train__step": "import optax"},
     ],
@@ -184,14 +223,14 @@ class B(AbstractA):
     ],
 )
 def test_abstract_or_final_can_fail(source, complaint):
-    assert check_abstract_or_final(_package(P_misc=_BASE)) == []
-    (found,) = check_abstract_or_final(_package(P_misc=_BASE + source))
+    assert check_abstract_or_final(_package(P_gaussian=_BASE)) == []
+    (found,) = check_abstract_or_final(_package(P_gaussian=_BASE + source))
     assert complaint in found
 
 
 def test_declarations_are_no_fields():
     source = "class AbstractC(abc.ABC):\n    y: int"
-    assert check_abstract_or_final(_package(P_misc=_BASE + source)) == []
+    assert check_abstract_or_final(_package(P_gaussian=_BASE + source)) == []
 
 
 def test_exports_can_fail():
@@ -230,6 +269,35 @@ def test_sizes_can_fail():
     docstring = '    """' + "\n" * 100 + '    """\n'
     assert check_sizes({"a": "def f():\n" + docstring + "    x = 1\n" * 59}) == []
     assert len(check_sizes({"a": "def f():\n" + docstring + "    x = 1\n" * 60})) == 1
+
+
+def test_lines_can_fail():
+    assert check_lines({"a": "é" * 100 + "\n"}) == []
+    assert len(check_lines({"a": "x = 1\n" + "x" * 101})) == 1
+
+
+def test_code_blocks():
+    page = (
+        'a\n```python\nx = 1\n```\n```bash\nls\n```\n=== "b"\n\n    ```python\n    y = 2\n    ```\n'
+    )
+    assert code_blocks(page) == ["x = 1\n", "y = 2\n"]
+    assert code_blocks(page, "bash") == ["ls\n"]
+
+
+@pytest.mark.parametrize(
+    "text, complaints",
+    [
+        ("eqd.DDIM(50).num_calls and [`eqdiff.Estimate.move`][]", 0),
+        ("eqdiff.Denoiser.c_noise is a field, eqdiff.nn.UNet a class of a namespace", 0),
+        ("eqdiff.terms.reverse_sde, eqdiff._process.base, python -m eqdiff.interop", 0),
+        ("the file tests/eqdiff.rst, and my_eqd.Nothing", 0),
+        ("eqd.Ancestor(4)", 1),
+        ("eqdiff.Denoiser.label", 1),
+        ("eqdiff.nn.NoNet and eqdiff._process.chain", 2),
+    ],
+)
+def test_names_can_fail(text, complaints):
+    assert len(check_names(eqdiff, {"text": text})) == complaints
 
 
 # What an installation without any extra can do.
