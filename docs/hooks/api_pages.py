@@ -40,7 +40,8 @@ def _title(path: pathlib.Path) -> str:
     """The first sentence of a module's docstring, without its full stop."""
     docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     first = " ".join(docstring.split("\n\n")[0].split()).replace('"', "'")
-    return re.split(r"[.:](?:\s|$)", first)[0]
+    # A formula would be plain text there.
+    return re.split(r"[.:](?:\s|$)| \$", first)[0]
 
 
 def _block(name: str, options: list[str], level: int, root: pathlib.Path) -> list[str]:
