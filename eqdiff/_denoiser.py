@@ -105,7 +105,8 @@ def time_input(
 ) -> Scalar:
     """$c_\text{noise}$ for an example, never in half precision, where steps 998 and 999 would be one."""
     value = process.c_noise(t) if c_noise is None else jnp.asarray(c_noise(process, t))
-    return value.astype(jnp.promote_types(like.dtype, jnp.float32))
+    # Not promote_types, which strict promotion refuses.
+    return value.astype(like.dtype if jnp.finfo(like.dtype).bits >= 32 else jnp.float32)
 
 
 class Denoiser(AbstractDenoiser):
