@@ -109,8 +109,9 @@ def _check(owner: Any, num_steps: Any, spacing: Any, times: Any) -> None:
 
 def _decreasing(owner: Any, times: Any) -> Any:
     """The times, as NumPy's if they are known."""
-    if jnp.ndim(times) != 1 or jnp.size(times) == 0:
-        raise ValueError(f"{of(owner)}: times is a vector of times, got shape {jnp.shape(times)}.")
+    # NumPy's, which take lists.
+    if np.ndim(times) != 1 or np.size(times) == 0:
+        raise ValueError(f"{of(owner)}: times is a vector of times, got shape {np.shape(times)}.")
     remedy = (
         f"{of(owner)}: the times must decrease, from noise to data. For increasing ones write "
         "times[::-1]."
