@@ -7,6 +7,7 @@ noise levels and log-densities are scalars. Users batch with `jax.vmap`.
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, Shaped
 
 
@@ -16,13 +17,13 @@ Example = Float[Array, "..."]
 # One real number: a log-density, a loss, a noise level.
 Scalar = Float[Array, ""]
 
-# What a user may pass as a time: a Python number or a 0-d array. It is cast once, in the denoiser.
-Time = float | int | Shaped[Array, ""]
+# What a user may pass as a time: a number of any kind or a 0-d array.
+Time = float | int | np.number | Shaped[Array | np.ndarray, ""]
 
 # Anything that conditions a network: a class label, an image, a pytree of both. `None` when unconditional.
 Args = Any
 
-# `net(label, x, args, key=key) -> F`: what every network in eqdiff looks like from outside.
+# `net(c_noise, x, args, key=key) -> F`: what every network in eqdiff looks like from outside.
 Network = Callable[..., Example]
 
 Key = PRNGKeyArray

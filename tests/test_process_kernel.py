@@ -78,6 +78,75 @@ def test_the_inverse_is_differentiable_in_everything(x64):
     np.testing.assert_allclose(forward, -0.5 * truth(rate, level) / rate, rtol=1e-8)
 
 
+def closures(rate):
+    """The same process from two closures over a parameter, traced or not."""
+    return eqd.KernelSDE(
+        lambda t: jnp.exp(-rate * t**2),
+        lambda t: jnp.sqrt(-jnp.expm1(-2 * rate * t**2)),
+        t0=1e-3,
+        t1=3.0,
+    )
+
+
+USES = {
+    "alpha": lambda p: p.alpha(0.6),
+    "sigma": lambda p: p.sigma(0.6),
+    "drift": lambda p: p.drift(0.6, jnp.ones(())),
+    "diffusion": lambda p: p.diffusion(0.6),
+    "time": lambda p: p.time(jnp.asarray(0.5)),
+    "log_snr_fall": lambda p: p.log_snr_fall(0.59, 0.6),
+    "far": lambda p: p.log_snr_fall(0.1, 2.0),
+    "step": lambda p: p.transition(0.59, 0.6)[1],
+    "prior": lambda p: p.prior_log_prob(jnp.ones(2)),
+}
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+def test_a_closure_over_a_traced_parameter_is_differentiable(use, x64):
+    """Under jit, grad and both; as closures and as modules; against finite differences."""
+    rate, h = jnp.asarray(0.7), 1e-5
+    finite = (float(use(closures(rate + h))) - float(use(closures(rate - h)))) / (2 * h)
+    for make in (closures, process):
+        value, slope = jax.jit(jax.value_and_grad(lambda rate, make=make: use(make(rate))))(rate)
+        np.testing.assert_allclose(value, use(closures(rate)), rtol=1e-9)
+        np.testing.assert_allclose(slope, finite, rtol=1e-6)
+        np.testing.assert_allclose(jax.grad(lambda r, make=make: use(make(r)))(rate), finite, rtol=1e-6)
+
+
+def test_a_process_with_parameters_is_a_jitted_argument(x64):
+    """An Equinox module's parameters are the process's own leaves, and one trace serves all values."""
+    traces = []
+
+    @eqx.filter_jit
+    @eqx.filter_grad
+    def slope(p, level):
+        traces.append(None)
+        return p.time(level)
+
+    level = jnp.asarray(0.4)
+    for rate in (0.5, 1.5):
+        got = slope(process(jnp.asarray(rate)), level)
+        # The gradient in the rate of α plus that in the rate of σ is the total one.
+        total = sum(jax.tree.leaves(got))
+        truth = jax.grad(lambda r: jnp.sqrt(jax.nn.softplus(-level) / (2 * r)))(rate)
+        np.testing.assert_allclose(total, truth, rtol=1e-8)
+    assert len(traces) == 1
+
+
+def test_a_closed_over_process_solves(x64):
+    """The flow of Gaussian data, by an adaptive solve inside jit, with the parameter traced."""
+
+    @jax.jit
+    def sample(rate):
+        denoiser = eqd.GaussianDenoiser(closures(rate), 0.3, 0.5)
+        return eqd.ProbabilityFlow(rtol=1e-7, atol=1e-7)(denoiser, jnp.asarray([0.4, -1.0]))
+
+    p = closures(0.9)
+    alpha, sigma = float(p.alpha(3.0)), float(p.sigma(3.0))
+    whitened = (np.array([0.4, -1.0]) - 0.3 * alpha) / np.hypot(0.5 * alpha, sigma)
+    np.testing.assert_allclose(sample(jnp.asarray(0.9)), 0.3 + 0.5 * whitened, atol=2e-3)
+
+
 def test_beyond_the_interval_the_inverse_is_the_nearer_end():
     p = process(jnp.asarray(1.0))
     ends = jax.vmap(p.time)(jnp.asarray([100.0, -100.0]))
@@ -109,9 +178,9 @@ def test_a_learned_process_reaches_the_loss(getkey, x64):
     np.testing.assert_allclose(jax.jit(jax.grad(loss))(rate), finite, rtol=1e-6)
 
 
-def test_prior_and_label_may_be_given():
+def test_prior_and_time_input_may_be_given():
     p = eqd.KernelSDE(
-        lambda t: 1.0, lambda t: t, t0=0.1, t1=2.0, prior_scale=2.5, label=lambda t: jnp.log(t)
+        lambda t: 1.0, lambda t: t, t0=0.1, t1=2.0, prior_scale=2.5, c_noise=jnp.log
     )
     assert float(p.prior_scale()) == 2.5
     np.testing.assert_allclose(p.c_noise(2.0), np.log(2), rtol=1e-6)
@@ -124,27 +193,31 @@ def good(t):
     return t
 
 
-@pytest.mark.parametrize(
-    "alpha,sigma,ends,match",
-    [
-        (lambda t: 1 - t, good, (0.1, 1.0), r"alpha\(t\) is 0 at t = 1, expected a positive"),
-        (lambda t: 1.0, good, (0.0, 1.0), r"sigma\(t\) is 0 at t = 0.*Choose t0 above"),
-        (lambda t: 1.0, lambda t: jnp.log(t - 0.5), (0.1, 1.0), r"sigma\(t\) is nan"),
-        (lambda t: 1.0, lambda t: 1 / t, (0.1, 1.0), "log-SNR .* must fall, but goes from .* to"),
-        (lambda t: 1.0, lambda t: 0.5, (0.1, 1.0), "log-SNR .* must fall"),
-        (lambda t: jnp.ones(2), good, (0.1, 1.0), r"alpha\(t\) returned shape \(2,\)"),
-        (lambda t: 1.0, good, (1.0, 0.1), "expected finite times, t0 < t1"),
-        (lambda t: 1.0, good, (0.1, float("inf")), "expected finite times, t0 < t1"),
-    ],
-)
-def test_errors(alpha, sigma, ends, match):
+def made(alpha, sigma, t0=0.1, t1=1.0, **kwargs):
+    return lambda: eqd.KernelSDE(alpha, sigma, t0=t0, t1=t1, **kwargs)
+
+
+def one(t):
+    return 1.0
+
+
+REFUSED = [
+    (made(lambda t: 1 - t, good), r"alpha\(t\) is 0 at t = 1, expected a positive"),
+    (made(one, good, 0.0), r"sigma\(t\) is 0 at t = 0.*Choose t0 above"),
+    (made(one, lambda t: jnp.log(t - 0.5)), r"sigma\(t\) is nan"),
+    (made(one, lambda t: 1 / t), "log-SNR .* must fall, but goes from .* to"),
+    (made(one, lambda t: 0.5), "log-SNR .* must fall"),
+    (made(lambda t: jnp.ones(2), good), r"alpha\(t\) returned shape \(2,\)"),
+    (made(one, good, 1.0, 0.1), "expected finite times, t0 < t1"),
+    (made(one, good, 0.1, float("inf")), "expected finite times, t0 < t1"),
+    (made(one, good, prior_scale=0.0), r"prior_scale=0.0.*positive finite"),
+]
+
+
+@pytest.mark.parametrize(("make", "match"), REFUSED)
+def test_refused(make, match):
     with pytest.raises(ValueError, match=match):
-        eqd.KernelSDE(alpha, sigma, t0=ends[0], t1=ends[1])
-
-
-def test_a_prior_without_width_is_refused():
-    with pytest.raises(ValueError, match=r"prior_scale=0.0.*positive finite"):
-        eqd.KernelSDE(lambda t: 1.0, good, t0=0.1, t1=1.0, prior_scale=0.0)
+        make()
 
 
 def test_functions_cannot_be_saved(tmp_path):

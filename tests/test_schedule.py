@@ -1,4 +1,4 @@
-"""The discrete chain, its spacing and its respacing: against the official tables and their definitions."""
+"""A schedule's tables, its spacing and its respacing: against the official tables and definitions."""
 
 import equinox as eqx
 import jax
@@ -10,6 +10,7 @@ from helpers import load_golden
 from toys import without_rescaling
 
 import eqdiff as eqd
+from eqdiff._process import time_at
 
 
 TABLES = "public_idiff_schedules"
@@ -80,8 +81,8 @@ def test_golden_tables(case, x64):
         if table == "timestep_map":
             np.testing.assert_array_equal(schedule.timesteps, truth)
             continue
-        # Each entry on its own, not relative to the largest. log(1 − ᾱ) is a difference of two of our quantities;
-        # near t = 0 the official 1 − ᾱ itself cancels to some 1e-12.
+        # Each entry on its own, not relative to the largest. log(1 − ᾱ) is a difference of two of our
+        # quantities; near t = 0 the official 1 − ᾱ itself cancels to some 1e-12.
         atol = 1e-14 if table.startswith("log_one") else 1e-15
         np.testing.assert_allclose(tables[table], truth, rtol=1e-11, atol=atol, err_msg=key)
         if table in ("betas", "alphas_cumprod", "posterior_variance"):
@@ -89,31 +90,31 @@ def test_golden_tables(case, x64):
 
 
 @pytest.mark.parametrize("name", SPACED)
-def test_golden_labels(name):
+def test_golden_time_inputs(name):
     schedule, g = SPACED[name](), load_golden(TABLES)
     seen = []
 
     def net(c_noise, x, args, *, key):
-        seen.append(label)
+        seen.append(c_noise)
         return x
 
-    for rescale, labelled in ((1, schedule), (0, without_rescaling(schedule))):
+    for rescale, process in ((1, schedule), (0, without_rescaling(schedule))):
         seen.clear()
         # What the wrapped network receives, not only what the table says.
-        denoiser = eqd.Denoiser(net, labelled)
+        denoiser = eqd.Denoiser(net, process)
         for t in (0, 1, schedule.num_steps // 2, schedule.num_steps - 1):
             denoiser(t, jnp.zeros(1))
             truth = g[f"spaced_model_t/{name}_rescale{rescale}/model_t"][t]
             np.testing.assert_allclose(seen[-1], truth, rtol=1e-6)
         truth = g[f"spaced_model_t/{name}_rescale{rescale}/model_t"]
-        np.testing.assert_allclose(labelled.labels, truth, rtol=2e-7)
+        np.testing.assert_allclose(process.c_noises, truth, rtol=2e-7)
 
 
-def test_labels_without_rescaling_survive_respacing():
+def test_time_inputs_without_rescaling_survive_respacing():
     original = without_rescaling(eqd.cosine_schedule(4000))
     thin = eqd.respace(original, eqd.section_timesteps(4000, (100,)))
     truth = load_golden(TABLES)["spaced_model_t/cosine_4000_100_rescale0/model_t"]
-    np.testing.assert_array_equal(thin.labels, truth)
+    np.testing.assert_array_equal(thin.c_noises, truth)
 
 
 @pytest.mark.parametrize(
@@ -140,26 +141,15 @@ def test_golden_ddim_timesteps(count):
     np.testing.assert_array_equal(eqd.ddim_timesteps(1000, count), truth)
 
 
-def test_timesteps_that_the_official_code_refuses_are_refused():
+def test_timesteps_that_the_official_code_refuses():
+    """Ours are among those at the end of this file."""
     g = load_golden(TABLES)
     for case in ("1000_ddim51", "100_[101]", "10_6,3"):
         assert f"space_timesteps_error/{case}/raises" in g
-    with pytest.raises(ValueError, match="exactly 51 steps.*section_timesteps"):
-        eqd.ddim_timesteps(1000, 51)
-    with pytest.raises(ValueError, match="between 1 and 100, but it is 101"):
-        eqd.section_timesteps(100, (101,))
-    with pytest.raises(ValueError, match="section 0 has 5 steps"):
-        eqd.section_timesteps(10, (6, 3))
-    with pytest.raises(ValueError, match="section 1 has"):
-        eqd.section_timesteps(10, (3, 0))
-    with pytest.raises(ValueError, match="one count per section"):
-        eqd.section_timesteps(10, ())
-    with pytest.raises(ValueError, match="exactly 1 steps"):
-        eqd.ddim_timesteps(1000, 1)
 
 
 def test_which_ddim_counts_exist():
-    """62 counts work at T = 1000 (every count that some whole stride gives, bar a stride past the end)."""
+    """62 counts work at T = 1000: all that some whole stride gives, except a stride past the end."""
 
     def works(count):
         try:
@@ -205,7 +195,8 @@ def test_tables_are_their_definitions(make, x64):
     np.testing.assert_allclose(
         schedule.posterior_variance, [float(v) for v in variance], rtol=1e-11, atol=0
     )
-    # The posterior is a proper Gaussian conditional: of x_{t−1} = √ᾱ' x0 + √(1−ᾱ') z, x_t = √(1−β) x_{t−1} + √β w.
+    # The posterior is a proper Gaussian conditional: of x_{t−1} = √ᾱ' x0 + √(1−ᾱ') z and
+    # x_t = √(1−β) x_{t−1} + √β w.
     for t in range(1, 40):
         prior, likelihood = 1 / float(1 - before[t]), float((1 - beta[t]) / beta[t])
         np.testing.assert_allclose(
@@ -221,7 +212,7 @@ def test_respacing_to_all_steps_is_the_identity(x64):
     for schedule in (eqd.linear_schedule(60), eqd.cosine_schedule(60)):
         same = eqd.respace(schedule, np.arange(60))
         np.testing.assert_allclose(same.betas, schedule.betas, rtol=1e-10)
-        np.testing.assert_array_equal(same.labels, schedule.c_noises)
+        np.testing.assert_array_equal(same.c_noises, schedule.c_noises)
 
 
 def test_respacing_keeps_the_marginals_and_composes(x64):
@@ -230,20 +221,12 @@ def test_respacing_keeps_the_marginals_and_composes(x64):
     twice = eqd.respace(first, np.arange(1, 100, 5))
     once = eqd.respace(schedule, np.arange(2, 200, 10))
     np.testing.assert_array_equal(twice.timesteps, once.timesteps)
-    np.testing.assert_array_equal(twice.labels, once.labels)
+    np.testing.assert_array_equal(twice.c_noises, once.c_noises)
     np.testing.assert_allclose(twice.alpha_bar, schedule.alpha_bar[once.timesteps], rtol=1e-11)
     np.testing.assert_allclose(twice.betas, once.betas, rtol=1e-10)
 
 
-@pytest.mark.parametrize(
-    "steps", [[], [3, 2], [2, 2], [-1, 3], [0, 50], [0.0, 1.0], [[0, 1]]], ids=str
-)
-def test_respace_errors(steps, untyped):
-    with pytest.raises(ValueError, match="increasing whole numbers from 0 to 49"):
-        eqd.respace(eqd.linear_schedule(50), np.array(steps))
-
-
-def test_chain_of_one_step(x64):
+def test_a_schedule_of_one_step(x64):
     """x_T drawn from one jump: the posterior at t = 0 is x0, and β is the only variance there is."""
     chain = eqd.respace(eqd.linear_schedule(1000), eqd.section_timesteps(1000, (1,)))
     assert chain.num_steps == 1 and chain.timesteps[0] == 999 and chain.c_noises[0] == 999
@@ -254,18 +237,22 @@ def test_chain_of_one_step(x64):
         log_variance = variance.log_variance(chain, 0, jnp.zeros(2))
         np.testing.assert_allclose(log_variance, np.log(chain.betas[0]) * np.ones(()), rtol=1e-12)
     np.testing.assert_allclose(chain.posterior_mean_coefficients(0), [1, 0], atol=1e-12)
-    assert list(chain.grid(1)) == [0]
+    assert list(eqd.uniform_times(chain, 1)) == [0]
+    # It has one time, and one level: 0.
+    assert chain.t0 == chain.t1 == 0
+    np.testing.assert_allclose(chain.sigma(0.0), np.sqrt(chain.betas[0]), rtol=1e-12)
 
 
-def test_times_are_whole(x64):
+def test_whole_times_are_the_tables(x64):
+    """Whatever kind of whole number they come as."""
     schedule = eqd.linear_schedule(30)
-    for t in (7, 7.0, 7.4, 6.6, jnp.asarray(7), jnp.asarray(7, jnp.int32), jnp.asarray(7.2)):
+    kinds = (int, np.int64, np.uint8, jnp.asarray, lambda t: jnp.asarray(t, jnp.int8))
+    for t in (kind(7) for kind in kinds):
         assert float(schedule.alpha(t)) == np.sqrt(schedule.alpha_bar[7])
-    grid = schedule.grid(4)
-    assert jnp.issubdtype(grid.dtype, jnp.integer) and list(grid) == [29, 19, 10, 0]
-    np.testing.assert_array_equal(schedule.spaced(30), np.arange(30))
+        assert float(schedule.sigma(t)) == np.sqrt(1 - schedule.alpha_bar[7])
+        assert float(schedule.c_noise(t)) == schedule.c_noises[7]
     u = jnp.asarray([0.0, 0.0333, 0.0334, 0.5, 1 - 1e-12, 1.0])
-    np.testing.assert_array_equal(schedule.place(u), [0, 0, 1, 15, 29, 29])
+    np.testing.assert_array_equal(time_at(schedule, u), [0, 0, 1, 15, 29, 29])
 
 
 def test_a_schedule_is_static_and_equal_ones_share_a_compilation():
@@ -275,10 +262,8 @@ def test_a_schedule_is_static_and_equal_ones_share_a_compilation():
     def run(schedule, x):
         traces.append(None)
         thin = eqd.respace(schedule, eqd.section_timesteps(schedule.num_steps, (5,)))
-        bridge = thin
-        return thin.alpha(2) * x + bridge.sigma(jnp.asarray(1.5))
+        return thin.alpha(2) * x + thin.sigma(jnp.asarray(1.5))
 
-    assert jax.tree.leaves(eqd.cosine_schedule(40)) == []
     assert jax.tree.leaves(eqd.cosine_schedule(40)) == []
     first = run(eqd.cosine_schedule(40), jnp.ones(2))
     second = run(eqd.cosine_schedule(40), jnp.ones(2))
@@ -288,7 +273,7 @@ def test_a_schedule_is_static_and_equal_ones_share_a_compilation():
     assert hash(eqd.cosine_schedule(40)) == hash(eqd.cosine_schedule(40))
     other = run(eqd.linear_schedule(40), jnp.ones(2))
     assert len(traces) == 2 and not np.allclose(other, first)
-    # Labels and rates both count.
+    # Time inputs and rates both count.
     run(without_rescaling(eqd.cosine_schedule(40)), jnp.ones(2))
     assert len(traces) == 3
 
@@ -304,8 +289,11 @@ def test_tables_do_not_lose_float64_to_the_caller():
     assert schedule.betas.dtype == schedule.c_noises.dtype == np.float64
     alpha_bar = schedule.alpha_bar
     truth = np.log(alpha_bar) - np.log1p(-alpha_bar)
-    actual = np.asarray(jax.vmap(schedule.log_snr)(jnp.arange(4000)), np.float64)
-    np.testing.assert_allclose(actual, truth, rtol=2e-7)
+    assert schedule.log_snrs.dtype == np.float64
+    np.testing.assert_allclose(schedule.log_snrs, truth, rtol=1e-15)
+    alpha, sigma = (jax.vmap(f)(jnp.arange(4000)) for f in (schedule.alpha, schedule.sigma))
+    np.testing.assert_allclose(alpha, np.sqrt(alpha_bar), rtol=1e-7)
+    np.testing.assert_allclose(sigma, np.sqrt(-np.expm1(np.log(alpha_bar))), rtol=1e-7)
 
 
 def test_alpha_bar_schedule_makes_the_cosine_and_any_other(x64):
@@ -318,20 +306,33 @@ def test_alpha_bar_schedule_makes_the_cosine_and_any_other(x64):
     assert clipped.betas[-1] == 0.7
 
 
-@pytest.mark.parametrize(
-    "make,match",
-    [
-        (lambda: eqd.linear_schedule(20), r"betas\[19\] = 1 "),
-        (lambda: eqd.linear_schedule(10), "more than 20 steps"),
-        (lambda: eqd.linear_schedule(0), "positive whole number"),
-        (lambda: eqd.alpha_bar_schedule(lambda u: 1 + u, 5), "must be positive and decreasing"),
-        (lambda: eqd.alpha_bar_schedule(lambda u: 0.5 - u, 5), r"alpha_bar\(3/5\)"),
-        (lambda: eqd.Schedule(np.array([0.1, np.nan])), r"betas\[1\]"),
-        (lambda: eqd.Schedule(np.array([])), r"shape \(0,\)"),
-        (lambda: eqd.Schedule(np.array([0.1]), c_noise=np.zeros(2)), "labels has shape"),
-        (lambda: eqd.Schedule(np.array([0.1]), timesteps=np.arange(2)), "timesteps has shape"),
-    ],
-)
-def test_errors(make, match, untyped):
+REFUSED = [
+    (lambda: eqd.linear_schedule(20), r"betas\[19\] = 1 "),
+    (lambda: eqd.linear_schedule(10), "more than 20 steps"),
+    (lambda: eqd.linear_schedule(0), "positive whole number"),
+    (lambda: eqd.alpha_bar_schedule(lambda u: 1 + u, 5), "must be positive and decreasing"),
+    (lambda: eqd.alpha_bar_schedule(lambda u: 0.5 - u, 5), r"alpha_bar\(3/5\)"),
+    (lambda: eqd.Schedule(np.array([0.1, np.nan])), r"betas\[1\]"),
+    (lambda: eqd.Schedule(np.array([])), r"shape \(0,\)"),
+    (lambda: eqd.Schedule(np.array([0.1]), c_noise=np.zeros(2)), "c_noise has shape"),
+    (lambda: eqd.Schedule(np.array([0.1]), timesteps=np.arange(2)), "timesteps has shape"),
+    *(
+        (
+            lambda steps=steps: eqd.respace(eqd.linear_schedule(50), np.array(steps)),
+            "increasing whole numbers from 0 to 49",
+        )
+        for steps in ([], [3, 2], [2, 2], [-1, 3], [0, 50], [0.0, 1.0], [[0, 1]])
+    ),
+    (lambda: eqd.ddim_timesteps(1000, 51), "exactly 51 steps.*section_timesteps"),
+    (lambda: eqd.ddim_timesteps(1000, 1), "exactly 1 steps"),
+    (lambda: eqd.section_timesteps(100, (101,)), "between 1 and 100, but it is 101"),
+    (lambda: eqd.section_timesteps(10, (6, 3)), "section 0 has 5 steps"),
+    (lambda: eqd.section_timesteps(10, (3, 0)), "section 1 has"),
+    (lambda: eqd.section_timesteps(10, ()), "one count per section"),
+]
+
+
+@pytest.mark.parametrize(("make", "match"), REFUSED)
+def test_refused(make, match, untyped):
     with pytest.raises(ValueError, match=match):
         make()

@@ -3,13 +3,16 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 import scipy.stats
 from conftest import X64
-from toys import quick_jit
+from toys import quick_jit, short_schedule
 
 import eqdiff as eqd
+from eqdiff._check import drawn_from
+from eqdiff._process import time_at
 
 
 STRATEGIES = [eqd.Uniform, eqd.LowDiscrepancy]
@@ -26,8 +29,8 @@ def draw(strategy, n, key):
 
 @strategies
 @pytest.mark.parametrize("num_steps", [1, 7, 1000])
-def test_steps_of_a_chain(make, num_steps, getkey):
-    t, weights = draw(make(num_steps), 513, getkey())
+def test_steps_of_a_schedule(make, num_steps, getkey):
+    t, weights = draw(make(short_schedule(num_steps)), 513, getkey())
     assert t.dtype == jnp.int32 and t.shape == weights.shape == (513,)
     assert jnp.issubdtype(weights.dtype, jnp.floating)
     assert int(t.min()) >= 0 and int(t.max()) <= num_steps - 1
@@ -35,18 +38,8 @@ def test_steps_of_a_chain(make, num_steps, getkey):
 
 
 @strategies
-def test_a_number_a_schedule_and_its_length_draw_alike(make, getkey):
-    key = getkey()
-    by_number, _ = draw(make(60), 100, key)
-    by_schedule, _ = draw(make(eqd.cosine_schedule(60)), 100, key)
-    np.testing.assert_array_equal(by_number, by_schedule)
-
-
-@strategies
-@pytest.mark.parametrize(
-    "process", [eqd.VPSDE(t0=0.1, t1=0.7), eqd.cosine_schedule(60)]
-)
-def test_times_of_an_sde(make, process, getkey):
+def test_times_in_continuous_time(make, getkey):
+    process = eqd.VPSDE(t0=0.1, t1=0.7)
     t, weights = draw(make(process), 4000, getkey())
     assert jnp.issubdtype(t.dtype, jnp.floating)
     assert float(t.min()) >= process.t0 and float(t.max()) <= process.t1
@@ -58,7 +51,7 @@ def test_times_of_an_sde(make, process, getkey):
 @strategies
 def test_every_place_in_the_batch_is_uniform(make, getkey):
     """Chi-square over many batches, for the first place alone: each time is uniform by itself."""
-    strategy = make(10)
+    strategy = make(short_schedule(10))
     keys = jax.random.split(getkey(), 4000)
     first = np.asarray(quick_jit(jax.vmap(lambda k: traced_draw(strategy, 8, k)[0]))(keys))
     for place in (0, 7):
@@ -68,7 +61,7 @@ def test_every_place_in_the_batch_is_uniform(make, getkey):
 
 
 def test_uniform_times_are_independent(getkey):
-    strategy = eqd.Uniform(4)
+    strategy = eqd.Uniform(short_schedule(4))
     keys = jax.random.split(getkey(), 4000)
     t = np.asarray(quick_jit(jax.vmap(lambda k: traced_draw(strategy, 2, k)[0]))(keys))
     pairs = np.bincount(4 * t[:, 0] + t[:, 1], minlength=16)
@@ -77,14 +70,14 @@ def test_uniform_times_are_independent(getkey):
 
 @pytest.mark.parametrize("n", [1, 5, 64, 200])
 def test_low_discrepancy_covers(n, getkey):
-    """One time in each n-th of the range; on a chain, every step as often as n/T allows."""
+    """One time in each n-th of the range; on a schedule, every step as often as n/T allows."""
     sde = eqd.VPSDE()
     t, _ = draw(eqd.LowDiscrepancy(sde), n, getkey())
     unit = (np.sort(np.asarray(t, np.float64)) - sde.t0) / (sde.t1 - sde.t0)
     assert np.all(np.abs(unit - (np.arange(n) + 0.5) / n) <= 0.5 / n + 1e-6)
     gaps = np.diff(unit)
     np.testing.assert_allclose(gaps, 1 / n, atol=1e-6)
-    steps, _ = draw(eqd.LowDiscrepancy(50), n, getkey())
+    steps, _ = draw(eqd.LowDiscrepancy(short_schedule(50)), n, getkey())
     counts = np.bincount(np.asarray(steps), minlength=50)
     assert counts.min() >= np.floor(n / 50) and counts.max() <= np.ceil(n / 50)
 
@@ -97,7 +90,7 @@ def test_low_discrepancy_is_shuffled(getkey):
 
 @strategies
 def test_weighted_mean_is_unbiased_and_low_discrepancy_is_steadier(make, getkey):
-    strategy = make(100)
+    strategy = make(short_schedule(100))
     losses = jnp.asarray(np.linspace(-1, 2, 100) ** 2)
 
     def estimate(key):
@@ -116,18 +109,18 @@ def test_weighted_mean_is_unbiased_and_low_discrepancy_is_steadier(make, getkey)
 
 @strategies
 def test_there_is_no_state(make, getkey):
-    strategy = make(10)
+    strategy = make(short_schedule(10))
     state = strategy.init()
     t, _ = draw(strategy, 4, getkey())
     assert jax.tree.leaves(state) == []
     assert strategy.update(state, t, jnp.ones(4)) is state
-    assert jax.tree.leaves(make(10)) == []
+    assert jax.tree.leaves(make(short_schedule(10))) == []
 
 
 @strategies
 def test_sampling_is_a_function_of_the_key_alone(make, getkey):
     key = getkey()
-    strategy = make(1000)
+    strategy = make(short_schedule(1000))
     eager, _ = strategy.sample(None, 16, key=key)
     jitted, _ = draw(strategy, 16, key)
     np.testing.assert_array_equal(eager, jitted)
@@ -135,17 +128,10 @@ def test_sampling_is_a_function_of_the_key_alone(make, getkey):
     assert not np.array_equal(eager, other)
 
 
-@strategies
-def test_no_steps_is_an_error(make):
-    with pytest.raises(ValueError, match="at least one timestep, got 0"):
-        make(0)
-
-
 # Times that are not uniform
 
 VP, SUB_VP, VE = eqd.VPSDE(), eqd.SubVPSDE(t0=1e-3), eqd.VESDE()
-CONTINUOUS = eqd.cosine_schedule(60)
-SDES = {"vp": VP, "sub_vp": SUB_VP, "ve": VE, "continuous": CONTINUOUS}
+SDES = {"vp": VP, "sub_vp": SUB_VP, "ve": VE, "schedule": eqd.cosine_schedule(60)}
 sdes = pytest.mark.parametrize("name", SDES)
 
 
@@ -216,7 +202,7 @@ def test_likelihood_importance_steadies_the_likelihood_weighted_loss(getkey):
 
 @pytest.mark.parametrize(
     "name, mean, std",
-    [("vp", -1.2, 1.2), ("sub_vp", 1.0, 0.5), ("ve", -1.2, 1.2), ("continuous", 1.0, 0.5)],
+    [("vp", -1.2, 1.2), ("sub_vp", 1.0, 0.5), ("ve", -1.2, 1.2), ("schedule", 1.0, 0.5)],
 )
 def test_log_normal_noise(name, mean, std, getkey):
     """log(σ/α) is a normal cut to the process's interval; SciPy's is the truth."""
@@ -262,7 +248,7 @@ def test_logit_normal_times(mean, std, getkey):
     logit = np.sort(np.log(unit) - np.log1p(-unit))
     cdf = scipy.stats.norm(mean, std).cdf(logit)
     assert np.max(np.abs(cdf - (np.arange(4000) + 0.5) / 4000)) < 4e-4
-    steps, _ = draw(eqd.LogitNormal(50, mean=mean, std=std), 4000, getkey())
+    steps, _ = draw(eqd.LogitNormal(short_schedule(50), mean=mean, std=std), 4000, getkey())
     assert steps.dtype == jnp.int32 and int(steps.min()) >= 0 and int(steps.max()) <= 49
     edges = np.arange(1, 50) / 50
     parts = np.diff(
@@ -274,7 +260,7 @@ def test_logit_normal_times(mean, std, getkey):
 @pytest.mark.parametrize("make", [eqd.LikelihoodImportance, eqd.LogNormal, eqd.LogitNormal])
 def test_drawn_without_state_and_under_vmap(make, getkey):
     strategy = make(VP)
-    assert strategy.init() is None and strategy.domain is VP
+    assert strategy.init() is None and strategy.process is VP
     assert strategy.update(None, jnp.ones(4), jnp.ones(4)) is None
     keys = jax.random.split(getkey(), 3)
     together = quick_jit(jax.vmap(lambda k: traced_draw(strategy, 5, k)))(keys)
@@ -296,26 +282,113 @@ def test_a_traced_process(make, getkey):
         np.testing.assert_allclose(a, b, rtol=1e-4)
 
 
-def test_errors_of_times_that_are_not_uniform():
-    for make in (eqd.LikelihoodImportance, eqd.LogNormal):
-        with pytest.raises(ValueError, match=r"discrete chain.*schedule.continuous\(\)"):
-            make(eqd.cosine_schedule(60))
-    for make in (eqd.LogNormal, eqd.LogitNormal):
-        for std in (0.0, -1.0, float("nan"), float("inf")):
-            with pytest.raises(ValueError, match="expected a positive finite number"):
-                make(VP, std=std)
-    with pytest.raises(ValueError, match="hardly any of it"):
-        eqd.LogNormal(VP, mean=30.0)
-    with pytest.raises(ValueError, match="hardly any of it"):
-        eqd.LogNormal(VP, mean=float("nan"))
-    # A constant process has no log-SNR to spread over; one that is traced is refused at run time.
-    flat = eqd.VESDE(sigma_min=jnp.asarray(1.0), sigma_max=jnp.asarray(1.0))
-    with pytest.raises(ValueError, match="must fall from one finite value"):
-        eqd.LikelihoodImportance(flat)
+REFUSED = [
+    *(
+        (lambda make=make, wrong=wrong: make(wrong), rf"expected a process.*{make.__name__}\(")
+        for make in (*STRATEGIES, eqd.LikelihoodImportance, eqd.LogNormal, eqd.LogitNormal)
+        for wrong in (1000, np.int32(1000), jnp.asarray(1000), 0.5, (0.0, 1.0), None, "cosine")
+    ),
+    *(
+        (lambda make=make, std=std: make(VP, std=std), "expected a positive finite number")
+        for make in (eqd.LogNormal, eqd.LogitNormal)
+        for std in (0.0, -1.0, float("nan"), float("inf"))
+    ),
+    (lambda: eqd.LogNormal(VP, mean=30.0), "hardly any of it"),
+    (lambda: eqd.LogNormal(VP, mean=float("nan")), "hardly any of it"),
+    # Without signal at one end, or with no interval, there is no such distribution.
+    (lambda: eqd.LikelihoodImportance(eqd.RectifiedFlow(t1=1.0)), "fall from one finite value"),
+]
 
+
+@pytest.mark.parametrize(("make", "match"), REFUSED)
+def test_refused(make, match, monkeypatch):
+    # Users run without the type checker that would speak first here.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises((TypeError, ValueError), match=match):
+        make()
+
+
+def test_the_refusal_of_a_number_says_what_to_write(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(TypeError, match=r"write Uniform\(eqdiff\.cosine_schedule\(4000\)\)"):
+        eqd.Uniform(4000)
+
+
+def test_a_flat_process_that_is_traced_is_refused_at_run_time():
     def traced(level, key):
         process = eqd.VESDE(sigma_min=level, sigma_max=level)
         return traced_draw(eqd.LikelihoodImportance(process), 3, key)
 
     with pytest.raises(Exception, match="must fall from one finite value"):
         jax.block_until_ready(eqx.filter_jit(traced)(jnp.asarray(1.0), jax.random.key(0)))
+
+
+# A loss on another process than the times were drawn from
+
+
+def zeros(c_noise, x, args=None, *, key=None):
+    return jnp.zeros_like(x)
+
+
+def losses_on(process):
+    """Every public call of a loss that takes a time and a process."""
+    denoiser, classifier = eqd.Denoiser(zeros, process), eqd.Classifier(zeros, process)
+    x, key = jnp.zeros(3), jax.random.key(0)
+    return {
+        "predict": lambda t: eqd.predict(denoiser, t, x, key=key).x,
+        "denoiser": lambda t: denoiser(t, x).x0,
+        "classifier": lambda t: eqd.classifier_loss(classifier, t, x, 0, key=key),
+        "implicit": lambda t: eqd.implicit_score_matching(denoiser, t, x),
+    }
+
+
+SAME = [
+    (eqd.cosine_schedule(1000), eqd.cosine_schedule(1000)),
+    (VP, eqd.VPSDE()),
+    # A field as an array, and the same number in a Python float.
+    (eqd.VPSDE(beta_max=jnp.asarray(20.0, jnp.float32)), VP),
+]
+DIFFERENT = [
+    (eqd.cosine_schedule(4000), eqd.cosine_schedule(1000)),
+    (eqd.cosine_schedule(250), eqd.cosine_schedule(1000)),
+    (eqd.linear_schedule(1000), eqd.cosine_schedule(1000)),
+    (VP, eqd.cosine_schedule(1000)),
+    (VP, SUB_VP),
+    (VP, eqd.VPSDE(beta_max=10.0)),
+]
+
+
+@pytest.mark.parametrize("call", losses_on(VP))
+@pytest.mark.parametrize(("strategy", "loss"), DIFFERENT)
+def test_a_loss_on_another_process_is_refused(strategy, loss, call):
+    """Before this, Uniform(4000) with a schedule of 1000 steps trained without a word."""
+
+    def run(t):
+        with drawn_from(t, strategy):
+            return losses_on(loss)[call](t)
+
+    t = time_at(strategy, jnp.asarray(0.01))
+    with pytest.raises(ValueError, match="drawn from .*, but the loss uses them on"):
+        jax.jit(run)(t)
+
+
+@pytest.mark.parametrize("call", losses_on(VP))
+@pytest.mark.parametrize(("strategy", "loss"), SAME)
+def test_a_loss_on_the_same_process_passes(strategy, loss, call):
+    def run(t):
+        with drawn_from(t, strategy):
+            return losses_on(loss)[call](t)
+
+    jax.eval_shape(run, time_at(strategy, jnp.asarray(0.01)))
+
+
+def test_another_time_than_the_one_drawn_passes():
+    """A loss may look at times of its own, on any process; and afterwards nothing is remembered."""
+    one, other = eqd.cosine_schedule(4000), eqd.cosine_schedule(1000)
+
+    def run(t):
+        with drawn_from(t, one):
+            inside = losses_on(other)["predict"](t // 4)
+        return inside, losses_on(other)["predict"](t)
+
+    jax.eval_shape(run, jnp.asarray(3))

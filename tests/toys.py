@@ -1,6 +1,6 @@
 """The toy networks that the golden vectors were made with (`golden/README.md`): elementwise, two dozen flops.
 
-They look like any network of eqdiff, `net(label, x, args, *, key)`, on one channels-first example.
+They look like any network of eqdiff, `net(c_noise, x, args, *, key)`, on one channels-first example.
 """
 
 import functools as ft
@@ -45,8 +45,8 @@ class IdiffToy(eqx.Module):
 
     def __call__(self, t, x, args=None, *, key=None):
         a, b, c, d, scale, offset = self.parameters
-        label = 0 if args is None else d * args
-        h = jnp.tanh(a * x + b * t / 1000 + c * _channels(x) + label)
+        of_class = 0 if args is None else d * args
+        h = jnp.tanh(a * x + b * t / 1000 + c * _channels(x) + of_class)
         if self.mean_type == "START_X":
             h = 0.998 * x + 0.01 * h
         elif self.mean_type == "PREVIOUS_X":
@@ -57,7 +57,7 @@ class IdiffToy(eqx.Module):
 
 
 class SdeToy(eqx.Module):
-    """score_sde's toys: `exploding` is the VE network (continuous labels), the other VP's and sub-VP's."""
+    """score_sde's toys: `exploding` is the VE network (which takes σ), the other VP's and sub-VP's."""
 
     parameters: Float[Array, "3"]
     exploding: bool = eqx.field(static=True)
@@ -67,6 +67,11 @@ class SdeToy(eqx.Module):
         if self.exploding:
             return (-0.9 * x + p0 * jnp.tanh(x) + p1 + p2 * _channels(x)) / (1 + s**2)
         return jnp.tanh(p0 * x + p1 * jnp.log1p(s) + p2 * _channels(x))
+
+
+def short_schedule(num_steps):
+    """A schedule of so many steps, where it does not matter how noisy they are."""
+    return eqd.Schedule(np.linspace(0.01, 0.02, num_steps))
 
 
 PARAMETERISATIONS = {
@@ -93,7 +98,7 @@ def idiff_denoiser(schedule, abcd, mean_type, variance_type, dtype=None):
 
 
 def without_rescaling(schedule):
-    """The chain as trained with `rescale_timesteps=False`: labelled by the index in the original chain."""
+    """As trained with `rescale_timesteps=False`: c_noise is the index in the original schedule."""
     return eqd.Schedule(schedule.betas, c_noise=schedule.timesteps, timesteps=schedule.timesteps)
 
 
@@ -102,6 +107,6 @@ def sde_denoiser(process, p, dtype=None):
     exploding = isinstance(process, eqd.VESDE)
     net = SdeToy(jnp.asarray(p, dtype), exploding)
     if exploding:
-        # The official VE network is told σ itself and returns the score.
-        return eqd.Denoiser(net, process, eqd.PredictScore(), label=process.sigma)
+        # The official VE network's time input is σ itself, and it returns the score.
+        return eqd.Denoiser(net, process, eqd.PredictScore(), c_noise=lambda process, t: process.sigma(t))
     return eqd.Denoiser(net, process, eqd.PredictNoise())

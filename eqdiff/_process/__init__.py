@@ -8,6 +8,7 @@ from .checks import (
     check_time as check_time,
     described as described,
     known_to_differ as known_to_differ,
+    require_process as require_process,
     require_schedule as require_schedule,
 )
 from .cosine import CosineVPSDE as CosineVPSDE

@@ -1,5 +1,7 @@
 """Checks of what a time or a process is used for."""
 
+from typing import Any
+
 import jax
 import numpy as np
 
@@ -7,6 +9,18 @@ from .._check import is_traced, known_number, origin_of
 from .._types import Time
 from .base import AbstractProcess
 from .schedule import Schedule
+
+
+def require_process(process: Any, owner: str) -> AbstractProcess:
+    """The process itself; a `TypeError` for anything else, such as a number of steps."""
+    if isinstance(process, AbstractProcess):
+        return process
+    number = known_number(process)
+    steps = int(number) if number is not None and number >= 1 else 1000
+    raise TypeError(
+        f"{owner}({process!r}): expected a process, whose times are drawn; write "
+        f"{owner}(eqdiff.cosine_schedule({steps})), or the process that the denoiser is on."
+    )
 
 
 def require_schedule(process: AbstractProcess, owner: str) -> Schedule:

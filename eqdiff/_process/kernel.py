@@ -5,10 +5,17 @@ $\dot\lambda = 2(\dot\alpha/\alpha - \dot\sigma/\sigma)$,
 
 $$f = \frac{\dot\alpha}{\alpha}, \qquad g^2 = 2\sigma\dot\sigma - 2f\sigma^2 = -\sigma^2\dot\lambda. \tag{1}$$
 
-The derivatives are found by automatic differentiation. The inverse $t(\lambda)$ is found by bisection, which cannot fail for a monotone
-λ, and differentiated as an implicit function of λ and of whatever parameters θ the two functions hold,
+The derivatives are found by automatic differentiation. The inverse $t(\lambda)$ is found by bisection,
+which cannot fail for a monotone λ, and differentiated as an implicit function of λ and of whatever
+parameters θ the two functions hold,
 
 $$\mathrm dt = \frac{\mathrm d\lambda - \partial_\theta\lambda_t\,\mathrm d\theta}{\dot\lambda_t}. \tag{2}$$
+
+Nothing is known of λ but its values, whose difference cancels over a short step. There
+
+$$\lambda_s - \lambda_t = -\int_s^t \dot\lambda_\tau\,\mathrm d\tau \tag{3}$$
+
+is found by Gauss–Legendre quadrature instead.
 """
 
 import math
@@ -25,8 +32,12 @@ from .._types import Scalar, Time
 from .base import AbstractProcess, as_time
 
 
+# Gauss–Legendre on [−1, 1].
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(5)
+
+
 class KernelSDE(AbstractProcess):
-    r"""The SDE whose perturbation kernel is $\mathcal N(\alpha(t)\,x_0, \sigma(t)^2 I)$, for functions of your own.
+    r"""The SDE with the perturbation kernel $\mathcal N(\alpha(t)\,x_0, \sigma(t)^2 I)$, for your own functions.
 
     ```python
     def alpha(t):
@@ -35,10 +46,11 @@ class KernelSDE(AbstractProcess):
     process = eqd.KernelSDE(alpha, lambda t: jnp.sqrt(-jnp.expm1(-2 * t**2)), t0=1e-3, t1=3.0)
     ```
 
-    Drift, diffusion and $\dot\alpha, \dot\sigma$ follow by automatic differentiation, and so does the inverse of λ. They are as accurate as
-    the functions: write $1 - e^{-a}$ as `-jnp.expm1(-a)`. The functions may be [Equinox](https://docs.kidger.site/equinox) modules with
-    parameters; everything here is differentiable in these. A file cannot hold functions: to save a model, write the process as an
-    [`eqdiff.AbstractProcess`][] of your own.
+    Drift, diffusion and $\dot\alpha, \dot\sigma$ follow by automatic differentiation, and so does the
+    inverse of λ. They are as accurate as the functions: write $1 - e^{-a}$ as `-jnp.expm1(-a)`. The
+    functions may be closures over parameters, or [Equinox](https://docs.kidger.site/equinox) modules
+    that hold them; everything here is differentiable in these. A file cannot hold functions: to save a
+    model, write the process as an [`eqdiff.AbstractProcess`][] of your own.
     """
 
     _alpha: Callable[[Scalar], Scalar]
@@ -60,13 +72,17 @@ class KernelSDE(AbstractProcess):
     ):
         r"""**Arguments:**
 
-        - `alpha`, `sigma`: $\alpha(t)$ and $\sigma(t)$, functions of one 0-d array that JAX can differentiate.
-        - `t0`, `t1`: the interval on which the process is used. On it α and σ must be positive and the log-SNR must fall.
-        - `prior_scale`: the standard deviation of the prior that stands for $p(x_{t_1})$; by default $\sigma(t_1)$.
+        - `alpha`, `sigma`: $\alpha(t)$ and $\sigma(t)$, functions of one 0-d array that JAX can
+            differentiate.
+        - `t0`, `t1`: the interval on which the process is used. On it α and σ must be positive and the
+            log-SNR must fall.
+        - `prior_scale`: the standard deviation of the prior that stands for $p(x_{t_1})$; by default
+            $\sigma(t_1)$.
         - `c_noise`: the network's time input, a function of $t$; by default $1000\,t/t_1$.
 
-        **Raises:** `ValueError` for times that are not finite and increasing, for functions that do not return one number, and where α
-        or σ is not positive or the log-SNR does not fall (seen at 65 times, unless the functions hold traced values).
+        **Raises:** `ValueError` for times that are not finite and increasing, for functions that do not
+        return one number, and where α or σ is not positive or the log-SNR does not fall (seen at 65
+        times, unless the functions hold traced values).
         """
         low, high = known_number(t0), known_number(t1)
         if low is not None and high is not None:
@@ -84,8 +100,18 @@ class KernelSDE(AbstractProcess):
         return _value("sigma", self._sigma, as_time(t))
 
     def log_snr_fall(self, s: Time, t: Time) -> Scalar:
+        s, t = as_time(s), as_time(t)
         signal, noise = self.alpha(s) / self.alpha(t), self.sigma(t) / self.sigma(s)
-        return 2 * (jnp.log(signal) + jnp.log(noise))
+        direct = 2 * (jnp.log(signal) + jnp.log(noise))
+        # Equation (3). Where it is used (a fall of 0.45 in float32, 0.17 in float64) five nodes are
+        # exact to rounding, and the difference has lost no more than a digit elsewhere.
+        middle, half = 0.5 * (s + t), 0.5 * (t - s)
+        slopes = jax.vmap(self._log_snr_dot)(middle + half * jnp.asarray(_NODES, t.dtype))
+        integral = -half * jnp.sum(jnp.asarray(_WEIGHTS, t.dtype) * slopes)
+        return jnp.where(jnp.abs(direct) < float(jnp.finfo(t.dtype).eps) ** 0.05, integral, direct)
+
+    def _log_snr_dot(self, t: Scalar) -> Scalar:
+        return 2 * (self.alpha_dot(t) / self.alpha(t) - self.sigma_dot(t) / self.sigma(t))
 
     def time(self, log_snr: Scalar) -> Scalar:
         r"""The inverse of `log_snr`, by bisection; beyond the ends of $[t_0, t_1]$, the nearer end."""
@@ -132,7 +158,7 @@ def _levels(process: KernelSDE) -> list[np.ndarray] | None:
         return None
     with jax.ensure_compile_time_eval():
         times = jnp.linspace(process.t0, process.t1, 65)
-        functions = [_closed(f, times) for f in (process.alpha, process.sigma, process.log_snr)]
+        functions = [_closed(f, times[0]) for f in (process.alpha, process.sigma, process.log_snr)]
         if is_traced(*jax.tree.leaves(functions)):
             return None
         return [np.asarray(values) for values in (times, *(jax.vmap(f)(times) for f in functions))]
@@ -148,15 +174,17 @@ def _check(process: KernelSDE) -> None:
         bad = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
         if bad.size:
             raise ValueError(
-                f"KernelSDE: {name}(t) is {values[bad[0]]:g} at t = {times[bad[0]]:g}, expected a positive number on "
-                "[t0, t1]. Choose t0 above the time where the noise vanishes, and t1 below the one where the signal does."
+                f"KernelSDE: {name}(t) is {values[bad[0]]:g} at t = {times[bad[0]]:g}, expected a "
+                "positive number on [t0, t1]. Choose t0 above the time where the noise vanishes, and "
+                "t1 below the one where the signal does."
             )
     rising = np.flatnonzero(~(np.diff(log_snr) < 0))
     if rising.size:
         i = rising[0]
         raise ValueError(
-            f"KernelSDE: the log-SNR log(alpha²/sigma²) must fall, but goes from {log_snr[i]:g} at t = {times[i]:g} to "
-            f"{log_snr[i + 1]:g} at t = {times[i + 1]:g}. Time runs from data at t0 to noise at t1."
+            f"KernelSDE: the log-SNR log(alpha²/sigma²) must fall, but goes from {log_snr[i]:g} at "
+            f"t = {times[i]:g} to {log_snr[i + 1]:g} at t = {times[i + 1]:g}. Time runs from data at "
+            "t0 to noise at t1."
         )
 
 

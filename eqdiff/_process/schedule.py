@@ -263,7 +263,7 @@ def _index(t: Time) -> Int[Array, ""]:
             "floating-point times lie between the steps. For the nearest step write "
             "jnp.rint(t).astype(int)."
         )
-    return jnp.asarray(t)
+    return jnp.asarray(t).astype(int)
 
 
 def _at(table: Float[Array, " T"], index: Int[Array, ""]) -> Scalar:

@@ -23,7 +23,7 @@ from jax.scipy.special import ndtr, ndtri
 from jaxtyping import Array, Float
 
 from .._check import check_positive, refuse
-from .._process import AbstractProcess, time_at
+from .._process import AbstractProcess, require_process, time_at
 from .._types import Key, Scalar
 from .base import AbstractFixedTimesteps, evenly_spread, State
 
@@ -64,7 +64,7 @@ class LikelihoodImportance(AbstractFixedTimesteps):
         **Raises:** `ValueError` where $g^2/\sigma^2$ is not integrable on $[t_0, t_1]$: then there is no such
         distribution.
         """
-        self.process = process
+        self.process = require_process(process, "LikelihoodImportance")
         self._range()
 
     def _range(self) -> tuple[Scalar, Scalar]:
@@ -114,7 +114,7 @@ class LogNormal(AbstractFixedTimesteps):
         millionth of the distribution.
         """
         check_positive(self, std=std)
-        self.process, self.mean, self.std = process, mean, std
+        self.process, self.mean, self.std = require_process(process, "LogNormal"), mean, std
         self._range()
 
     def _range(self) -> tuple[Scalar, Scalar, Scalar]:
@@ -170,7 +170,7 @@ class LogitNormal(AbstractFixedTimesteps):
         **Raises:** `ValueError` for a `std` that is not positive.
         """
         check_positive(self, std=std)
-        self.process, self.mean, self.std = process, mean, std
+        self.process, self.mean, self.std = require_process(process, "LogitNormal"), mean, std
 
     def sample(self, state: State, n: int, *, key: Key):
         z = ndtri(evenly_spread(n, key=key))

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
 from .._check import whole
-from .._process import require_schedule, Schedule
+from .._process import require_process, require_schedule, Schedule
 from .._types import Key
 from .base import AbstractTimesteps, check_mix, invert_cdf, mix_uniform
 
@@ -71,7 +71,7 @@ class LossSecondMoment(AbstractTimesteps):
 
         **Raises:** `ValueError` for a process without steps, an empty history, or a share outside $(0, 1]$.
         """
-        self.process = require_schedule(process, "LossSecondMoment")
+        self.process = require_schedule(require_process(process, "LossSecondMoment"), "LossSecondMoment")
         check_mix("LossSecondMoment", uniform_mix)
         self.history, self.uniform_mix = whole(self, "history", history), uniform_mix
 

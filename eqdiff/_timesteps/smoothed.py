@@ -36,7 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
-from .._process import require_schedule, Schedule
+from .._process import require_process, require_schedule, Schedule
 from .._types import Key
 from .base import (
     AbstractTimesteps,
@@ -103,7 +103,7 @@ class SmoothedSecondMoment(AbstractTimesteps):
 
         **Raises:** `ValueError` for a process without steps or numbers outside these ranges.
         """
-        self.process = require_schedule(process, "SmoothedSecondMoment")
+        self.process = require_schedule(require_process(process, "SmoothedSecondMoment"), "SmoothedSecondMoment")
         check_mix("SmoothedSecondMoment", uniform_mix)
         for name, value, least in (
             ("history", history, 1),
