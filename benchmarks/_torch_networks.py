@@ -2,7 +2,7 @@
 
     pip install torch diffusers            # and eqdiff
 
-`unet_cifar10` is the same architecture, layer by layer. NCSN++ is not: diffusers has its residual blocks that resample, its Fourier
+`iddpm_cifar10` is the same architecture, layer by layer. NCSN++ is not: diffusers has its residual blocks that resample, its Fourier
 features and its widths, but repeats pixels where NCSN++ filters them and has no residual pyramid beside the encoder. So it has less to
 do than ours, and is the same as our `ddpmpp_cifar10` but for the embedding of time.
 """
@@ -32,7 +32,7 @@ _CIFAR10: dict[str, Any] = dict(
 )
 
 
-def unet_cifar10() -> UNet2DModel:
+def iddpm_cifar10() -> UNet2DModel:
     """Improved DDPM's: four heads of 64 channels at 16×16 and 8×8, scale-shift norm, dropout 0.3."""
     return UNet2DModel(
         **_CIFAR10,
@@ -66,7 +66,7 @@ def ncsnpp_cifar10() -> UNet2DModel:
 
 
 _NETWORKS = {
-    "unet_cifar10": unet_cifar10,
+    "iddpm_cifar10": iddpm_cifar10,
     "ncsnpp_cifar10": ncsnpp_cifar10,
     "ddpmpp_cifar10": ncsnpp_cifar10,
 }

@@ -115,7 +115,7 @@ def problem(name: str, batch: int, steps: int) -> tuple[eqd.Denoiser, Any]:
             noise = 0.02 * rng.standard_normal(p.shape).astype(np.float32)
             return jnp.where(p == 0, noise, p) if eqx.is_inexact_array(p) else p
 
-        net = jax.tree.map(fill, eqd.nn.unet_cifar10(key=key))
+        net = jax.tree.map(fill, eqd.nn.presets.iddpm_cifar10(key=key))
         denoiser = eqd.Denoiser(net, SDE, variance=eqd.LearnedRange())
     return denoiser, jax.vmap(draw)(jax.random.split(jax.random.key(2), batch))
 

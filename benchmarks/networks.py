@@ -1,8 +1,8 @@
 """How fast the networks are: forward and training images per second, compile time, parameters.
 
-    python benchmarks/networks.py --network unet_cifar10 unet_digits --batch 8 --dtype float32
+    python benchmarks/networks.py --network iddpm_cifar10 iddpm_digits --batch 8 --dtype float32
     python benchmarks/networks.py --batch 8 --rbg --remat
-    python benchmarks/networks.py --network unet_cifar10 ncsnpp_cifar10 --torch eager compiled
+    python benchmarks/networks.py --network iddpm_cifar10 ncsnpp_cifar10 --torch eager compiled
 
 A training step is what a trainer does: dropout on, the gradient of a mean squared error, Adam. The
 cases are measured in turns, one call each per round after one that is not timed, so that whatever else
@@ -57,10 +57,10 @@ def _mlp(*, compute_dtype, key):
 
 # name -> (constructor, shape of one example, the greatest label)
 NETWORKS = {
-    "unet_cifar10": (nn.unet_cifar10, (3, 32, 32), 999.0),
-    "ncsnpp_cifar10": (nn.ncsnpp_cifar10, (3, 32, 32), 3.9),
-    "ddpmpp_cifar10": (nn.ddpmpp_cifar10, (3, 32, 32), 999.0),
-    "unet_digits": (nn.unet_digits, (1, 8, 8), 999.0),
+    "iddpm_cifar10": (nn.presets.iddpm_cifar10, (3, 32, 32), 999.0),
+    "ncsnpp_cifar10": (nn.presets.ncsnpp_cifar10, (3, 32, 32), 3.9),
+    "ddpmpp_cifar10": (nn.presets.ddpmpp_cifar10, (3, 32, 32), 999.0),
+    "iddpm_digits": (nn.presets.iddpm_digits, (1, 8, 8), 999.0),
     "mlp": (_mlp, (2,), 999.0),
 }
 
@@ -199,7 +199,7 @@ def print_table(cases: list[Facts], times: list[dict[str, list[float]]]) -> None
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--network", nargs="+", choices=NETWORKS, default=["unet_digits"])
+    parser.add_argument("--network", nargs="+", choices=NETWORKS, default=["iddpm_digits"])
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--dtype", nargs="+", default=["float32"])
     parser.add_argument("--rounds", type=int, default=5)

@@ -90,7 +90,7 @@ def main() -> None:
     batch, steps = options.batch, options.steps
     full = eqd.cosine_schedule(4000)
     spaced = eqd.respace(full, eqd.section_timesteps(4000, (steps,)))
-    net = eqd.nn.unet_cifar10(key=jax.random.key(0), compute_dtype=jnp.dtype(options.dtype))
+    net = eqd.nn.presets.iddpm_cifar10(key=jax.random.key(0), compute_dtype=jnp.dtype(options.dtype))
     small = eqd.nn.UNet(3, 6, 32, 1, (1, 2), (2,), norm_groups=8, key=jax.random.key(0))
     cases = {
         "ancestral step": chain_case(eqd.Ancestral(), spaced, batch),

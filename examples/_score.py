@@ -1,7 +1,5 @@
 """Bits per dimension and sample quality of a trained denoiser."""
 
-import dataclasses
-
 import diffrax
 import equinox as eqx
 import jax
@@ -11,22 +9,7 @@ from tqdm import tqdm
 
 import eqdiff as eqd
 from eqdiff.data import Dataset
-
-
-@dataclasses.dataclass(frozen=True)
-class Mean:
-    """A mean over images and its standard error, which covers whatever was drawn anew for each image."""
-
-    value: float
-    stderr: float
-
-    @classmethod
-    def of(cls, values: np.ndarray) -> "Mean":
-        stderr = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
-        return cls(float(values.mean()), float(stderr))
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} ± {self.stderr:.3f}"
+from eqdiff.metrics import Mean, mean
 
 
 def held_out(data: Dataset, num: int, conditional: bool):
@@ -61,7 +44,7 @@ def bound_bits(denoiser, images, labels, *, terms: int, levels: int, key, batch_
             denoiser, image, label, key=key, num_terms=terms, levels=levels
         ).value
 
-    return Mean.of(_each("variational bound", one, images, labels, key, batch_size))
+    return mean(_each("variational bound", one, images, labels, key, batch_size))
 
 
 def flow_bits(
@@ -83,7 +66,7 @@ def flow_bits(
             key=key,
         ).value
 
-    return Mean.of(_each("probability flow", one, images, labels, key, batch_size))
+    return mean(_each("probability flow", one, images, labels, key, batch_size))
 
 
 def both_bits(

@@ -18,8 +18,7 @@ FOLDER = "cifar-10-batches-bin"
 
 
 def record(label, fill):
-    """A record whose pixel (channel, row, column) is fill + 100 channel + row + 2 column, modulo
-    256."""
+    """Pixel (channel, row, column) is fill + 100 channel + row + 2 column, modulo 256."""
     pixels = [
         (fill + 100 * channel + row + 2 * column) % 256
         for channel in range(3)

@@ -1,4 +1,4 @@
-"""Folders of images: formats, channels, sizes, classes, and what is wrong with them."""
+"""Folders of images: formats, channels, sizes, classes, and damaged files."""
 
 import numpy as np
 import pytest
@@ -65,7 +65,7 @@ def test_classes_and_nesting(tmp_path):
     for name, (image, label) in images_of(d).items():
         assert label == expected[name[0]]
         assert np.all(image == 10 * int(name[0]) + int(name[1]))
-    # One image beside the sub-folders: they are no classes then.
+    # With an image next to them, sub-folders are not classes.
     save(tmp_path / "x.png", np.zeros((4, 4)))
     d = data.image_folder(tmp_path)
     assert d.class_names is None and d.train.labels.max() == 0
@@ -99,8 +99,7 @@ def test_native_channels_are_kept(tmp_path, mode, channels):
 def test_channels_can_be_chosen(tmp_path):
     save(tmp_path / "a.png", np.array([[0, 77, 255]]))
     save(tmp_path / "b.png", np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]]]))
-    # An invisible pixel of any colour is white, and alpha 51 = 255 / 5 mixes in four fifths of
-    # white.
+    # An invisible pixel of any colour is white; alpha 51 = 255 / 5 mixes in four fifths of white.
     save(tmp_path / "c.png", np.array([[[9, 99, 0, 0], [10, 20, 30, 255], [0, 50, 100, 51]]]))
     with pytest.raises(ValueError, match=r"a.png has 1, .*b.png has 3; pass channels=3"):
         data.image_folder(tmp_path)
@@ -222,17 +221,20 @@ def test_an_image_that_changed_is_named(tmp_path):
         d.train[0]
 
 
-def test_folder_errors(tmp_path):
-    with pytest.raises(FileNotFoundError, match="not a directory"):
-        data.image_folder(tmp_path / "none")
-    with pytest.raises(FileNotFoundError, match=r"no images in .*png"):
-        data.image_folder(tmp_path)
-    with pytest.raises(ValueError, match="image_size=0"):
-        data.image_folder(tmp_path, image_size=0)
-    with pytest.raises(ValueError, match="channels=5"):
-        data.image_folder(tmp_path, channels=5)
-    with pytest.raises(ValueError, match="test_fraction=1"):
-        data.image_folder(tmp_path, test_fraction=1.0)
+@pytest.mark.parametrize(
+    "folder, options, error, message",
+    [
+        ("none", {}, FileNotFoundError, "not a directory"),
+        ("", {}, FileNotFoundError, r"no images in .*png"),
+        ("", {"image_size": 0}, ValueError, "image_size=0"),
+        ("", {"channels": 5}, ValueError, "channels=5"),
+        ("", {"test_fraction": 1.0}, ValueError, "test_fraction=1"),
+    ],
+    ids=["missing", "empty", "size", "channels", "fraction"],
+)
+def test_folders_are_refused(folder, options, error, message, tmp_path):
+    with pytest.raises(error, match=message):
+        data.image_folder(tmp_path / folder, **options)
 
 
 def test_links_to_folders_are_followed_once(tmp_path):

@@ -9,8 +9,7 @@ from eqdiff import data
 
 
 def numbered(n, levels=256):
-    """Image i holds i in its left column and 0 in its right, so that flips and identity can be read
-    off."""
+    """Image i holds i in its left column and 0 in its right: identity and flip can be read off."""
     images = np.zeros((n, 1, 1, 2), np.uint16)
     images[:, 0, 0, 0] = np.arange(n)
     return data.ArraySource(images, np.arange(n), levels=max(n, levels))
@@ -115,8 +114,7 @@ def test_resume_of_finite_epochs():
 
 @pytest.mark.parametrize("count", (2, 3))
 def test_processes_share_the_stream(count):
-    """The union of the processes' k-th batches is the k-th batch of one process with the whole
-    batch size."""
+    """The processes' k-th batches together are the k-th batch of one process, of their size."""
 
     def make(i, m, b):
         return data.loader(
@@ -132,7 +130,7 @@ def test_processes_share_the_stream(count):
             assert np.array_equal(y_part, y[i::count])
             assert np.array_equal(x_part, x[i::count])
     assert all(part.get_state() == whole.get_state() for part in parts)
-    # A job may go on with another number of processes.
+    # A job may continue with another number of processes.
     part = make(1, count, 6 // count)
     part.set_state(whole.get_state())
     assert np.array_equal(next(part)[1], next(whole)[1][1::count])
@@ -170,8 +168,6 @@ def test_threads_keep_the_order():
 
     threaded = make(4)
     assert labels(threaded, 9) == labels(make(0), 9)
-    with pytest.raises(ValueError, match="num_threads=-1"):
-        make(-1)
     threaded.close()
 
 
@@ -185,29 +181,31 @@ def test_state_errors():
         "shuffle": True,
         "horizontal_flip": False,
     }
-    with pytest.raises(ValueError, match="seed=2, this one has seed=1"):
-        batches.set_state(state | {"seed": 2})
-    with pytest.raises(ValueError, match="length=9"):
-        batches.set_state(state | {"length": 9})
-    with pytest.raises(ValueError, match=r"position 11.*end at 10.*epochs="):
-        batches.set_state(state | {"position": 11})
-    with pytest.raises(ValueError, match="get_state"):
-        batches.set_state({"next_index": 3})
+    for other, message in (
+        (state | {"seed": 2}, "seed=2, this one has seed=1"),
+        (state | {"length": 9}, "length=9"),
+        (state | {"position": 11}, "position 11.*end at 10.*epochs="),
+        ({"next_index": 3}, "get_state"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            batches.set_state(other)
 
 
-def test_argument_errors():
-    source = numbered(4)
-    with pytest.raises(ValueError, match="batch_size=0"):
-        data.loader(source, 0, seed=0)
-    with pytest.raises(ValueError, match="epochs=0"):
-        data.loader(source, 1, seed=0, epochs=0)
-    with pytest.raises(ValueError, match="seed=-1"):
-        data.loader(source, 1, seed=-1)
-    with pytest.raises(ValueError, match="expected an index from 0 to 1"):
-        data.loader(source, 1, seed=0, process_index=2, process_count=2)
-    empty = data.ArraySource(np.zeros((0, 1, 2, 2), np.uint8))
-    with pytest.raises(ValueError, match="no examples"):
-        data.loader(empty, 1, seed=0)
+@pytest.mark.parametrize(
+    "num, options, message",
+    [
+        (4, {"batch_size": 0}, "batch_size=0"),
+        (4, {"epochs": 0}, "epochs=0"),
+        (4, {"seed": -1}, "seed=-1"),
+        (4, {"process_index": 2, "process_count": 2}, "expected an index from 0 to 1"),
+        (4, {"num_threads": -1}, "num_threads=-1"),
+        (0, {}, "no examples"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else None,
+)
+def test_loaders_are_refused(num, options, message):
+    with pytest.raises(ValueError, match=message):
+        data.loader(numbered(num), **{"batch_size": 1, "seed": 0, **options})
 
 
 class _Squares(data.AbstractSource):

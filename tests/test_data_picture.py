@@ -85,17 +85,18 @@ def test_replaces_atomically(tmp_path, monkeypatch):
     assert path.read_bytes() != before and list(tmp_path.iterdir()) == [path]
 
 
-def test_errors(tmp_path):
-    images = np.zeros((2, 1, 4, 4), np.uint8)
-    path = tmp_path / "a.png"
-    with pytest.raises(ValueError, match=r"images\[None\]"):
-        data.write_grid(path, images[0])
-    with pytest.raises(ValueError, match=r"\(0, 1, 4, 4\)"):
-        data.write_grid(path, images[:0])
-    with pytest.raises(ValueError, match="scale=0"):
-        data.write_grid(path, images, scale=0)
-    with pytest.raises(ValueError, match="gap=-1"):
-        data.write_grid(path, images, gap=-1)
-    with pytest.raises(ValueError, match="NaN"):
-        data.write_grid(path, np.full((1, 1, 2, 2), np.nan))
+@pytest.mark.parametrize(
+    "images, options, message",
+    [
+        (np.zeros((1, 4, 4), np.uint8), {}, r"images\[None\]"),
+        (np.zeros((0, 1, 4, 4), np.uint8), {}, r"\(0, 1, 4, 4\)"),
+        (np.zeros((2, 1, 4, 4), np.uint8), {"scale": 0}, "scale=0"),
+        (np.zeros((2, 1, 4, 4), np.uint8), {"gap": -1}, "gap=-1"),
+        (np.full((1, 1, 2, 2), np.nan), {}, "NaN"),
+    ],
+    ids=["one image", "no images", "scale", "gap", "NaN"],
+)
+def test_grids_are_refused(images, options, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        data.write_grid(tmp_path / "a.png", images, **options)
     assert list(tmp_path.iterdir()) == []

@@ -1,5 +1,4 @@
-"""Grey levels, sources and the digits: the grid of equation (1) in `eqdiff/data/_pixels.py`, and
-its way back."""
+"""Grey levels, sources and the digits: the grid of equation (1) in `_pixels.py`, and back."""
 
 import subprocess
 import sys
@@ -51,19 +50,21 @@ def test_to_uint8_clips_and_takes_any_float():
     assert data.to_uint8(np.float16(1)).shape == ()
 
 
-def test_pixel_errors():
-    with pytest.raises(TypeError, match=r"2 \* x - 1"):
-        data.normalise(np.zeros(3, np.float32))
-    with pytest.raises(ValueError, match=r"from 0 to 16.*levels=17"):
-        data.normalise(np.array([0, 16]), levels=16)
-    with pytest.raises(ValueError, match="from -1 to 3"):
-        data.normalise(np.array([-1, 3]))
-    with pytest.raises(ValueError, match="levels=1"):
-        data.normalise(np.array([0]), levels=1)
-    with pytest.raises(TypeError, match=r"to_uint8\(normalise"):
-        data.to_uint8(np.array([3]))
-    with pytest.raises(ValueError, match="1 NaN of 2"):
-        data.to_uint8(np.array([0.0, np.nan]))
+@pytest.mark.parametrize(
+    "convert, error, message",
+    [
+        (lambda: data.normalise(np.zeros(3, np.float32)), TypeError, r"2 \* x - 1"),
+        (lambda: data.normalise(np.array([0, 16]), levels=16), ValueError, "0 to 16.*levels=17"),
+        (lambda: data.normalise(np.array([-1, 3])), ValueError, "from -1 to 3"),
+        (lambda: data.normalise(np.array([0]), levels=1), ValueError, "levels=1"),
+        (lambda: data.to_uint8(np.array([3])), TypeError, r"to_uint8\(normalise"),
+        (lambda: data.to_uint8(np.array([0.0, np.nan])), ValueError, "1 NaN of 2"),
+    ],
+    ids=["floats", "too high", "negative", "one level", "integers", "NaN"],
+)
+def test_pixels_are_refused(convert, error, message):
+    with pytest.raises(error, match=message):
+        convert()
 
 
 def test_array_source():
@@ -78,19 +79,31 @@ def test_array_source():
     assert [label for _, label in source] == [7, 8]
 
 
-def test_array_source_errors():
-    images = np.zeros((2, 1, 4, 4), np.uint8)
-    with pytest.raises(ValueError, match=r"images\[:, None\]"):
-        data.ArraySource(images[:, 0])
-    with pytest.raises(ValueError, match="float64"):
-        data.ArraySource(images / 2.0)
-    with pytest.raises(ValueError, match="expected 2 integers"):
-        data.ArraySource(images, np.zeros(3, int))
-    with pytest.raises(ValueError, match="from 17 to 17, expected 0 to 16"):
-        data.ArraySource(images + np.uint8(17), levels=17)
-    grey, colour = data.ArraySource(images), data.ArraySource(images.repeat(3, axis=1))
-    with pytest.raises(ValueError, match="expected the same"):
-        data.Dataset("x", grey, colour)
+GREY = np.zeros((2, 1, 4, 4), np.uint8)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: data.ArraySource(GREY[:, 0]), r"images\[:, None\]"),
+        (lambda: data.ArraySource(GREY / 2.0), "float64"),
+        (lambda: data.ArraySource(GREY, np.zeros(3, int)), "expected 2 integers"),
+        (
+            lambda: data.ArraySource(GREY + np.uint8(17), levels=17),
+            "from 17 to 17, expected 0 to 16",
+        ),
+        (
+            lambda: data.Dataset(
+                "x", data.ArraySource(GREY), data.ArraySource(GREY.repeat(3, axis=1))
+            ),
+            "expected the same",
+        ),
+    ],
+    ids=["no channels", "floats", "labels", "levels", "two shapes"],
+)
+def test_sources_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 def test_digits():

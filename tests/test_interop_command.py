@@ -12,7 +12,7 @@ import pytest
 import eqdiff as eqd
 from eqdiff import interop
 from eqdiff.interop.__main__ import main
-from eqdiff.interop._score_sde_presets import SCORE_SDE_PRESETS
+from eqdiff.interop.score_sde._presets import SCORE_SDE_PRESETS
 
 
 FOLDER = pathlib.Path(__file__).parent / "interop"
@@ -24,9 +24,10 @@ def test_converts_and_says_what_it_found(tmp_path, capsys):
     said = capsys.readouterr().out
     for fact in (
         "a model of edm",
-        "SongUNet(channels=4, channel_mult=(1, 1), num_res_blocks=1, attention_downsamples=(), num_classes=3)",
+        "SongUNet(channels=4, channel_mult=(1, 1), num_res_blocks=1, attention_downsamples=(), ",
+        "num_classes=3)",
         "process           EDMSDE(t0=0.002, t1=80.0)",
-        "parameterisation  EDM(sigma_data=0.5)",
+        "parameterisation  EDMPreconditioning(sigma_data=0.5)",
         "wrote",
     ):
         assert fact in said
@@ -41,7 +42,7 @@ def test_converts_and_says_what_it_found(tmp_path, capsys):
 def test_folders_of_diffusers(name, tmp_path, capsys):
     output = tmp_path / "model.safetensors"
     assert main([str(FOLDER / name), "--output", str(output)]) == 0
-    assert "a chain of" in capsys.readouterr().out
+    assert "a schedule of" in capsys.readouterr().out
     assert eqx.tree_equal(eqd.load_model(output), interop.load_diffusers(FOLDER / name))
 
 
@@ -98,10 +99,10 @@ def test_flags(tmp_path, capsys, monkeypatch):
             "written NAME=VALUE, got 'a'",
         ),
         ([str(FOLDER / "edm.pkl"), "--flags", "a=1"], "--flags are those of OpenAI's scripts"),
-        ([str(FOLDER / "edm.pkl"), "--preset", "x"], "--preset says nothing about a file of edm"),
+        ([str(FOLDER / "edm.pkl"), "--preset", "x"], "--preset does not go with a file of edm"),
         (
             [str(FOLDER / "score_sde.pth")],
-            "its folder is not called like a published configuration",
+            "is not in a folder called like a published configuration",
         ),
         ([str(FOLDER / "object.pt"), "--project", "edm"], "object.pt"),
     ],
@@ -117,5 +118,5 @@ def test_it_is_a_module(tmp_path):
     result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
     assert (
         "python -m eqdiff.interop" in result.stdout
-        and "Nothing of the file is executed" in result.stdout
+        and "Nothing in the file is executed" in result.stdout
     )

@@ -1,4 +1,4 @@
-"""Folders of diffusers as denoisers: written by diffusers 0.42, with the outputs that it computed."""
+"""Folders that diffusers 0.42 wrote, as denoisers, and the outputs that it computed."""
 
 import json
 import pathlib
@@ -13,8 +13,8 @@ from toys import quick_jit
 import eqdiff as eqd
 from eqdiff import interop
 from eqdiff._serialise import read_safetensors
-from eqdiff.interop._diffusers import _build, _read
 from eqdiff.interop._weights import skeleton
+from eqdiff.interop.diffusers._network import _build, _read
 
 
 FOLDER = pathlib.Path(__file__).parent / "interop"
@@ -32,7 +32,7 @@ def _weights():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_outputs_and_schedules(name):
-    """One as google/ddpm-cifar10-32, in safetensors; one with heads, classes and scale-shift norm, in PyTorch's format."""
+    """One like google/ddpm-cifar10-32, in safetensors; one with heads and classes, in PyTorch's."""
     denoiser = interop.load_diffusers(FOLDER / name)
     with np.load(FOLDER / name / "io.npz") as file:
         x, t, y, out, betas = (file[key] for key in ("x", "t", "y", "out", "betas"))
@@ -42,7 +42,7 @@ def test_outputs_and_schedules(name):
     assert denoiser.variance == (eqd.FixedLarge() if song else eqd.FixedSmall())
     # Theirs are float32, and the cosine ones come of a ratio of numbers near one.
     np.testing.assert_allclose(denoiser.process.betas, betas, rtol=1e-5, atol=3e-8)
-    np.testing.assert_array_equal(denoiser.process.labels, np.arange(betas.size))
+    np.testing.assert_array_equal(denoiser.process.c_noises, np.arange(betas.size))
     args = None if song else jnp.asarray(y, jnp.int32)
     net = quick_jit(jax.vmap(denoiser.net, in_axes=(0, 0, None if song else 0)))
     ours = net(jnp.asarray(t, jnp.float32), jnp.asarray(x), args)
@@ -53,12 +53,8 @@ def test_names_of_attention_before_0_18():
     new, config = _weights(), _config("diffusers_ddpm")[0]
     old = {}
     for name, array in new.items():
-        for before, after in (
-            ("query", "to_q"),
-            ("key", "to_k"),
-            ("value", "to_v"),
-            ("proj_attn", "to_out.0"),
-        ):
+        older = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+        for after, before in older.items():
             name = name.replace(f".{after}.", f".{before}.")
         old[name] = array
     assert "mid_block.attentions.0.proj_attn.weight" in old
@@ -126,19 +122,18 @@ def test_options_that_no_network_has_are_named():
         "up_block_types=['UpBlock2D', 'UpBlock2D'], expected ['AttnUpBlock2D', 'UpBlock2D']",
     ):
         assert problem in problems
-    assert "expected DownBlock2D or AttnDownBlock2D" in message(
-        down_block_types=["SkipDownBlock2D"] * 2
-    )
-    assert "'freq_shift': 0" in message(freq_shift=0)
-    assert "attention_head_dim=2, expected null: nn.DDPM has one head" in message(
-        attention_head_dim=2
-    )
-    assert "attn_norm_num_groups=None" in message(resnet_time_scale_shift="scale_shift")
-    assert "unknown options ['cross_attention_dim']" in message(cross_attention_dim=8)
-    assert "got a UNet2DConditionModel" in message(_class_name="UNet2DConditionModel")
-    assert "multiples of the first" in message(block_out_channels=[4, 6])
     openai = dict(flip_sin_to_cos=True, freq_shift=0, downsample_padding=1, norm_eps=1e-5)
-    assert "center_input_sample=True" in message(**openai, center_input_sample=True)
+    for problem, options in {
+        "expected DownBlock2D or AttnDownBlock2D": dict(down_block_types=["SkipDownBlock2D"] * 2),
+        "'freq_shift': 0": dict(freq_shift=0),
+        "=2, expected null: nn.DDPM has one head": dict(attention_head_dim=2),
+        "attn_norm_num_groups=None": dict(resnet_time_scale_shift="scale_shift"),
+        "unknown options ['cross_attention_dim']": dict(cross_attention_dim=8),
+        "got a UNet2DConditionModel": dict(_class_name="UNet2DConditionModel"),
+        "multiples of the first": dict(block_out_channels=[4, 6]),
+        "center_input_sample=True": openai | dict(center_input_sample=True),
+    }.items():
+        assert problem in message(**options)
     del weights["conv_in.bias"]
     assert "missing conv_in.bias (4,)" in message()
 
@@ -147,10 +142,7 @@ def test_schedulers():
     weights, (config, scheduler) = _weights(), _config("diffusers_ddpm")
 
     def load(**options):
-        return interop.diffusers_denoiser(weights, config, scheduler | options)
-
-    def message(**options):
-        return _message(lambda: load(**options))
+        return interop.load_diffusers(weights, config, scheduler | options)
 
     scaled = load(beta_schedule="scaled_linear").process.betas
     np.testing.assert_allclose(np.sqrt(scaled), np.linspace(0.01, 0.02**0.5, 100), rtol=1e-12)
@@ -160,19 +152,26 @@ def test_schedulers():
     assert load(trained_betas=[0.1, 0.2]).process.num_steps == 2
     assert load(prediction_type="sample").parameterisation == eqd.PredictData()
     assert load(variance_type="fixed_small_log").variance == eqd.FixedSmall()
-    assert "variance_type='learned'" in message(variance_type="learned")
-    assert "prediction_type='flow'" in message(prediction_type="flow")
-    assert "beta_schedule='cos'" in message(beta_schedule="cos")
-    assert "rescale_betas_zero_snr=True" in message(rescale_betas_zero_snr=True)
-    assert "returns 2 channels for 2, expected 4" in message(variance_type="learned_range")
+    for problem, options in {
+        "variance_type='learned'": dict(variance_type="learned"),
+        "prediction_type='flow'": dict(prediction_type="flow"),
+        "beta_schedule='cos'": dict(beta_schedule="cos"),
+        "rescale_betas_zero_snr=True": dict(rescale_betas_zero_snr=True),
+        "returns 2 channels for 2, expected 4": dict(variance_type="learned_range"),
+    }.items():
+        assert problem in _message(lambda options=options: load(**options))
     exploding = {"_class_name": "ScoreSdeVeScheduler", "sigma_max": 1348.0}
-    assert "a ScoreSdeVeScheduler, which has no rates" in _message(
-        lambda: interop.diffusers_denoiser(weights, config, exploding)
-    )
+    for problem, scheduler in {
+        "a ScoreSdeVeScheduler, which has no rates": exploding,
+        "load_diffusers(weights, config, scheduler)": None,
+    }.items():
+        with pytest.raises(ValueError) as error:
+            interop.load_diffusers(weights, config, scheduler)
+        assert problem in str(error.value)
 
 
 def test_folders(tmp_path):
-    # A pipeline's: the network and the scheduler in folders of their own.
+    # A pipeline's: the network and the scheduler in a folder each.
     source = FOLDER / "diffusers_ddpm"
     (tmp_path / "unet").mkdir()
     with pytest.raises(FileNotFoundError, match=r"no config\.json in"):
@@ -187,9 +186,12 @@ def test_folders(tmp_path):
     name = "diffusion_pytorch_model.safetensors"
     shutil.copy(source / name, tmp_path / "unet")
     assert interop.load_diffusers(tmp_path).process.num_steps == 100
+    # What is given replaces what is in the folder.
+    given = interop.load_diffusers(tmp_path, scheduler={"trained_betas": [0.1, 0.2]})
+    assert given.process.num_steps == 2
     (tmp_path / "unet" / name).write_bytes((source / name).read_bytes()[:-1])
     with pytest.raises(ValueError, match="is truncated or not a safetensors file"):
         interop.load_diffusers(tmp_path)
     (tmp_path / "unet" / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config\.json is damaged: it is no JSON"):
+    with pytest.raises(ValueError, match=r"config\.json is damaged: it is not JSON"):
         interop.load_diffusers(tmp_path)

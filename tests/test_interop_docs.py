@@ -1,4 +1,7 @@
-"""The code on the page "Bring your own network" runs (its Flax part was run by hand: Flax is no dependency)."""
+"""The code on the page "Bring your own network" runs.
+
+Its Flax part was run by hand: Flax is not a dependency.
+"""
 
 import pathlib
 import re

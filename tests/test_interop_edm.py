@@ -1,4 +1,4 @@
-"""EDM's pickles as denoisers: preconditioned networks against the official numbers, and what a pickle says."""
+"""EDM's pickles: preconditioned networks against the official numbers, and what a pickle says."""
 
 import json
 import pathlib
@@ -16,8 +16,8 @@ from toys import quick_jit
 
 import eqdiff as eqd
 from eqdiff import interop
-from eqdiff.interop._edm_file import read_edm
-from eqdiff.interop._load_edm import _negated
+from eqdiff.interop.edm._file import read_edm
+from eqdiff.interop.edm._load import _negated
 
 
 FOLDER = pathlib.Path(__file__).parent / "interop"
@@ -41,12 +41,10 @@ def _config(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_denoisers_are_the_official_preconditioned_networks(name, x64, tmp_path):
-    """D(y; σ), whole: x0 of x = αy at the time of σ. And after a round trip through a file of ours."""
+    """D(y; σ), whole: x0 of x = αy at the time of σ, after a round trip through a file of ours."""
     precond, config = _config(name)
     golden = load_golden(name)
-    denoiser = interop.edm_denoiser(
-        _state(name), config, precond=precond, compute_dtype=jnp.float64
-    )
+    denoiser = interop.load_edm(_state(name), config, precond=precond, compute_dtype=jnp.float64)
     eqd.save_model(tmp_path / "model", denoiser)
     denoiser = eqd.load_model(tmp_path / "model")
     wide = lambda a: a.astype(float) if eqx.is_inexact_array(a) else a  # noqa: E731
@@ -60,13 +58,14 @@ def test_denoisers_are_the_official_preconditioned_networks(name, x64, tmp_path)
 
         return jax.vmap(one)(y, sigma, args)
 
-    label = augment = None
+    class_label = augment = None
     if "raw/class_labels" in golden:
-        label = jnp.asarray(np.argmax(golden["raw/class_labels"], 1))
+        class_label = jnp.asarray(np.argmax(golden["raw/class_labels"], 1))
     if "raw/augment_labels" in golden:
         augment = jnp.asarray(golden["raw/augment_labels"], float)
     y, sigma = jnp.asarray(golden["precond/x"], float), jnp.asarray(golden["precond/sigma"], float)
-    assert_golden(np.float32(run(y, sigma, eqd.nn.Conditions(label, augment))), name, "precond/D")
+    found = run(y, sigma, eqd.nn.Conditions(class_label, augment))
+    assert_golden(np.float32(found), name, "precond/D")
 
 
 def _tiny():
@@ -78,15 +77,15 @@ def _tiny():
     return interop.edm_state_dict(net, 4), config
 
 
-def test_iddpm_is_the_cosine_chain():
+def test_iddpm_is_the_cosine_schedule():
     state, config = _tiny()
-    # The table of levels is a buffer of the preconditioner, beside the network.
+    # The table of levels is a buffer of the preconditioner, outside the network.
     state = {f"model.{k}": v for k, v in state.items()} | {"u": np.zeros(1001, np.float32)}
-    denoiser = interop.edm_denoiser(state, config, precond="iDDPMPrecond")
-    # Its table of noise levels is that of the chain (test_precondition_edm); the clip is 1 − C_1.
+    denoiser = interop.load_edm(state, config, precond="iDDPMPrecond")
+    # Its table of noise levels is the schedule's (test_precondition_edm); the clip is 1 − C_1.
     expected = eqd.cosine_schedule(1000)
     np.testing.assert_allclose(denoiser.process.betas, expected.betas, rtol=1e-11)
-    np.testing.assert_array_equal(denoiser.process.labels, np.arange(1000))
+    np.testing.assert_array_equal(denoiser.process.c_noises, np.arange(1000))
     assert isinstance(denoiser.variance, eqd.LearnedRange)
     u = load_golden("public_edm_precond")["iDDPMPrecond/table_M1000/u"].astype(np.float64)[:1000]
     levels = np.sqrt(1 / denoiser.process.alpha_bar - 1)[::-1]
@@ -94,23 +93,24 @@ def test_iddpm_is_the_cosine_chain():
 
 
 @pytest.mark.parametrize("steps", [1000, 500])
-def test_vp_networks_know_the_steps_of_their_chain(steps):
+def test_vp_networks_know_the_steps_of_their_schedule(steps):
     state, config = _tiny()
     state = {k: v[:1] if k.startswith("dec.4x4_aux_conv") else v for k, v in state.items()}
-    denoiser = interop.edm_denoiser(
+    denoiser = interop.load_edm(
         state, config | dict(M=steps, beta_d=15.0, beta_min=0.2), precond="VPPrecond"
     )
     assert denoiser.process == eqd.VPSDE(0.2, 15.2)
-    label = denoiser.label or denoiser.process.label
-    np.testing.assert_allclose(label(0.5), 0.5 * (steps - 1))
+    c_noise = denoiser.c_noise
+    found = denoiser.process.c_noise(0.5) if c_noise is None else c_noise(denoiser.process, 0.5)
+    np.testing.assert_allclose(found, 0.5 * (steps - 1))
 
 
 def test_ve_networks_are_negated_in_every_head():
     state, config = _tiny()
     state = {k: v[:1] if k.startswith("dec.4x4_aux_conv") else v for k, v in state.items()}
     config |= dict(embedding_type="positional")
-    plain = interop.edm_denoiser(state, config, precond="EDMPrecond").net
-    denoiser = interop.edm_denoiser(state, config, precond="VEPrecond")
+    plain = interop.load_edm(state, config, precond="EDMPrecond").net
+    denoiser = interop.load_edm(state, config, precond="VEPrecond")
     x = jnp.linspace(-1, 1, 16, dtype=jnp.float32).reshape(1, 4, 4)
     # D = x + σ F(x; log(σ/2)).
     run = quick_jit(lambda t: (denoiser(t, x).x0, x + t * plain(jnp.log(t / 2), x)))
@@ -200,14 +200,15 @@ def test_pickles_that_are_none_of_edms(write, tmp_path):
 
     write(_meta(_parameters={}, _modules={}))
     assert "does not record the arguments" in message()
+    assert "do not fit this SongUNet" in message(lambda path: interop.load_edm(path, _tiny()[1]))
     write(_meta(_parameters={"a": 3}))
     assert "has a int as a, expected a tensor" in message()
     write(_meta(_modules={"a": [1]}))
     assert "has a list as the module a" in message()
     write(_meta(_parameters=[1]))
-    assert "whose _parameters are no names and values" in message()
+    assert "whose _parameters are not names and values" in message()
     write(dict(type="function"))
-    assert "describes no class" in message()
+    assert "does not describe a class" in message()
     write(_meta() | dict(class_name="Generator"))
     assert "holds a Generator, expected one of EDM's preconditioners" in message()
     path.write_bytes(pickle.dumps({"G_ema": 1}))
@@ -219,11 +220,21 @@ def test_pickles_that_are_none_of_edms(write, tmp_path):
     assert "nests modules without end" in message()
 
 
-def test_arguments():
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(precond="CTPrecond"), "precond is one of"),
+        (dict(config={"img_resolution": 4}), "lacks img_channels"),
+        (dict(config=_tiny()[1] | {"width": 3}), "unknown: ['width']"),
+        (dict(config=None), "the state dict does not record the arguments of its network"),
+        (
+            dict(weights=FOLDER / "edm.pkl", precond="VPPrecond"),
+            "edm.pkl holds a EDMPrecond, got precond='VPPrecond'",
+        ),
+    ],
+)
+def test_arguments_that_are_refused(options, message):
     state, config = _tiny()
-    with pytest.raises(ValueError, match="precond is one of"):
-        interop.edm_denoiser(state, config, precond="CTPrecond")
-    with pytest.raises(ValueError, match="lacks img_channels"):
-        interop.edm_denoiser(state, {"img_resolution": 4})
-    with pytest.raises(ValueError, match=r"unknown: \['width'\]"):
-        interop.edm_denoiser(state, config | {"width": 3})
+    with pytest.raises(ValueError) as error:
+        interop.load_edm(**{"weights": state, "config": config, **options})
+    assert message in str(error.value)

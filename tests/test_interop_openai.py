@@ -1,4 +1,4 @@
-"""Files of improved-diffusion and guided-diffusion as denoisers: the official networks' numbers, and flags against weights."""
+"""OpenAI's files: the official networks' numbers, and flags against weights."""
 
 import pathlib
 
@@ -12,8 +12,10 @@ from toys import quick_jit
 
 import eqdiff as eqd
 from eqdiff import interop
-from eqdiff.interop._load_openai import _config, _contradictions
-from eqdiff.interop._openai_flags import (
+from eqdiff.interop._weights import official_shapes, skeleton
+from eqdiff.interop.files import given_state_dict, name_of
+from eqdiff.interop.openai._entries import entries
+from eqdiff.interop.openai._flags import (
     CLASSIFIER,
     CLASSIFIER_PRESETS,
     GUIDED,
@@ -22,13 +24,13 @@ from eqdiff.interop._openai_flags import (
     IMPROVED_PRESETS,
     read_flags,
 )
-from eqdiff.interop._openai_structure import unet_structure
-from eqdiff.interop._openai_weights import unet_entries
-from eqdiff.interop._weights import _shapes, skeleton
+from eqdiff.interop.openai._load import _config, _contradictions
+from eqdiff.interop.openai._structure import unet_structure
 
 
+FOLDER = pathlib.Path(__file__).parent / "interop"
 UNET, SR, ADM = "public_idiff_unet_c", "public_idiff_sr", "public_guided_unet_neworder"
-# The flags of the golden networks; what is left out is told by the weights.
+# The flags of the golden networks; the weights say the rest.
 FLAGS = {
     UNET: dict(num_heads=4, num_heads_upsample=2, rescale_timesteps=False, noise_schedule="cosine"),
     SR: dict(num_heads=2, rescale_timesteps="False", small_size=8),
@@ -58,7 +60,7 @@ def _estimate(denoiser, name, args):
     [UNET, pytest.param(ADM, marks=pytest.mark.slow), pytest.param(SR, marks=pytest.mark.slow)],
 )
 def test_denoisers_have_the_official_outputs(name):
-    load = interop.guided_diffusion_denoiser if name == ADM else interop.improved_diffusion_denoiser
+    load = interop.load_guided_diffusion if name == ADM else interop.load_improved_diffusion
     denoiser = load(_state(name), FLAGS[name])
     assert isinstance(denoiser.variance, eqd.LearnedRange)
     golden = load_golden(name)
@@ -67,7 +69,7 @@ def test_denoisers_have_the_official_outputs(name):
     assert_golden(estimate.noise, name, "io/out", expected=golden["io/out"][:, :3])
     assert_golden(estimate.raw_variance, name, "io/out", expected=golden["io/out"][:, 3:])
     schedule = denoiser.process
-    np.testing.assert_array_equal(schedule.labels, np.arange(1000))
+    np.testing.assert_array_equal(schedule.c_noises, np.arange(1000))
     kind = eqd.cosine_schedule if name == UNET else eqd.linear_schedule
     np.testing.assert_array_equal(schedule.betas, kind(1000).betas)
 
@@ -78,13 +80,13 @@ def test_upsamplers_are_those_with_two_sizes():
         ValueError,
         match=r"large_size=256 \(that is \(1, 1, 2, 2, 4, 4\)\), but the weights have \(1, 1\)",
     ):
-        interop.improved_diffusion_denoiser(state, FLAGS[SR] | {"large_size": 256})
+        interop.load_improved_diffusion(state, FLAGS[SR] | {"large_size": 256})
     # Without the flag it is a network of six channels.
-    net = interop.improved_diffusion_denoiser(state, {"num_heads": 2}).net
+    net = interop.load_improved_diffusion(state, {"num_heads": 2}).net
     assert isinstance(net, eqd.nn.UNet) and net.in_channels == net.out_channels == 6
     fewer = {k: v[:5] if k.startswith("out.2.") else v for k, v in state.items()}
     with pytest.raises(ValueError, match=r"takes 6 channels and returns 5.*small_size"):
-        interop.improved_diffusion_denoiser(fewer, {"num_heads": 2})
+        interop.load_improved_diffusion(fewer, {"num_heads": 2})
 
 
 @pytest.mark.parametrize(
@@ -115,12 +117,8 @@ def _official_shapes(build):
     """The official names and shapes of one of our published networks, without its numbers."""
     net = skeleton(lambda key: build(key=key))
     unet = getattr(net, "net", net)
-    zero = np.float32(0)
-    names = {}
-    for entry in unet_entries(unet):
-        for name, shape in zip(entry.names, _shapes(entry, unet), strict=True):
-            names[name] = np.broadcast_to(zero, shape)
-    return names, unet
+    shapes = official_shapes(unet, entries(unet))
+    return {k: np.broadcast_to(np.float32(0), shape) for k, shape in shapes.items()}, unet
 
 
 def _preset(function, *sizes, **options):
@@ -128,31 +126,30 @@ def _preset(function, *sizes, **options):
 
 
 PUBLISHED = {
-    "imagenet64_uncond_100M_1500K": _preset(eqd.nn.unet_imagenet64),
-    "cifar10_uncond_50M_500K": _preset(eqd.nn.unet_cifar10),
-    "lsun_uncond_100M_1200K_bs128": _preset(eqd.nn.unet_lsun256),
-    "upsample_cond_500K": _preset(eqd.nn.unet_upsampler256),
-    "64x64_diffusion": _preset(eqd.nn.adm_imagenet, 64),
-    "128x128_diffusion": _preset(eqd.nn.adm_imagenet, 128),
-    "256x256_diffusion": _preset(eqd.nn.adm_imagenet, 256),
-    "256x256_diffusion_uncond": _preset(eqd.nn.adm_imagenet, 256, num_classes=None),
-    "512x512_diffusion": _preset(eqd.nn.adm_imagenet, 512),
-    "lsun_bedroom": _preset(eqd.nn.adm_lsun),
+    "imagenet64_uncond_100M_1500K": _preset(eqd.nn.presets.iddpm_imagenet64),
+    "cifar10_uncond_50M_500K": _preset(eqd.nn.presets.iddpm_cifar10),
+    "lsun_uncond_100M_1200K_bs128": _preset(eqd.nn.presets.iddpm_lsun256),
+    "upsample_cond_500K": _preset(eqd.nn.presets.iddpm_upsampler256),
+    "64x64_diffusion": _preset(eqd.nn.presets.adm_imagenet, 64),
+    "128x128_diffusion": _preset(eqd.nn.presets.adm_imagenet, 128),
+    "256x256_diffusion": _preset(eqd.nn.presets.adm_imagenet, 256),
+    "256x256_diffusion_uncond": _preset(eqd.nn.presets.adm_imagenet, 256, num_classes=None),
+    "512x512_diffusion": _preset(eqd.nn.presets.adm_imagenet, 512),
+    "lsun_bedroom": _preset(eqd.nn.presets.adm_lsun),
 }
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_flags_fit_the_published_networks(name):
-    """The networks of `eqdiff.nn` and the flags here were written down independently from the READMEs."""
+    """`eqdiff.nn.presets` and the flags here were written independently from the READMEs."""
     names, unet = _official_shapes(PUBLISHED[name])
     presets, defaults = (
         (IMPROVED_PRESETS, IMPROVED) if name in IMPROVED_PRESETS else (GUIDED_PRESETS, GUIDED)
     )
-    flags, said = read_flags(None, None, defaults, presets, f"/models/{name}.pt")
-    found, upsampler = unet_structure(names, name), "large_size" in said
-    assert _contradictions(flags, said, found) == []
+    flags, given = read_flags(None, None, defaults, presets, f"/models/{name}.pt")
+    found, upsampler = unet_structure(names, name), "large_size" in given
+    assert _contradictions(flags, given, found) == []
     config = _config(flags, found, upsampler)
-    config |= dict(image_size=flags["image_size"])
     read = {
         "num_heads": "num_heads",
         "num_head_channels": "channels_per_head",
@@ -171,12 +168,11 @@ def test_published_flags_fit_the_published_networks(name):
         assert value == getattr(unet, ours), theirs
 
 
-def test_flags_that_are_those_of_another_file():
-    state = _state(UNET)
+def test_flags_of_another_file_are_all_named():
     wrong = dict(num_channels=128, num_res_blocks=3, learn_sigma=False, use_scale_shift_norm=False)
     wrong |= dict(class_cond=False, image_size=64)
     with pytest.raises(ValueError, match="the flags are not those of these weights") as error:
-        interop.improved_diffusion_denoiser(state, wrong)
+        interop.load_improved_diffusion(_state(UNET), wrong)
     for problem in (
         "num_channels=128, but the weights have 32",
         "num_res_blocks=3, but the weights have 1",
@@ -186,18 +182,41 @@ def test_flags_that_are_those_of_another_file():
         "image_size=64 (that is (1, 2, 3, 4)), but the weights have (1, 1)",
     ):
         assert problem in str(error.value)
-    with pytest.raises(ValueError, match=r"unknown flags \['num_head_channels', 'width'\]"):
-        interop.improved_diffusion_denoiser(state, {"width": 3, "num_head_channels": 64})
-    with pytest.raises(ValueError, match="num_heads='many': expected a int"):
-        interop.improved_diffusion_denoiser(state, {"num_heads": "many"})
-    with pytest.raises(ValueError, match="noise_schedule='sqrt': expected 'linear' or 'cosine'"):
-        interop.improved_diffusion_denoiser(state, {"num_heads": 4, "noise_schedule": "sqrt"})
-    with pytest.raises(ValueError, match="weights alone do not say how they were trained"):
-        interop.improved_diffusion_denoiser(state)
-    with pytest.raises(ValueError, match="no published file is called 'cifar'"):
-        interop.improved_diffusion_denoiser(state, preset="cifar")
-    with pytest.raises(ValueError, match="does not hold the weights of a UNetModel"):
-        interop.guided_diffusion_denoiser({"fc.weight": np.zeros(3)}, {})
+
+
+REFUSED = [
+    (dict(flags={"width": 3, "num_head_channels": 64}), "flags ['num_head_channels', 'width']"),
+    (dict(flags={"num_heads": "many"}), "num_heads='many': expected an int."),
+    (dict(flags={"class_cond": "perhaps"}), "class_cond='perhaps': expected True or False."),
+    (
+        dict(flags={"num_heads": 4, "noise_schedule": "sqrt"}),
+        "noise_schedule='sqrt': expected 'linear' or 'cosine'",
+    ),
+    (dict(), "weights alone do not say how they were trained"),
+    (dict(preset="cifar"), "no published file is called 'cifar'"),
+    (
+        dict(weights={"fc.weight": np.zeros(3)}, flags={}),
+        "does not hold the weights of a UNetModel",
+    ),
+    (dict(weights=FOLDER / "zip.pt", flags={}), "zip.pt holds a dictionary with the keys"),
+    (dict(weights=FOLDER / "zip.pt"), "none of the published files"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED, ids=[m for _, m in REFUSED])
+def test_what_no_denoiser_can_be_made_of(options, message):
+    with pytest.raises(ValueError) as error:
+        interop.load_improved_diffusion(**{"weights": _state(UNET), **options})
+    assert message in str(error.value)
+
+
+def test_weights_are_a_path_or_a_state_dict():
+    assert name_of(FOLDER / "zip.pt").endswith("zip.pt")
+    assert name_of(_state(UNET)) == "the state dict"
+    with pytest.raises(TypeError, match=r"got a list\. Of a PyTorch module, give module\.state_di"):
+        name_of([1])
+    with pytest.raises(ValueError, match=r"has names as keys, got \[0\]"):
+        given_state_dict({0: np.zeros(3)})
 
 
 def test_weights_that_do_not_fit_are_named():
@@ -206,7 +225,7 @@ def test_weights_that_do_not_fit_are_named():
     state["extra"] = np.zeros(2, np.float32)
     state["out.0.weight"] = np.zeros(7, np.float32)
     with pytest.raises(ValueError, match="3 problems") as error:
-        interop.improved_diffusion_denoiser(state, FLAGS[UNET])
+        interop.load_improved_diffusion(state, FLAGS[UNET])
     for problem in (
         "missing middle_block.1.norm.bias (32,)",
         "unexpected extra (2,)",
@@ -220,18 +239,18 @@ def _tiny(**flags):
     state = _state(UNET)
     if not flags.pop("learned", True):
         state |= {k: state[k][:3] for k in ("out.2.weight", "out.2.bias")}
-    return interop.improved_diffusion_denoiser(state, {"num_heads": 4, **flags})
+    return interop.load_improved_diffusion(state, {"num_heads": 4, **flags})
 
 
 def test_flags_of_the_diffusion():
     # The scripts' default rescales: 1000 t / T.
-    np.testing.assert_array_equal(_tiny(diffusion_steps=4000).process.labels, np.arange(4000) / 4)
+    np.testing.assert_array_equal(_tiny(diffusion_steps=4000).process.c_noises, np.arange(4000) / 4)
     spaced = _tiny(diffusion_steps=4000, timestep_respacing="25", noise_schedule="cosine").process
     expected = eqd.respace(eqd.cosine_schedule(4000), eqd.section_timesteps(4000, (25,)))
     np.testing.assert_array_equal(spaced.betas, expected.betas)
-    np.testing.assert_array_equal(spaced.labels, expected.labels)
+    np.testing.assert_array_equal(spaced.c_noises, expected.c_noises)
     ddim = _tiny(timestep_respacing="ddim50", rescale_timesteps=False).process
-    np.testing.assert_array_equal(ddim.labels, eqd.ddim_timesteps(1000, 50))
+    np.testing.assert_array_equal(ddim.c_noises, eqd.ddim_timesteps(1000, 50))
     sections = _tiny(timestep_respacing=[10, 15, 20], diffusion_steps=300).process
     np.testing.assert_array_equal(sections.timesteps, eqd.section_timesteps(300, (10, 15, 20)))
     assert isinstance(_tiny(predict_xstart="true").parameterisation, eqd.PredictData)
@@ -248,11 +267,6 @@ def test_files(tmp_path):
         interop.load_improved_diffusion(torch_free)
     with pytest.raises(FileNotFoundError):
         interop.load_guided_diffusion(tmp_path / "64x64_diffusion.pt")
-    folder = pathlib.Path(__file__).parent / "interop"
-    with pytest.raises(ValueError, match=r"zip\.pt holds a dictionary with the keys"):
-        interop.load_improved_diffusion(folder / "zip.pt", {})
-    with pytest.raises(ValueError, match="none of the published files"):
-        interop.load_improved_diffusion(folder / "zip.pt")
 
 
 def test_classifiers():
@@ -271,32 +285,33 @@ def test_classifiers():
             key=key,
         )
     )
-    state = interop.guided_diffusion_state_dict(net)
+    state = interop.openai_state_dict(net)
     flags = dict(image_size=64, classifier_width=32, classifier_depth=1, noise_schedule="cosine")
     flags |= dict(classifier_attention_resolutions="8")
-    classifier = interop.guided_diffusion_noisy_classifier(state, flags)
+    classifier = interop.load_guided_diffusion_classifier(state, flags)
     assert eqx.tree_equal(classifier.net, net)
-    # Labels are not rescaled, as the denoisers' are not.
-    np.testing.assert_array_equal(classifier.process.labels, np.arange(1000))
+    # The time input is not rescaled, as the denoisers' is not.
+    np.testing.assert_array_equal(classifier.process.c_noises, np.arange(1000))
     np.testing.assert_array_equal(classifier.process.betas, eqd.cosine_schedule(1000).betas)
-    with pytest.raises(
-        ValueError, match="image_size=16: the classifiers' scripts know 64, 128, 256"
+    adaptive = flags | {"classifier_pool": "adaptive"}
+    for options, message in (
+        (dict(flags={"image_size": 16}), "image_size=16: the classifiers' scripts know 64, 128"),
+        (
+            dict(flags=flags | {"classifier_pool": "mean"}),
+            "classifier_pool='mean': expected one of",
+        ),
+        (dict(flags=adaptive), r"classifier_pool='adaptive': out\.3\.weight is missing"),
+        (dict(preset="64x64_classifier"), "do not fit this UNetClassifier"),
     ):
-        interop.guided_diffusion_noisy_classifier(state, {"image_size": 16})
-    with pytest.raises(ValueError, match=r"classifier_pool='mean': expected one of"):
-        interop.guided_diffusion_noisy_classifier(state, flags | {"classifier_pool": "mean"})
-    with pytest.raises(ValueError, match=r"classifier_pool='adaptive': out\.3\.weight is missing"):
-        interop.guided_diffusion_noisy_classifier(state, flags | {"classifier_pool": "adaptive"})
-    with pytest.raises(ValueError, match="do not fit this UNetClassifier"):
-        interop.guided_diffusion_noisy_classifier(state, preset="64x64_classifier")
+        with pytest.raises(ValueError, match=message):
+            interop.load_guided_diffusion_classifier(state, **options)
 
 
 def test_published_classifiers_are_the_networks_of_nn():
     for side in (64, 128, 256, 512):
-        net = skeleton(lambda key, side=side: eqd.nn.adm_classifier(side, key=key))
-        flags, _ = read_flags(
-            None, f"{side}x{side}_classifier", CLASSIFIER, CLASSIFIER_PRESETS, "x"
-        )
+        net = skeleton(lambda key, side=side: eqd.nn.presets.adm_classifier(side, key=key))
+        name = f"{side}x{side}_classifier"
+        flags, _ = read_flags(None, name, CLASSIFIER, CLASSIFIER_PRESETS, "x")
         assert net.channels == flags["classifier_width"]
         assert net.num_res_blocks == flags["classifier_depth"]
         sides = flags["classifier_attention_resolutions"].split(",")

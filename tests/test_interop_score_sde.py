@@ -14,9 +14,9 @@ from toys import quick_jit
 
 import eqdiff as eqd
 from eqdiff import interop
-from eqdiff.interop._score_sde import build_score_network
-from eqdiff.interop._score_sde_presets import SCORE_SDE_PRESETS
 from eqdiff.interop._weights import skeleton
+from eqdiff.interop.score_sde._network import average, build
+from eqdiff.interop.score_sde._presets import SCORE_SDE_PRESETS
 
 
 FOLDER = pathlib.Path(__file__).parent / "interop"
@@ -44,7 +44,7 @@ def _dtype():
 
 
 def _load(weights, config):
-    denoiser = interop.score_sde_denoiser(weights, config, compute_dtype=_dtype())
+    denoiser = interop.load_score_sde(weights, config, compute_dtype=_dtype())
     return jax.tree.map(lambda a: a.astype(_dtype()) if eqx.is_inexact_array(a) else a, denoiser)
 
 
@@ -56,8 +56,8 @@ def _noise(denoiser, t, x):
 @pytest.mark.parametrize("sde", ["vpsde", "subvpsde"])
 def test_vp_networks_predict_noise_at_their_time(sde):
     if sde == "subvpsde":
-        # The same network, told the same: only the process differs.
-        assert interop.score_sde_denoiser(_state(VP), _config(VP, sde)).process == eqd.SubVPSDE()
+        # The same network with the same time input: only the process differs.
+        assert interop.load_score_sde(_state(VP), _config(VP, sde)).process == eqd.SubVPSDE()
         return
     golden, denoiser = load_golden(VP), _load(_state(VP), _config(VP, sde))
     assert denoiser.process == eqd.VPSDE(0.1, 20.0)
@@ -71,12 +71,12 @@ def test_ve_networks_are_scores_at_their_noise_level(name, x64):
     high = 30.0 if name == SMLD else 50.0
     assert denoiser.process == eqd.VESDE(0.01, high)
     labels = golden["io/labels"]
-    # The official label is σ in continuous time, the number of a level from the largest down in discrete time.
-    t = (
-        1 - labels / 199
-        if name == SMLD
-        else np.log(labels.astype(np.float64) / 0.01) / np.log(5000)
-    )
+    # The official time input is σ in continuous time, and in discrete time the number of a level,
+    # counted from the largest down.
+    if name == SMLD:
+        t = 1 - labels / 199
+    else:
+        t = np.log(labels.astype(np.float64) / 0.01) / np.log(5000)
     noise = _noise(denoiser, jnp.asarray(t), jnp.asarray(golden["io/x"], _dtype()))
     sigma = 0.01 * (high / 0.01) ** t
     for i, level in enumerate(sigma):
@@ -89,15 +89,15 @@ def test_ve_networks_are_scores_at_their_noise_level(name, x64):
         )
 
 
-def test_discrete_vp_is_a_chain():
+def test_discrete_vp_is_a_schedule():
     config = _config(VP, "vpsde", num_scales=500)
     config["training"]["continuous"] = False
-    schedule = interop.score_sde_denoiser(_state(VP) | {"sigmas": np.ones(500)}, config).process
+    schedule = interop.load_score_sde(_state(VP) | {"sigmas": np.ones(500)}, config).process
     np.testing.assert_allclose(schedule.betas, np.linspace(0.1 / 500, 20 / 500, 500), rtol=1e-15)
-    np.testing.assert_array_equal(schedule.labels, np.arange(500))
+    np.testing.assert_array_equal(schedule.c_noises, np.arange(500))
     # At 1000 steps it is DDPM's.
     config["model"]["num_scales"] = 1000
-    schedule = interop.score_sde_denoiser(_state(VP), config).process
+    schedule = interop.load_score_sde(_state(VP), config).process
     np.testing.assert_allclose(schedule.betas, eqd.linear_schedule(1000).betas, rtol=1e-12)
 
 
@@ -113,9 +113,9 @@ def test_a_checkpoint_of_flax():
     """Written by Flax; its output was computed by Flax."""
     denoiser = interop.load_score_sde(FOLDER / "flax_ncsnpp", FLAX)
     with np.load(FOLDER / "flax_ncsnpp.npz") as file:
-        x, told, out = (file[key] for key in ("x", "told", "out"))
+        x, sigma, out = (file[key] for key in ("x", "told", "out"))
     net = quick_jit(jax.vmap(denoiser.net))
-    ours = net(jnp.log(jnp.asarray(told)), jnp.asarray(x.transpose(0, 3, 1, 2)))
+    ours = net(jnp.log(jnp.asarray(sigma)), jnp.asarray(x.transpose(0, 3, 1, 2)))
     for mine, theirs in zip(ours, out.transpose(0, 3, 1, 2), strict=True):
         np.testing.assert_allclose(mine, theirs, atol=5e-6 * np.abs(theirs).max())
 
@@ -154,39 +154,39 @@ def test_flax_weights_that_do_not_fit_are_named():
     # As early versions of Flax had them.
     params["GroupNorm_0"] = {k: v[None, None, None] for k, v in params["GroupNorm_0"].items()}
     with pytest.raises(ValueError, match="2 problems") as error:
-        interop.score_sde_denoiser(params, FLAX)
+        interop.load_score_sde(params, FLAX)
     assert "missing ResnetBlockBigGANpp_0.Conv_0.bias (4,)" in str(error.value)
     assert "unexpected Extra_0.kernel (2,)" in str(error.value)
     with pytest.raises(ValueError, match="NCSNv2 in JAX normalises with another variance"):
-        interop.score_sde_denoiser(params, "ve/ncsnv2/cifar10")
+        interop.load_score_sde(params, "ve/ncsnv2/cifar10")
 
 
 @pytest.mark.parametrize("name", SCORE_SDE_PRESETS)
 def test_every_published_configuration_makes_a_network(name):
     config = SCORE_SDE_PRESETS[name]
-    net = skeleton(lambda key: build_score_network(config, None, jnp.float32, key))
+    net = skeleton(lambda key: build(config, None, jnp.float32, key))
     scale = getattr(net, "scale_by_sigma", True)
     assert (config["training"]["sde"] == "vesde") == scale
     assert net.centred == (config["training"]["sde"] != "vesde")
 
 
-# The numbers of parameters in the docstrings of `eqdiff.nn`'s networks of the same name, counted there.
-COUNTS = {
-    "vp/ddpm/cifar10": eqd.nn.ddpm_cifar10,
-    "vp/cifar10_ddpmpp_continuous": eqd.nn.ddpmpp_cifar10,
-    "ve/cifar10_ncsnpp_continuous": eqd.nn.ncsnpp_cifar10,
-    "ve/celeba_ncsnpp": eqd.nn.ncsnpp_celeba64,
-    "ve/ffhq_256_ncsnpp_continuous": eqd.nn.ncsnpp_256,
-    "ve/ffhq_ncsnpp_continuous": eqd.nn.ncsnpp_1024,
-    "vp/ddpm/bedroom": eqd.nn.ddpm_256,
+# The networks of `eqdiff.nn.presets`, which were written independently.
+PUBLISHED = {
+    "vp/ddpm/cifar10": eqd.nn.presets.ddpm_cifar10,
+    "vp/cifar10_ddpmpp_continuous": eqd.nn.presets.ddpmpp_cifar10,
+    "ve/cifar10_ncsnpp_continuous": eqd.nn.presets.ncsnpp_cifar10,
+    "ve/celeba_ncsnpp": eqd.nn.presets.ncsnpp_celeba64,
+    "ve/ffhq_256_ncsnpp_continuous": eqd.nn.presets.ncsnpp_256,
+    "ve/ffhq_ncsnpp_continuous": eqd.nn.presets.ncsnpp_1024,
+    "vp/ddpm/bedroom": eqd.nn.presets.ddpm_256,
 }
 
 
-@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_published_configurations_are_the_networks_of_nn(name):
     config = SCORE_SDE_PRESETS[name]
-    ours = skeleton(lambda key: build_score_network(config, None, jnp.float32, key))
-    theirs = skeleton(lambda key: COUNTS[name](key=key))
+    ours = skeleton(lambda key: build(config, None, jnp.float32, key))
+    theirs = skeleton(lambda key: PUBLISHED[name](key=key))
     assert eqx.tree_equal(ours, theirs)
 
 
@@ -200,37 +200,54 @@ def test_configurations_that_lack_something():
     state, config = _state(VP), _config(VP, "vpsde")
 
     def load(**parts):
-        return lambda: interop.score_sde_denoiser(state, {**config, **parts})
+        return lambda: interop.load_score_sde(state, {**config, **parts})
 
-    assert "'training' is missing" in _message(
-        lambda: interop.score_sde_denoiser(state, {"model": {}})
-    )
-    assert "'sde' is missing" in _message(load(training={"continuous": True}))
-    assert "got 'ddpm'" in _message(load(training={"sde": "ddpm", "continuous": True}))
     model = {k: v for k, v in config["model"].items() if k != "beta_max"}
-    assert "lacks beta_max" in _message(load(model=model))
-    assert "scale_by_sigma=True, which only VE" in _message(
-        load(model=config["model"] | {"scale_by_sigma": True})
-    )
-    assert "scale_by_sigma=False" in _message(load(training={"sde": "vesde", "continuous": False}))
-    assert "called 'vp/cifar'" in _message(lambda: interop.score_sde_denoiser(state, "vp/cifar"))
+    scaled = config["model"] | {"scale_by_sigma": True}
+    refused = {
+        "'sde' is missing": load(training={"continuous": True}),
+        "got 'ddpm'": load(training={"sde": "ddpm", "continuous": True}),
+        "lacks beta_max": load(model=model),
+        "scale_by_sigma=True, which only VE": load(model=scaled),
+        "scale_by_sigma=False": load(training={"sde": "vesde", "continuous": False}),
+        "'training' is missing": lambda: interop.load_score_sde(state, {"model": {}}),
+        "called 'vp/cifar'": lambda: interop.load_score_sde(state, "vp/cifar"),
+        "the state dict does not say how it was trained": lambda: interop.load_score_sde(state),
+    }
+    for message, function in refused.items():
+        assert message in _message(function)
 
 
 def test_the_average_is_what_is_read(tmp_path):
     file = interop.read_torch(FOLDER / "score_sde.pth")
-    weights = interop.score_sde_ema(file["model"], file["ema"]["shadow_params"])
+    weights = average(file, "x")
     np.testing.assert_array_equal(weights["all_modules.1.weight"], np.arange(6.0).reshape(2, 3) + 1)
     np.testing.assert_array_equal(weights["all_modules.0.W"], [1, 2])
     # The folder is called like a configuration, and names the network that the file is not.
     folder = tmp_path / "vp" / "cifar10_ddpmpp_continuous"
     folder.mkdir(parents=True)
     shutil.copy(FOLDER / "score_sde.pth", folder / "checkpoint_26.pth")
-    assert "do not fit this NCSNpp" in _message(
-        lambda: interop.load_score_sde(folder / "checkpoint_26.pth")
-    )
-    assert "its folder is not called like" in _message(
-        lambda: interop.load_score_sde(FOLDER / "score_sde.pth")
-    )
+    path = folder / "checkpoint_26.pth"
+    assert "do not fit this NCSNpp" in _message(lambda: interop.load_score_sde(path))
+    path = FOLDER / "score_sde.pth"
+    assert "not in a folder called like a" in _message(lambda: interop.load_score_sde(path))
+    # In memory the same average is found: shapes that do not fit it are named.
+    name = "vp/cifar10_ddpmpp_continuous"
+    assert "do not fit this NCSNpp" in _message(lambda: interop.load_score_sde(file, name))
+    del file["ema"]["shadow_params"]
+    assert "without 'shadow_params'" in _message(lambda: interop.load_score_sde(file, name))
+
+
+def test_whole_checkpoints_in_memory():
+    """The same denoisers as of the files: of Flax's state, and of PyTorch's list of averages."""
+    in_memory = interop.load_score_sde(interop.read_flax(FOLDER / "flax_ncsnpp"), FLAX)
+    assert eqx.tree_equal(in_memory, interop.load_score_sde(FOLDER / "flax_ncsnpp", FLAX))
+    state, config = _state(VP), _config(VP, "vpsde")
+    # The trained weights are others than their average, whose buffers are the model's.
+    model = {f"module.{k}": v if k == "sigmas" else 0 * v for k, v in state.items()}
+    ema = {"shadow_params": [v for k, v in state.items() if k != "sigmas"]}
+    checkpoint = interop.load_score_sde({"model": model, "ema": ema, "step": 7}, config)
+    assert eqx.tree_equal(checkpoint, interop.load_score_sde(state, config))
 
 
 def test_files(tmp_path):
@@ -240,9 +257,8 @@ def test_files(tmp_path):
     whole = (FOLDER / "flax_ncsnpp").read_bytes()
     for size in (0, 1, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:size])
-        assert "checkpoint_1 is truncated or damaged" in _message(
-            lambda: interop.load_score_sde(path, FLAX)
-        )
+        message = _message(lambda: interop.load_score_sde(path, FLAX))
+        assert "checkpoint_1 is truncated or damaged" in message
     for damage in (
         b"\xc1",
         b"\xc7\x02\x01ab",
@@ -252,8 +268,7 @@ def test_files(tmp_path):
         path.write_bytes(damage)
         assert "truncated or damaged" in _message(lambda: interop.read_flax(path))
     path.write_bytes(b"\x81\xa1a\x01")
-    assert "holds ['a'], expected 'params_ema'" in _message(
-        lambda: interop.load_score_sde(path, FLAX)
-    )
+    message = _message(lambda: interop.load_score_sde(path, FLAX))
+    assert "holds ['a'], expected 'params_ema'" in message
     state = interop.read_flax(FOLDER / "flax_ncsnpp")
     assert state["lr"] == 2e-4 and state["step"] == 7 and state["rng"].dtype == np.uint32

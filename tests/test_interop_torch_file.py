@@ -1,6 +1,7 @@
-"""PyTorch's files without PyTorch: what real torch.save wrote comes back, and what is not data never runs.
+"""PyTorch's files without PyTorch: what torch.save wrote comes back, and nothing ever runs.
 
-The files in `tests/interop/` were made by torch 2.13 (`make_fixtures.py`); hostile ones are made here.
+The files in `tests/interop/` were made by torch 2.13 (`make_fixtures.py`); hostile ones are made
+here.
 """
 
 import io
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from eqdiff import interop
-from eqdiff.interop._edm_file import read_edm
+from eqdiff.interop.edm._file import read_edm
 
 
 FOLDER = pathlib.Path(__file__).parent / "interop"
@@ -167,7 +168,7 @@ def _hostile(tmp_path):
         "REDUCE of a tensor": b"\x80\x02" + good + command + b"tR.",
         "EXT1": b"\x80\x02\x82\x01" + command + b"tR.",
         "EXT4": b"\x80\x02\x84\x01\x00\x00\x00" + command + b"tR.",
-        # BUILD calls __setstate__, or sets attributes, of what is there: of a function that may be called, for one.
+        # BUILD calls __setstate__ of what is on the stack, or sets attributes: here a function's.
         "BUILD on a function": b"\x80\x02"
         + _global("torch._utils", "_rebuild_parameter")
         + b"}X\x0c\x00\x00\x00__defaults__(lt"
@@ -184,7 +185,7 @@ def _hostile(tmp_path):
         "a buffer out of band": b"\x80\x05\x97.",
         **_hostile_tensors(),
         "itself within itself": b"\x80\x02]q\x00h\x00a.",
-        # Called with itself, 100 000 lists deep, and a key of 2^64 parts: what looks at them must not take for ever.
+        # Called with itself, 100 000 lists deep, and a key of 2^64 parts: no look at them may last.
         "deep": b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b")R.",
         "wide": b"\x80\x02})" + b"2\x86" * 64 + b"K\x00s.",
     }
@@ -310,7 +311,7 @@ def test_other_files(tmp_path):
         interop.read_torch(tmp_path / "none.pt")
     path = tmp_path / "text.pt"
     path.write_text("hello")
-    with pytest.raises(ValueError, match=r"text\.pt is truncated, damaged or no pickle"):
+    with pytest.raises(ValueError, match=r"text\.pt is truncated, damaged or not a pickle"):
         interop.read_torch(path)
     path.write_bytes(pickle.dumps({"a": 1}))
     with pytest.raises(ValueError, match=r"text\.pt is not a file of torch\.save"):

@@ -1,5 +1,6 @@
-"""Scores of samples against closed forms, and against what must spoil them."""
+"""Scores against closed forms, and against what must spoil them."""
 
+import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ def test_frechet_distance_of_commuting_gaussians():
 
 
 def test_frechet_distance_of_two_gaussians_in_the_plane():
-    """In two dimensions tr √M = √(tr M + 2√det M), with M = C₁C₂; also symmetric, and blind to rotations."""
+    """In two dimensions tr √M = √(tr M + 2√det M) with M = C₁C₂; symmetric, blind to rotations."""
     rng = np.random.RandomState(1)
     roots = rng.standard_normal((2, 2, 2))
     f1, f2 = (_gaussian(rng, 30, np.zeros(2), r) for r in roots)
@@ -95,3 +96,53 @@ def test_noise_and_missing_classes_are_far_from_digits(digits):
 def test_one_class_is_no_classifier():
     with pytest.raises(ValueError, match="at least two classes, got one"):
         eqd.metrics.ClassifierFeatures(np.zeros((4, 1, 2, 2)), np.zeros(4, int))
+
+
+def test_mean_and_standard_error():
+    """Of 1, …, n: (n + 1)/2 ± √((n + 1)/12), since their variance is n(n + 1)/12."""
+    n = 11
+    values = np.random.RandomState(0).permutation(np.arange(1, n + 1))
+    result = eqd.metrics.mean(values)
+    assert (result.num, result.num_nonfinite, str(result)) == (n, 0, "6.000 ± 1.000")
+    np.testing.assert_allclose(np.stack(result[:2]), [6, 1], rtol=1e-14)
+
+
+def test_mean_of_arrays_of_any_type():
+    """Along the leading axis only, in float64 whatever the values are; booleans are a share."""
+    columns = np.stack([np.arange(1, 12), 3 * np.arange(1, 12) + 1e6], axis=1).astype(np.float32)
+    for values in (columns, jnp.asarray(columns)):
+        result = eqd.metrics.mean(values)
+        np.testing.assert_allclose(result.value, [6, 18 + 1e6], rtol=1e-14)
+        np.testing.assert_allclose(result.stderr, [1, 3], rtol=1e-9)
+    # A share p of n has the standard error √(p(1 − p)/(n − 1)).
+    share = eqd.metrics.mean(jnp.arange(17) < 4)
+    p = 4 / 17
+    np.testing.assert_allclose(np.stack(share[:2]), [p, np.sqrt(p * (1 - p) / 16)])
+
+
+def test_standard_error_covers_the_truth():
+    """Of 2,000 means of 50 normal draws, P(|t₄₉| < 2) = 94.9 % lie within two standard errors."""
+    draws = np.random.RandomState(0).standard_normal((50, 2000)) + 3
+    result = eqd.metrics.mean(draws)
+    within = eqd.metrics.mean(np.abs(result.value - 3) < 2 * result.stderr)
+    assert abs(within.value - 0.949) < 4 * within.stderr
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_mean_does_not_hide_what_is_not_finite(bad):
+    values = np.ones((10, 2))
+    values[3, 0] = values[3, 1] = values[7, 1] = bad
+    result = eqd.metrics.mean(values[:, 1])
+    assert (result.num, result.num_nonfinite) == (10, 2)
+    np.testing.assert_array_equal(np.stack(result[:2]), [bad, np.nan])
+    assert str(result) == f"{bad} ± nan (2 of 10 are not finite)"
+    assert eqd.metrics.mean(values).num_nonfinite == 2
+
+
+def test_mean_of_one_and_of_none(monkeypatch):
+    assert np.isnan(eqd.metrics.mean(np.ones(1)).stderr)
+    # As above.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    for values in (np.zeros((0, 3)), np.asarray(1.0)):
+        with pytest.raises(ValueError, match="at least one example"):
+            eqd.metrics.mean(values)

@@ -79,7 +79,7 @@ def test_heads_are_their_definitions(getkey, pool):
 
     @quick_jit
     def run(x):
-        embedding = net.time_embedding(jnp.asarray(3.0, _dtype()))
+        embedding = net.time_embedding(jnp.asarray(3.0, _dtype()), _dtype())
         return net(3, x), net.body(jnp.moveaxis(x, 0, -1), embedding)
 
     logits, images = run(x)
@@ -203,7 +203,7 @@ _CONFIG = dict(
 
 
 def test_errors_of_official_configs():
-    load = ft.partial(interop.guided_diffusion_classifier, {})
+    load = ft.partial(interop.openai_classifier, {})
     message = _message(lambda: load({**_CONFIG, "num_classes": 3}))
     assert "EncoderUNetModel; unknown: ['num_classes'], missing: []" in message
     missing = {k: v for k, v in _CONFIG.items() if k not in ("image_size", "model_channels")}
@@ -213,5 +213,5 @@ def test_errors_of_official_configs():
     assert "got dims=3" in _message(lambda: load({**_CONFIG, "dims": 3}))
     message = _message(lambda: load(_CONFIG))
     assert "fit this UNetClassifier" in message and "missing out.3.weight (5, 32, 1, 1)" in message
-    message = _message(lambda: interop.guided_diffusion_unet({}, {**_CONFIG, "pool": "adaptive"}))
-    assert "guided-diffusion's UNetModel; unknown: ['pool'], missing: []" in message
+    message = _message(lambda: interop.openai_unet({}, {**_CONFIG, "pool": "adaptive"}))
+    assert "OpenAI's UNetModel; unknown: ['pool'], missing: []" in message

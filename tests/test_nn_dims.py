@@ -144,10 +144,10 @@ def test_official_names_come_back(dims):
     )
     arguments = dict(channels_per_head=16, scale_shift_norm=False, dims=dims)
     net = random_network(lambda key: nn.UNet(2, 3, 32, 1, (1, 2), (2,), **arguments, key=key))
-    state = interop.guided_diffusion_state_dict(net)
+    state = interop.openai_state_dict(net)
     assert state["input_blocks.0.0.weight"].shape == (32, 2, *dims * (3,))
     assert state["input_blocks.3.0.skip_connection.weight"].shape == (64, 32, *dims * (1,))
-    again = interop.guided_diffusion_unet(state, config)
+    again = interop.openai_unet(state, config)
     for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(net), strict=True):
         np.testing.assert_array_equal(a, b)
 

@@ -37,7 +37,7 @@ def _relative(actual, expected):
 )
 def test_parameters(size, millions):
     def build(key):
-        return nn.dit(size, num_classes=1000, key=key)
+        return nn.presets.dit(size, num_classes=1000, key=key)
 
     net = eqx.filter_eval_shape(build, jax.random.key(0))
     count = sum(p.size for p in jax.tree.leaves(net) if hasattr(p, "size"))
@@ -154,7 +154,7 @@ def test_modulated_norm(getkey):
 
 
 def test_classes(getkey):
-    net = _dit(num_classes=3, label_dropout=0.5)
+    net = _dit(num_classes=3, class_dropout=0.5)
     run, x = _runner(net), jax.random.normal(getkey(), (2, 4, 4), jnp.float32)
     told, untold = run(x, jnp.asarray(1)), run(x, jnp.asarray(3))
     assert _relative(told, untold) > 1e-3

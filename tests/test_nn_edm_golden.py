@@ -108,7 +108,7 @@ def test_state_dict_round_trip(name):
 
 def test_heads_are_interleaved_per_channel():
     # Official qkv rows are (head, c, {q, k, v}); no golden network has two heads.
-    from eqdiff.interop._edm import _qkv
+    from eqdiff.interop.edm._entries import _qkv
 
     weight, bias = _qkv(2)
     names = np.array([f"{p}{h}{c}" for h in "01" for c in "abc" for p in "qkv"])

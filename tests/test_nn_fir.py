@@ -10,7 +10,7 @@ from toys import quick_jit
 
 from eqdiff.nn._embed import fourier_embedding, fourier_frequencies, sinusoidal_embedding
 from eqdiff.nn._fir import downsample, DownsampleConv, filter_axis, upsample, UpsampleConv
-from eqdiff.nn._noise_label import level_number
+from eqdiff.nn._c_noise import level_number
 from eqdiff.nn._norm import InstanceNormPlus
 from eqdiff.nn._resample import average_pool, repeat_pixels
 

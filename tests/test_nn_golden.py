@@ -28,7 +28,7 @@ def _state(name):
 
 def _load(name, dtype):
     config = load_golden_config(name)["kwargs"]
-    net = interop.improved_diffusion_unet(_state(name), config, compute_dtype=dtype)
+    net = interop.openai_unet(_state(name), config, compute_dtype=dtype)
     return jax.tree.map(lambda p: p.astype(dtype) if eqx.is_inexact_array(p) else p, net)
 
 
@@ -68,7 +68,7 @@ def test_outputs_and_gradients(name, dtype):
     assert out.dtype == dtype
     assert_golden(out, name, "io/out")
     assert_golden(grad_x, name, "io/grad_x")
-    gradients = interop.improved_diffusion_state_dict(grad_net)
+    gradients = interop.openai_state_dict(grad_net)
     keys = [key for key in load_golden(name) if key.startswith("grad/")]
     assert len(keys) >= 7
     for key in keys:
@@ -78,7 +78,7 @@ def test_outputs_and_gradients(name, dtype):
 def test_state_dict_round_trip():
     for name in NAMES:
         state = _state(name)
-        again = interop.improved_diffusion_state_dict(_load(name, jnp.float32))
+        again = interop.openai_state_dict(_load(name, jnp.float32))
         assert list(again) == list(state)
         for key, value in state.items():
             np.testing.assert_array_equal(again[key], value)
@@ -92,7 +92,7 @@ def test_wrong_weights_are_all_named():
     state["out.3.bias"] = np.zeros(4, np.float32)
     state["middle_block.1.qkv.weight"] = np.zeros((96, 32), np.float32)
     with pytest.raises(ValueError) as error:
-        interop.improved_diffusion_unet(state, config)
+        interop.openai_unet(state, config)
     message = str(error.value)
     assert "3 problems" in message
     assert "missing out.2.bias (6,)" in message
@@ -104,7 +104,7 @@ def test_wrong_config():
     name = NAMES[2]
     config = load_golden_config(name)["kwargs"]
     with pytest.raises(ValueError, match="num_channels"):
-        interop.improved_diffusion_unet(_state(name), {**config, "num_channels": 32})
+        interop.openai_unet(_state(name), {**config, "num_channels": 32})
     config = {key: value for key, value in config.items() if key != "model_channels"}
     with pytest.raises(ValueError, match=r"missing: \['model_channels'\]"):
-        interop.improved_diffusion_unet(_state(name), config)
+        interop.openai_unet(_state(name), config)

@@ -4,7 +4,6 @@ Float64 tells whether the mathematics is the same (the tolerance is then the off
 float32 is what users run, and what the suite's float32 leg compares.
 """
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,9 +32,9 @@ def _config(name):
 
 def _load(name, dtype=jnp.float32):
     load = (
-        interop.guided_diffusion_unet
+        interop.openai_unet
         if name in (LEGACY, NEW)
-        else interop.guided_diffusion_classifier
+        else interop.openai_classifier
     )
     net = load(_state(name), _config(name), compute_dtype=dtype)
     return jax.tree.map(lambda p: jnp.asarray(np.asarray(p), dtype), net)
@@ -64,7 +63,7 @@ def test_outputs_and_gradients(name):
     assert out.dtype == dtype
     assert_golden(out, name, "io/out")
     assert_golden(grad_x, name, "io/grad_x")
-    gradients = interop.guided_diffusion_state_dict(
+    gradients = interop.openai_state_dict(
         grad_net, use_new_attention_order=_config(name).get("use_new_attention_order", False)
     )
     keys = [key for key in golden if key.startswith("grad/")]
@@ -76,28 +75,17 @@ def test_outputs_and_gradients(name):
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_state_dict_round_trip(name):
     state, new_order = _state(name), _config(name).get("use_new_attention_order", False)
-    again = interop.guided_diffusion_state_dict(_load(name), use_new_attention_order=new_order)
+    again = interop.openai_state_dict(_load(name), use_new_attention_order=new_order)
     assert list(again) == list(state)
     for key, value in state.items():
         np.testing.assert_array_equal(again[key], value)
-
-
-def test_upsamplers_are_improved_diffusions():
-    """The official class is the same in both codes: the recorded network of the one is read as the other's."""
-    name = "public_idiff_sr"
-    config = _config(name)
-    net = interop.guided_diffusion_super_resolution(_state(name), {"image_size": 16, **config})
-    expected = interop.improved_diffusion_super_resolution(_state(name), config)
-    assert eqx.tree_equal(net, expected)
-    again = interop.guided_diffusion_state_dict(net)
-    assert list(again) == list(_state(name))
 
 
 def test_a_wrong_order_is_another_permutation():
     # The orders differ where there are two heads, and each undoes itself alone.
     net = _load(LEGACY)
     legacy, new = (
-        interop.guided_diffusion_state_dict(net, use_new_attention_order=order)
+        interop.openai_state_dict(net, use_new_attention_order=order)
         for order in (False, True)
     )
     differ = {k for k in legacy if not np.array_equal(legacy[k], new[k])}
@@ -150,12 +138,12 @@ def test_heads_have_official_names(pool, name, weights):
             key=key,
         )
     )
-    state = interop.guided_diffusion_state_dict(net)
+    state = interop.openai_state_dict(net)
     found = {k: v.shape for k, v in state.items() if k.startswith("out.")}
     expected = {f"{k}.weight": shape for k, shape in weights.items()}
     expected |= {f"{k}.bias": shape[:1] for k, shape in weights.items()}
     assert found == expected
-    again = interop.guided_diffusion_classifier(state, config)
+    again = interop.openai_classifier(state, config)
     assert jax.tree.structure(again) == jax.tree.structure(net)
     for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(net), strict=True):
         np.testing.assert_array_equal(a, b)

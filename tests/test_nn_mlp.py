@@ -10,7 +10,7 @@ from helpers import randomise
 
 import eqdiff.nn as nn
 from eqdiff.nn._embed import sinusoidal_embedding
-from eqdiff.nn._mlp import _embed_label
+from eqdiff.nn._mlp import _embed_c_noise
 
 
 def _fit(net, labels, x, y, steps=200):
@@ -148,7 +148,7 @@ def test_sinusoids():
 def test_label_embedding_is_as_documented():
     # Highest frequencies: 1 on the label and 2 on arsinh(100 label).
     label = 0.37
-    e = np.asarray(_embed_label(jnp.asarray(label, jnp.float32)))
+    e = np.asarray(_embed_c_noise(jnp.asarray(label, jnp.float32)))
     u = np.arcsinh(100 * label)
     np.testing.assert_allclose([e[0], e[32]], [np.cos(label), np.sin(label)], atol=1e-5)
     np.testing.assert_allclose([e[64], e[72]], [np.cos(2 * u), np.sin(2 * u)], atol=1e-5)

@@ -101,14 +101,18 @@ def test_prefix_and_average():
     state, config = _state(SMALL), load_golden_config(SMALL)
     wrapped = {f"module.{k}": v for k, v in state.items()}
     shadow = [v + 1 for k, v in state.items() if k != "sigmas"]
-    average = interop.score_sde_ema(wrapped, shadow)
-    net = interop.score_sde_network(average, config)
+
+    def load(shadow):
+        checkpoint = {"model": wrapped, "ema": {"shadow_params": shadow}}
+        return interop.score_sde_network(checkpoint, config)
+
+    net = load(shadow)
     for key, value in interop.score_sde_state_dict(net).items():
         np.testing.assert_array_equal(value, state[key] + 1)
     with pytest.raises(ValueError, match="154 trained parameters, the average 153"):
-        interop.score_sde_ema(wrapped, shadow[:-1])
+        load(shadow[:-1])
     with pytest.raises(ValueError, match="all_modules.0.weight has shape"):
-        interop.score_sde_ema(wrapped, shadow[::-1])
+        load(shadow[::-1])
 
 
 def test_fourier_frequencies_are_read_and_no_parameters():

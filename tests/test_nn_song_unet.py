@@ -62,7 +62,7 @@ def test_conditions(getkey, build):
 
 @_BOTH
 def test_dropped_labels_are_no_labels(getkey, build):
-    run, x = _runner(build(num_classes=3, label_dropout=0.5)), _image(getkey)
+    run, x = _runner(build(num_classes=3, class_dropout=0.5)), _image(getkey)
     told, untold = run(x, jnp.asarray(1)), run(x)
     outs = [run(x, jnp.asarray(1), key) for key in jax.random.split(getkey(), 8)]
     dropped = [bool(_relative(out, untold) < 1e-6) for out in outs]

@@ -50,12 +50,12 @@ def _num_parameters(net):
     ],
 )
 def test_cifar10_parameters(options, expected):
-    net = eqx.filter_eval_shape(lambda key: nn.unet_cifar10(**options, key=key), jax.random.key(0))
+    net = eqx.filter_eval_shape(lambda key: nn.presets.iddpm_cifar10(**options, key=key), jax.random.key(0))
     assert _num_parameters(net) == expected
 
 
 def test_cifar10_preset_is_the_readme():
-    net = eqx.filter_eval_shape(lambda key: nn.unet_cifar10(key=key), jax.random.key(0))
+    net = eqx.filter_eval_shape(lambda key: nn.presets.iddpm_cifar10(key=key), jax.random.key(0))
     assert (net.in_channels, net.out_channels, net.dropout) == (3, 6, 0.3)
     # Attention at 16 and 8, and not at 32 or 4.
     has = [[a is not None for a in level.attentions] for level in net.body.encoder]
@@ -67,7 +67,7 @@ def test_cifar10_preset_is_the_readme():
 @pytest.mark.parametrize("learned_variance", [True, False])
 def test_digits(getkey, learned_variance):
     options = dict(learned_variance=learned_variance, num_classes=10)
-    net = random_network(lambda key: nn.unet_digits(**options, key=key))
+    net = random_network(lambda key: nn.presets.iddpm_digits(**options, key=key))
     x = jax.random.normal(getkey(), (1, 8, 8), jnp.float32)
     out = _call(net, 3, x, jnp.asarray(4))
     assert out.shape == (2 if learned_variance else 1, 8, 8)
@@ -126,7 +126,7 @@ def test_dropout_happens_where_there_is_a_key(getkey):
 
 
 def test_dropout_keeps_the_mean(getkey):
-    from eqdiff.nn._dropout import dropout
+    from eqdiff.nn._block import dropout
 
     x = jnp.ones((200, 1000), jnp.float32)
     y = dropout(x, 0.3, getkey())
@@ -268,7 +268,7 @@ def test_bfloat16_is_close_and_keeps_float32_where_it_matters(getkey):
     name = "public_idiff_unet_c"
     golden, config = load_golden(name), load_golden_config(name)["kwargs"]
     state = {k[6:]: v.astype(np.float32) for k, v in golden.items() if k.startswith("state/")}
-    net = interop.improved_diffusion_unet(state, config, compute_dtype=jnp.bfloat16)
+    net = interop.openai_unet(state, config, compute_dtype=jnp.bfloat16)
     t, x, y = (jnp.asarray(golden[f"io/{k}"]) for k in "txy")
     out = eqx.filter_jit(jax.vmap(net))(t.astype(jnp.float32), x, y)
     assert out.dtype == jnp.float32

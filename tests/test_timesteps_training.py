@@ -1,4 +1,4 @@
-"""Strategies that learn while they train: the same on any number of devices and microbatches, and resumed exactly."""
+"""Strategies that learn: the same on any number of devices and microbatches, resumed exactly."""
 
 import equinox as eqx
 import jax
@@ -28,13 +28,14 @@ def loss_fn(net, t, x0, args, *, key):
 
 
 OPTIMISER = optax.sgd(1e-2)
+SCHEDULE = eqd.cosine_schedule(4)
 BATCHES = np.random.default_rng(0).normal(size=(12, 16, 3))
 
 
 def make_state(name, seed=0):
     make = {
-        "official": lambda: eqd.LossSecondMoment(4, history=3, uniform_mix=0.1),
-        "smoothed": lambda: eqd.SmoothedSecondMoment(4),
+        "official": lambda: eqd.LossSecondMoment(SCHEDULE, history=3, uniform_mix=0.1),
+        "smoothed": lambda: eqd.SmoothedSecondMoment(SCHEDULE),
     }[name]
     net = Scale(jnp.zeros(3))
     return train.init(net, OPTIMISER, timesteps=make(), ema=(), key=jax.random.key(seed))
@@ -60,7 +61,7 @@ def plainly_trained():
     ids=["2 devices", "2 microbatches", "4 microbatches"],
 )
 def test_devices_and_microbatches_change_nothing(name, options, plainly_trained):
-    """The strategy is told all losses of the batch at once, in its order, however they were computed."""
+    """A strategy is updated with all losses of a batch at once, in its order."""
     options = dict(options)
     if options.pop("mesh", False):
         options["mesh"] = train.data_mesh()

@@ -17,11 +17,14 @@ import optax
 import pytest
 
 from eqdiff import train
+from eqdiff._process import AbstractProcess, VPSDE
 from eqdiff._timesteps import AbstractTimesteps
 
 
 class Counting(AbstractTimesteps):
     """Draws times that depend on every loss it has seen."""
+
+    process: AbstractProcess = VPSDE()
 
     def init(self):
         return jnp.zeros(())
@@ -49,7 +52,7 @@ class Net(eqx.Module):
     counter: jax.Array
 
 
-def make_state(seed=0, width=3, ema=(0.9, train.EMAWarmup(0.99))):
+def make_state(seed=0, width=3, ema=(0.9, train.EMA(0.99))):
     key = jax.random.key(seed)
     linear = eqx.nn.Linear(width, width, dtype=jnp.float32, key=key)
     net = Net(linear, eqx.nn.Dropout(0.5), jnp.zeros((0, 3)), jnp.asarray(7))

@@ -6,27 +6,33 @@ import numpy as np
 import pytest
 
 from eqdiff import train
+from eqdiff._process import cosine_schedule, VPSDE
 from eqdiff.train._metrics import quartile_metrics, quartiles
 
 
 @pytest.mark.parametrize("num_steps", [4, 10, 1000, 4000, 3])
-def test_quartiles_of_a_chain(num_steps):
+def test_quartiles_of_a_schedule(num_steps):
     """The official rule, `int(4 * t / T)`."""
     t = np.arange(num_steps)
     expected = [int(4 * s / num_steps) for s in t]
-    np.testing.assert_array_equal(quartiles(jnp.asarray(t, jnp.int32), (0, num_steps)), expected)
+    found = quartiles(jnp.asarray(t, jnp.int32), cosine_schedule(num_steps))
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_quartiles_of_an_interval():
-    t = jnp.asarray([1.0, 1.49, 1.51, 1.99, 2.01, 2.49, 2.51, 3.0])
+    t = jnp.asarray([0.2, 0.29, 0.31, 0.39, 0.41, 0.49, 0.51, 0.6])
     expected = [0, 0, 1, 1, 2, 2, 3, 3]
-    np.testing.assert_array_equal(quartiles(t, (1.0, 3.0)), expected)
-    np.testing.assert_array_equal(quartiles(t, (jnp.asarray(1.0), jnp.asarray(3.0))), expected)
+    np.testing.assert_array_equal(quartiles(t, VPSDE(t0=0.2, t1=0.6)), expected)
+
+
+def test_quartiles_between_the_steps_of_a_schedule():
+    t = jnp.asarray([0.0, 1.9, 2.1, 3.9, 4.1, 5.9, 6.1, 7.0])
+    np.testing.assert_array_equal(quartiles(t, cosine_schedule(8)), [0, 0, 1, 1, 2, 2, 3, 3])
 
 
 def _metrics(t, loss, *, nonfinite=False):
     loss = jnp.asarray(loss)
-    sums, counts = quartile_metrics(jnp.asarray(t, jnp.int32), {"loss": loss}, (0, 8))
+    sums, counts = quartile_metrics(jnp.asarray(t, jnp.int32), {"loss": loss}, cosine_schedule(8))
     mean = jnp.mean(loss)
     return train.StepMetrics(mean, {"a": 2 * mean}, mean, jnp.asarray(nonfinite), sums, counts)
 
@@ -57,8 +63,8 @@ def test_nan_stays_in_its_quarter():
 
 
 def test_quartiles_can_be_traced():
-    t = jnp.asarray([0, 9], jnp.int32)
-    sums, counts = jax.jit(lambda t: quartile_metrics(t, {"x": jnp.ones(2)}, (0, 10)))(t)
+    t, process = jnp.asarray([0, 9], jnp.int32), cosine_schedule(10)
+    sums, counts = jax.jit(lambda t: quartile_metrics(t, {"x": jnp.ones(2)}, process))(t)
     np.testing.assert_array_equal(counts, [1, 0, 0, 1])
     np.testing.assert_array_equal(sums["x"], [1, 0, 0, 1])
 

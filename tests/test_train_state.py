@@ -1,5 +1,9 @@
 """The state and its moving averages, against the official implementations' numbers."""
 
+import math
+import pathlib
+import re
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -8,14 +12,21 @@ import optax
 import pytest
 from helpers import assert_golden, load_golden
 
+import eqdiff
 from eqdiff import train
+from eqdiff._process import cosine_schedule
 from eqdiff._timesteps import Uniform
 from eqdiff.train._ema import ema_update
 
 
+ROOT = pathlib.Path(__file__).parent.parent
+
+
 def make_state(key, **options):
     net = eqx.nn.Linear(2, 2, key=key)
-    return train.init(net, optax.adam(1e-3), timesteps=Uniform(10), key=key, **options)
+    return train.init(
+        net, optax.adam(1e-3), timesteps=Uniform(cosine_schedule(10)), key=key, **options
+    )
 
 
 def test_ema_golden():
@@ -45,6 +56,40 @@ def test_ema_warmup_ends():
     np.testing.assert_allclose(gains, [9 / 11, 0.25, 0.25, 0.25])
 
 
+def left_of_the_start(rule, num_steps):
+    """The share of the untrained network in the average: that of parameters 1 which become 0."""
+    average = jnp.ones((), jnp.float32)
+    step = jax.jit(lambda average, n: ema_update(rule, average, jnp.zeros_like(average), n))
+    for n in range(1, num_steps + 1):
+        average = step(average, jnp.asarray(n))
+    return float(average)
+
+
+def test_what_is_left_of_the_untrained_network():
+    """Equations (2) and (3) of `_ema.py`."""
+    np.testing.assert_allclose(left_of_the_start(train.EMA(0.99), 100), 0.99**100, rtol=1e-5)
+    for n in (1, 10, 30):
+        exact = math.factorial(10) * math.factorial(n + 1) / math.factorial(n + 10)
+        np.testing.assert_allclose(left_of_the_start(train.EMAWarmup(0.999), n), exact, rtol=1e-5)
+
+
+def documented_runs():
+    """The averages and number of steps of every program in the documentation that samples one."""
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.S):
+            ema, steps = re.search(r"ema=(\(.*?,\))", block), re.search(r"range\((\d+)\)", block)
+            if ema and steps and "ema_net" in block:
+                yield page.name, ema[1], int(steps[1])
+
+
+def test_averages_in_the_documentation_are_of_trained_networks(getkey):
+    runs = list(documented_runs())
+    assert {"README.md", "getting-started.md"} <= {name for name, *_ in runs}
+    for name, ema, num_steps in runs:
+        for rule in make_state(getkey(), ema=eval(ema, {"eqd": eqdiff})).ema_rules:
+            assert left_of_the_start(rule, num_steps) < 0.05, (name, ema)
+
+
 def test_ema_keeps_what_never_moves():
     constant = jnp.asarray(np.random.default_rng(0).normal(size=100), jnp.float32)
     average = constant
@@ -61,8 +106,8 @@ def test_ema_rates(rule, rate):
 
 
 def test_several_averages(getkey):
-    state = make_state(getkey(), ema=(0.999, train.EMAWarmup(0.9)))
-    assert state.ema_rules == (train.EMA(0.999), train.EMAWarmup(0.9))
+    state = make_state(getkey(), ema=(0.999, train.EMA(0.9)))
+    assert state.ema_rules == (train.EMAWarmup(0.999), train.EMA(0.9))
     x = jnp.ones(2)
     for index in (0, 1, -1):
         np.testing.assert_array_equal(state.ema_net(index)(x), state.net(x))
@@ -100,10 +145,15 @@ def test_old_style_keys_are_taken(getkey):
 def test_rbg_keys_are_refused():
     net = eqx.nn.Linear(2, 2, key=jax.random.key(0))
     with pytest.raises(ValueError, match="threefry2x32"):
-        train.init(net, optax.sgd(1.0), timesteps=Uniform(10), key=jax.random.key(0, impl="rbg"))
+        train.init(
+            net,
+            optax.sgd(1.0),
+            timesteps=Uniform(cosine_schedule(10)),
+            key=jax.random.key(0, impl="rbg"),
+        )
 
 
 def test_narrow_parameters_are_refused(getkey):
     net = eqx.nn.Linear(2, 2, dtype=jnp.bfloat16, key=getkey())
     with pytest.raises(ValueError, match=r"net\.weight is bfloat16"):
-        train.init(net, optax.sgd(1.0), timesteps=Uniform(10), key=getkey())
+        train.init(net, optax.sgd(1.0), timesteps=Uniform(cosine_schedule(10)), key=getkey())

@@ -9,16 +9,22 @@ import pytest
 from conftest import X64
 
 from eqdiff import train
-from eqdiff._process import VPSDE
+from eqdiff._denoiser import Denoiser
+from eqdiff._parameterisation import PredictNoise
+from eqdiff._predict import predict
+from eqdiff._process import AbstractProcess, cosine_schedule, linear_schedule, VPSDE
 from eqdiff._timesteps import AbstractTimesteps, LowDiscrepancy, Uniform
 
 
 STEPS = 100
+SCHEDULE = linear_schedule(STEPS)
 TOLERANCE = 1e-12 if X64 else 2e-6
 
 
 class Weighted(AbstractTimesteps):
-    """Times of unequal probability whose state is all that it was told."""
+    """Times of unequal probability whose state is the last update."""
+
+    process: AbstractProcess = SCHEDULE
 
     def init(self):
         return {"t": jnp.zeros(8, jnp.int32), "losses": jnp.zeros(8)}
@@ -85,13 +91,13 @@ def expected_loss(net, state, batch):
 @pytest.mark.slow
 def test_one_step_of_gradient_descent(getkey):
     net, key, batch = make_net(getkey()), getkey(), make_batch(getkey())
-    optimiser = optax.sgd(0.1)
-    start = train.init(net, optimiser, timesteps=Weighted(), ema=(0.75,), key=key)
+    optimiser, ema = optax.sgd(0.1), (train.EMA(0.75),)
+    start = train.init(net, optimiser, timesteps=Weighted(), ema=ema, key=key)
     loss, (t, losses) = expected_loss(net, start, batch)
     gradient = eqx.filter_grad(lambda net: expected_loss(net, start, batch)[0])(net)
     norm = np.sqrt(sum(float(jnp.sum(g**2)) for g in jax.tree.leaves(gradient)))
 
-    state, (metrics,) = run(net, key, [batch], optimiser=optimiser, ema=(0.75,))
+    state, (metrics,) = run(net, key, [batch], optimiser=optimiser, ema=ema)
     stepped = eqx.apply_updates(net, jax.tree.map(lambda g: -0.1 * g, gradient))
     assert_same(state.net, stepped, tolerance=TOLERANCE)
     averaged = jax.tree.map(
@@ -101,7 +107,7 @@ def test_one_step_of_gradient_descent(getkey):
     assert int(state.step) == 1
     np.testing.assert_allclose(metrics.loss, loss, rtol=10 * TOLERANCE)
     np.testing.assert_allclose(metrics.grad_norm, norm, rtol=10 * TOLERANCE)
-    # The strategy is told unweighted losses, in the order of the batch.
+    # The strategy's update receives unweighted losses, in the order of the batch.
     np.testing.assert_array_equal(state.timestep_state["t"], t)
     np.testing.assert_allclose(state.timestep_state["losses"], losses, rtol=10 * TOLERANCE)
 
@@ -141,7 +147,7 @@ def test_work_is_split_between_devices(getkey):
         return loss, terms
 
     optimiser = optax.adam(1e-2)
-    state = train.init(make_net(getkey()), optimiser, timesteps=Uniform(STEPS), key=getkey())
+    state = train.init(make_net(getkey()), optimiser, timesteps=Uniform(SCHEDULE), key=getkey())
     step = train.make_step(spy, optimiser, mesh=train.data_mesh())
     step(state, make_batch(getkey()))
     assert seen and all(s.shard_shape((8, 3)) == (4, 3) for s in seen)
@@ -158,14 +164,14 @@ def test_compiled_once_and_state_is_donated(mesh, getkey):
 
     net, batch, optimiser = make_net(getkey()), make_batch(getkey()), optax.adam(1e-2)
     mesh = None if mesh is None else train.data_mesh()
-    first = train.init(net, optimiser, timesteps=Uniform(STEPS), ema=(0.9, 0.5), key=getkey())
+    first = train.init(net, optimiser, timesteps=Uniform(SCHEDULE), ema=(0.9, 0.5), key=getkey())
     step = train.make_step(counting, optimiser, mesh=mesh)
     second, _ = step(first, batch)
     third, _ = step(second, batch)
     fourth, metrics = step(third, batch)
     assert len(traces) == 1
     assert all(x.is_deleted() for x in jax.tree.leaves(eqx.filter(third.net, eqx.is_array)))
-    # What was made from is untouched, and what came out can be used.
+    # The network given to init is untouched, and the new state can be used.
     assert np.isfinite(net(batch[0][0])).all() and np.isfinite(fourth.ema_net(1)(batch[0][0])).all()
     assert np.isfinite(metrics.loss)
 
@@ -201,7 +207,9 @@ def test_gradient_norm_is_before_clipping(getkey):
     np.testing.assert_allclose(optax.tree.norm(moved), 1e-3, rtol=1e-4)
 
 
-@pytest.mark.parametrize("timesteps", [Uniform(STEPS), LowDiscrepancy(STEPS), Uniform(VPSDE())])
+@pytest.mark.parametrize(
+    "timesteps", [Uniform(SCHEDULE), LowDiscrepancy(SCHEDULE), Uniform(VPSDE())]
+)
 def test_quartiles(timesteps, getkey):
     batch = make_batch(getkey(), 16)
     state, (metrics,) = run(make_net(getkey()), getkey(), [batch], timesteps=timesteps)
@@ -212,21 +220,54 @@ def test_quartiles(timesteps, getkey):
     counts = np.bincount([int(4 * u) for u in np.asarray(unit)], minlength=4)
     np.testing.assert_array_equal(metrics.quartile_counts, counts)
     # All weights are 1 here, so the quarters add up to the mean.
-    np.testing.assert_allclose(np.sum(metrics.quartile_sums["loss"]) / 16, metrics.loss, rtol=1e-5)
-    np.testing.assert_allclose(
-        np.sum(metrics.quartile_sums["error"]) / 16, metrics.terms["error"], rtol=1e-5
-    )
+    for name, whole in {"loss": metrics.loss, **metrics.terms}.items():
+        np.testing.assert_allclose(np.sum(metrics.quartile_sums[name]) / 16, whole, rtol=1e-5)
 
 
-def test_quartiles_of_times_without_a_domain(getkey):
-    net, key, batches = make_net(getkey()), getkey(), [make_batch(getkey())]
-    _, (metrics,) = run(net, key, batches)
-    assert metrics.quartile_sums == {}
-    _, (metrics,) = run(net, key, batches, interval=(0, STEPS))
-    assert int(metrics.quartile_counts.sum()) == 8 and set(metrics.quartile_sums) == {
-        "loss",
-        "error",
-    }
+def denoising_loss(process):
+    def loss_fn(net, t, x0, args, *, key):
+        denoiser = Denoiser(lambda c_noise, x, args, *, key: net(x), process, PredictNoise())
+        return jnp.mean(predict(denoiser, t, x0, args, key=key).noise ** 2), {}
+
+    return loss_fn
+
+
+def one_step(loss_process, timesteps_process, key, **options):
+    optimiser, net = optax.sgd(0.1), make_net(key)
+    state = train.init(net, optimiser, timesteps=Uniform(timesteps_process), key=key)
+    step = train.make_step(denoising_loss(loss_process), optimiser, **options)
+    return step(state, make_batch(key))[1]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(
+    "drawn, used",
+    [
+        (linear_schedule(4000), linear_schedule(1000)),
+        (cosine_schedule(STEPS), SCHEDULE),
+        (VPSDE(), VPSDE(0.1, 10.0)),
+        (VPSDE(), SCHEDULE),
+        (SCHEDULE, VPSDE()),
+    ],
+    ids=["longer", "other steps", "other rates", "steps of an SDE", "SDE at steps"],
+)
+def test_a_loss_on_another_process_is_refused(drawn, used, accumulate, getkey):
+    """`Uniform(4000)` on a schedule of 1000 steps once trained in silence, on clamped tables."""
+    with pytest.raises(ValueError, match="process|schedule"):
+        one_step(used, drawn, getkey(), accumulate=accumulate)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: linear_schedule(STEPS),
+        lambda: VPSDE(),
+        lambda: VPSDE(jnp.asarray(0.1), jnp.asarray(20.0)),
+    ],
+    ids=["schedule", "SDE", "SDE of arrays"],
+)
+def test_a_loss_on_an_equal_process_trains(make, getkey):
+    assert np.isfinite(one_step(make(), make(), getkey()).loss)
 
 
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
@@ -292,7 +333,7 @@ def test_wrong_batches(batch, message, getkey):
 )
 def test_wrong_losses(out, message, getkey):
     optimiser = optax.sgd(0.1)
-    state = train.init(make_net(getkey()), optimiser, timesteps=Uniform(STEPS), key=getkey())
+    state = train.init(make_net(getkey()), optimiser, timesteps=Uniform(SCHEDULE), key=getkey())
     step = train.make_step(lambda net, t, x0, args, *, key: out(net(x0)), optimiser)
     with pytest.raises(ValueError, match=message):
         step(state, make_batch(getkey()))

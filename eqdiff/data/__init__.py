@@ -9,12 +9,19 @@ on which the discretised decoder of $L_0$ and every dequantisation are defined. 
 NumPy: nothing touches an accelerator. Needs `pip install 'eqdiff[data]'`.
 """
 
-from ._cifar10 import cifar10 as cifar10, find_cifar10 as find_cifar10
-from ._dataset import Dataset as Dataset
+from ._cifar10 import (
+    cifar10 as cifar10,
+    DownloadError as DownloadError,
+    fetch_cifar10 as fetch_cifar10,
+    find_cifar10 as find_cifar10,
+)
 from ._digits import digits as digits
-from ._download import DownloadError as DownloadError, fetch_cifar10 as fetch_cifar10
 from ._folder import FolderSource as FolderSource, image_folder as image_folder
 from ._loader import Loader as Loader, loader as loader
 from ._picture import write_grid as write_grid
 from ._pixels import normalise as normalise, to_uint8 as to_uint8
-from ._source import AbstractSource as AbstractSource, ArraySource as ArraySource
+from ._source import (
+    AbstractSource as AbstractSource,
+    ArraySource as ArraySource,
+    Dataset as Dataset,
+)

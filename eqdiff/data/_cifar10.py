@@ -1,29 +1,54 @@
-"""CIFAR-10 in its official binary form.
+"""CIFAR-10 in its official binary form: found, downloaded, read.
 
 Each of six files is a row of records of 3,073 bytes: a label from 0 to 9, then 1,024 red, 1,024
 green and 1,024 blue pixels in row-major order (Krizhevsky 2009,
-<https://www.cs.toronto.edu/~kriz/cifar.html>). The official files hold 10,000 records; ours may
+<https://www.cs.toronto.edu/~kriz/cifar.html>). The official files hold 10,000 records; yours may
 hold fewer, so that a subset reads like the whole.
+
+A download is all or nothing. It happens in a temporary folder next to the target: the archive is
+checked against its MD5, only files with known names are extracted, and one rename makes the result
+visible. An interrupted or refused download, a wrong archive or a full disk leave the directory as
+it was.
 """
 
+import contextlib
+import hashlib
+import http.client
 import os
+import shutil
+import tarfile
+import tempfile
+import urllib.request
+import zlib
 from pathlib import Path
 
 import numpy as np
 
-from ._dataset import Dataset
-from ._download import fetch_cifar10
-from ._files import CLASS_NAMES, default_directory, FOLDER, TEST_FILES, TRAIN_FILES
-from ._source import ArraySource
+from .._require import require
+from ._source import ArraySource, Dataset
 
 
+_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
+_CHUNK = 1 << 16
+
+_FOLDER = "cifar-10-batches-bin"
+_TRAIN = tuple(f"data_batch_{k}.bin" for k in range(1, 6))
+_TEST = ("test_batch.bin",)
+_FILES = _TRAIN + _TEST
+_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck"
 _RECORD = 1 + 3 * 32 * 32
 
 
+def _default_directory() -> Path:
+    """`eqdiff` in the user's cache directory (XDG Base Directory Specification)."""
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "eqdiff"
+
+
 def _locate(directory: str | os.PathLike | None) -> tuple[Path, list[str]]:
-    root = default_directory() if directory is None else Path(directory).expanduser()
-    names = TRAIN_FILES + TEST_FILES
-    found = {c: [n for n in names if not (c / n).is_file()] for c in (root, root / FOLDER)}
+    root = _default_directory() if directory is None else Path(directory).expanduser()
+    found = {c: [n for n in _FILES if not (c / n).is_file()] for c in (root, root / _FOLDER)}
     folder = min(found, key=lambda c: len(found[c]))
     return folder, found[folder]
 
@@ -31,7 +56,7 @@ def _locate(directory: str | os.PathLike | None) -> tuple[Path, list[str]]:
 def _missing_message(folder: Path, missing: list[str]) -> str:
     return (
         f"no complete CIFAR-10 in {folder}: missing {', '.join(missing)}. Pass the directory that "
-        f"holds {FOLDER}, or download it into an empty one with "
+        f"holds {_FOLDER}, or download it into an empty one with "
         "eqdiff.data.fetch_cifar10(directory)"
     )
 
@@ -86,6 +111,128 @@ def _read(folder: Path, names: tuple[str, ...]) -> ArraySource:
     return ArraySource(images, labels)
 
 
+class DownloadError(ConnectionError):
+    """A download failed: no connection, an interrupted one, or not the file that was expected."""
+
+
+def _save(response, path: Path, *, progress: bool) -> tuple[str, int]:
+    length = response.headers.get("Content-Length")
+    digest, size = hashlib.md5(usedforsecurity=False), 0
+    bar = require("tqdm", "eqdiff.data.fetch_cifar10", extra="data").tqdm(
+        total=None if length is None else int(length),
+        desc="CIFAR-10",
+        unit="B",
+        unit_scale=True,
+        unit_divisor=1024,
+        disable=not progress,
+    )
+    with bar, open(path, "wb") as file:
+        while chunk := response.read(_CHUNK):
+            file.write(chunk)
+            digest.update(chunk)
+            size += len(chunk)
+            bar.update(len(chunk))
+    return digest.hexdigest(), size
+
+
+def _extract(archive: Path, into: Path) -> list[str]:
+    """Takes the known files out of the archive; returns the names that it lacks."""
+    wanted = {f"{_FOLDER}/{name}" for name in _FILES}
+    optional = {f"{_FOLDER}/batches.meta.txt", f"{_FOLDER}/readme.html"}
+    with tarfile.open(archive, "r:gz") as tar:
+        for member in tar:
+            # Known names of regular files only: a path that climbs out, a link or a device is never
+            # written.
+            if member.isreg() and member.name in wanted | optional:
+                tar.extract(member, into, filter="data")
+                wanted.discard(member.name)
+    return sorted(wanted)
+
+
+def _install(source: Path, target: Path) -> None:
+    try:
+        source.rename(target)
+    except OSError:
+        # Another process may have finished first; whatever is there now is its complete download.
+        if not all((target / name).is_file() for name in _FILES):
+            raise
+
+
+@contextlib.contextmanager
+def _scratch(parent: Path):
+    """A temporary folder in `parent`, which is created if need be; an error leaves neither."""
+    made = [p for p in (parent, *parent.parents) if not p.exists()]
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".cifar10-", dir=parent))
+        try:
+            yield scratch
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    except BaseException:
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise
+
+
+def fetch_cifar10(
+    directory: str | os.PathLike | None = None,
+    *,
+    url: str = _URL,
+    md5: str = _MD5,
+    timeout: float = 5.0,
+    progress: bool = True,
+) -> Path:
+    """Downloads CIFAR-10's official binary archive (170 MB) and unpacks it.
+
+    **Arguments:**
+
+    - `directory`: where to put the folder `cifar-10-batches-bin` (or that folder itself). Default:
+        `eqdiff` in `$XDG_CACHE_HOME`, or in `~/.cache`.
+    - `url`, `md5`: of the archive; change them for a mirror.
+    - `timeout`: seconds without an answer after which to give up.
+    - `progress`: whether to show a progress bar.
+
+    **Returns:** the folder with the files.
+
+    **Raises:** [`eqdiff.data.DownloadError`][] if the archive cannot be downloaded or is not the
+    right one, and `FileExistsError` if the folder already holds something. Either way nothing is
+    left behind.
+    """
+    root = _default_directory() if directory is None else Path(directory).expanduser()
+    target = root if root.name == _FOLDER else root / _FOLDER
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise FileExistsError(
+            f"{target} already exists and nothing is overwritten: read it with "
+            "eqdiff.data.cifar10, or remove it to download again"
+        )
+    # A new opener reads the present proxy settings; urlopen's hidden global one keeps those of its
+    # first call.
+    opener = urllib.request.build_opener()
+    try:
+        with opener.open(url, timeout=timeout) as response, _scratch(target.parent) as scratch:
+            archive = scratch / "archive.tar.gz"
+            found, size = _save(response, archive, progress=progress)
+            if found != md5:
+                raise DownloadError(
+                    f"{url} gave {size} bytes with MD5 {found}, expected {md5}: the download was "
+                    "interrupted or the file is another; try again or pass a mirror's url="
+                )
+            if missing := _extract(archive, scratch):
+                raise DownloadError(f"the archive {url} lacks {', '.join(missing)}")
+            _install(scratch / _FOLDER, target)
+    except DownloadError:
+        raise
+    except (OSError, http.client.HTTPException, tarfile.TarError, EOFError, zlib.error) as error:
+        reason = str(error) or type(error).__name__
+        raise DownloadError(
+            f"could not download CIFAR-10 from {url} to {target} ({reason}): put the folder "
+            f"{_FOLDER} somewhere and pass directory=, or try again"
+        ) from error
+    return target
+
+
 def cifar10(
     directory: str | os.PathLike | None = None, *, download: bool = True
 ) -> Dataset[ArraySource]:
@@ -97,8 +244,7 @@ def cifar10(
 
     - `directory`: the folder `cifar-10-batches-bin` itself or the one that holds it. Default:
         `eqdiff` in `$XDG_CACHE_HOME`, or in `~/.cache`.
-    - `download`: whether to fetch the official archive (170 MB) if there is not one of its files
-        yet.
+    - `download`: whether to fetch the official archive (170 MB) if none of its files is there.
 
     **Returns:** a [`eqdiff.data.Dataset`][], held in memory.
 
@@ -108,23 +254,17 @@ def cifar10(
 
     ??? cite "Reference"
 
-        ```bibtex
-        @techreport{krizhevsky2009learning,
-            author={Krizhevsky, Alex},
-            title={Learning Multiple Layers of Features from Tiny Images},
-            institution={University of Toronto},
-            year={2009},
-        }
-        ```
+        Krizhevsky, *Learning Multiple Layers of Features from Tiny Images*, University of Toronto,
+        2009.
     """
     folder, missing = _locate(directory)
-    if missing and download and len(missing) == len(TRAIN_FILES + TEST_FILES):
+    if missing and download and len(missing) == len(_FILES):
         folder = fetch_cifar10(directory)
     elif missing:
         raise FileNotFoundError(_missing_message(folder, missing))
     return Dataset(
         name="cifar10",
-        train=_read(folder, TRAIN_FILES),
-        test=_read(folder, TEST_FILES),
-        class_names=CLASS_NAMES,
+        train=_read(folder, _TRAIN),
+        test=_read(folder, _TEST),
+        class_names=tuple(_CLASSES.split()),
     )

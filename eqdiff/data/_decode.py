@@ -15,15 +15,19 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from ._require import require
+from .._require import require
 
 
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _ORIENTATION = 0x0112
 
 
+def _pillow(module: str) -> Any:
+    return require(f"PIL.{module}", "eqdiff.data.image_folder", extra="data")
+
+
 def _num_channels(image: Any) -> int:
-    """The number of channels an image has by itself, from its header alone."""
+    """The number of channels an image has, from its header alone."""
     if image.mode == "F":
         raise ValueError("it holds floats, expected 8- or 16-bit integers")
     if image.mode in ("1", "L") or image.mode.startswith("I"):
@@ -37,10 +41,10 @@ def _num_channels(image: Any) -> int:
 def inspect(path: Path) -> tuple[int, int, int]:
     """`(channels, height, width)` of an image file as it will be decoded, without decoding it."""
     try:
-        with require("PIL.Image").open(path) as image:
+        with _pillow("Image").open(path) as image:
             channels = _num_channels(image)
             width, height = image.size
-            # Asking a PNG for EXIF that its header does not announce would decode the whole file.
+            # Reading EXIF that a PNG's header does not announce would decode the whole file.
             asks = image.format != "PNG" or "exif" in image.info
             turned = asks and image.getexif().get(_ORIENTATION, 1) >= 5
     except ImportError:
@@ -59,16 +63,16 @@ def _to_8_bits(image: Any) -> Any:
     if values.min() < 0 or values.max() > 65535:
         low, high = values.min(), values.max()
         raise ValueError(f"it holds grey values from {low} to {high}, expected 0 to 65535")
-    return require("PIL.Image").fromarray(((values + 128) // 257).astype(np.uint8))
+    return _pillow("Image").fromarray(((values + 128) // 257).astype(np.uint8))
 
 
 def _to_channels(image: Any, channels: int) -> Any:
-    Image = require("PIL.Image")
+    Image = _pillow("Image")
     has = _num_channels(image)
     image = _to_8_bits(image) if image.mode.startswith("I") else image.convert(_MODES[has])
     if has in (2, 4) and channels in (1, 3):
-        # What lies under transparent pixels is arbitrary, so it must not show (the official code
-        # lets it).
+        # The colours under transparent pixels are arbitrary and must not show (the official code
+        # lets them).
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image.convert("RGBA"))
     return image.convert(_MODES[channels])
@@ -76,7 +80,7 @@ def _to_channels(image: Any, channels: int) -> Any:
 
 def resize(image: Any, height: int, width: int) -> Any:
     """Box-halves, resizes bicubically and crops the centre of a Pillow image."""
-    Image = require("PIL.Image")
+    Image = _pillow("Image")
     while image.width >= 2 * width and image.height >= 2 * height:
         half = (image.width // 2, image.height // 2)
         image = image.resize(half, resample=Image.Resampling.BOX)
@@ -93,8 +97,8 @@ def decode(
     """Reads an image file as uint8 of a given shape; an error names the file."""
     channels, height, width = shape
     try:
-        with require("PIL.Image").open(path) as image:
-            image = require("PIL.ImageOps").exif_transpose(image)
+        with _pillow("Image").open(path) as image:
+            image = _pillow("ImageOps").exif_transpose(image)
             image = _to_channels(image, channels)
     except ImportError:
         raise

@@ -8,16 +8,14 @@ wrong likelihood shows.
 import numpy as np
 from jaxtyping import Integer
 
-from ._dataset import Dataset
-from ._require import require
-from ._source import ArraySource
+from .._require import require
+from ._source import ArraySource, Dataset
 
 
 def _stratified_test_indices(
     labels: Integer[np.ndarray, " n"], test_size: int, seed: int
 ) -> Integer[np.ndarray, " test"]:
-    # RandomState rather than Generator: its streams are frozen for good (NEP 19), and so is the
-    # split.
+    # RandomState, not Generator: its streams are frozen for good (NEP 19), and so is the split.
     rng = np.random.RandomState(seed)
     members = [rng.permutation(np.flatnonzero(labels == k)) for k in np.unique(labels)]
     ideal = np.array([len(m) * test_size / len(labels) for m in members])
@@ -41,18 +39,14 @@ def digits(*, test_size: int = 300, seed: int = 0) -> Dataset[ArraySource]:
 
     **Returns:** a [`eqdiff.data.Dataset`][].
 
+    **Raises:** `ImportError` without scikit-learn; `ValueError` for a `test_size` out of range.
+
     ??? cite "Reference"
 
-        ```bibtex
-        @misc{alpaydin1998digits,
-            author={Alpaydin, E. and Kaynak, C.},
-            title={Optical Recognition of Handwritten Digits},
-            howpublished={UCI Machine Learning Repository},
-            year={1998},
-        }
-        ```
+        Alpaydin & Kaynak, *Optical Recognition of Handwritten Digits*, UCI Machine Learning
+        Repository, 1998.
     """
-    bunch = require("sklearn.datasets").load_digits()
+    bunch = require("sklearn.datasets", "eqdiff.data.digits", extra="data").load_digits()
     images = bunch.images.astype(np.uint8)[:, None]
     labels = bunch.target.astype(np.int32)
     if not 0 <= test_size < len(labels):

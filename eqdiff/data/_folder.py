@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Integer
 
-from ._dataset import Dataset
 from ._decode import decode, inspect
-from ._source import AbstractSource
+from ._source import AbstractSource, Dataset
 
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
@@ -38,7 +37,7 @@ class FolderSource(AbstractSource):
 
         - `paths`, `labels`: one file and one integer per example.
         - `shape`: `(channels, height, width)` of every image.
-        - `resizes`: whether to bring images to that height and width, rather than to insist on it.
+        - `resizes`: whether to resize images to that height and width, or to insist on it.
         """
         if len(paths) != len(labels):
             raise ValueError(
@@ -67,8 +66,7 @@ class FolderSource(AbstractSource):
 
 def _find(root: Path) -> list[Path]:
     found, visited = [], set()
-    # Data sets are often put together from links to folders; a set of visited ones guards against a
-    # circle.
+    # Data sets are often assembled from links to folders; remembering those visited breaks cycles.
     for folder, folders, names in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
         if real in visited:
@@ -143,7 +141,7 @@ def image_folder(
     """All images of a folder and its sub-folders, 256 grey levels.
 
     PNG, JPEG, BMP, WebP, GIF (its first frame) and TIFF files are read; hidden files are not.
-    Photographs are turned the way their EXIF orientation says. If no image lies directly in
+    Photographs are rotated as their EXIF orientation says. If no image lies directly in
     `directory`, each first-level sub-folder is a class, in alphabetical order; otherwise there are
     no classes and every label is 0.
 
@@ -160,8 +158,8 @@ def image_folder(
     - `test_fraction`: the share of test images, drawn at random; at least one image unless it is 0.
     - `seed`: of the split.
 
-    If both `image_size` and `channels` are given no file is opened until it is needed: for a large
-    folder that saves a scan of all headers.
+    If both `image_size` and `channels` are given, no file is opened until it is needed, which saves
+    a scan of all headers in a large folder.
 
     **Returns:** a [`eqdiff.data.Dataset`][] whose images are decoded on access.
 

@@ -1,7 +1,7 @@
-r"""Batches in a random order that can be left and taken up again exactly.
+r"""Batches in a random order that can be resumed exactly.
 
-The order is one endless *stream*: epoch after epoch, each a fresh permutation of the data set. What
-stands at position $p$ of the stream, and whether it is flipped, is a function of $(p, \text{seed})$
+The order is one endless *stream*: epoch after epoch, each a fresh permutation of the data set. The
+example at position $p$ of the stream, and whether it is flipped, depends on $(p, \text{seed})$
 alone,
 
 $$\text{index}(p) = \pi_{\lfloor p / n \rfloor}(p \bmod n), \tag{1}$$
@@ -9,7 +9,7 @@ $$\text{index}(p) = \pi_{\lfloor p / n \rfloor}(p \bmod n), \tag{1}$$
 with $\pi_e$ a pseudo-random permutation that is evaluated pointwise (grain's index shuffle: no
 table of $n$ entries). Process $i$ of $m$ reads positions $i, i + m, i + 2m, \dots$, so that the
 processes' $k$-th batches together are the $k$-th window of the stream, whatever $m$. The whole
-state of a loader is hence one number, its position.
+state of a loader is therefore one number, its position.
 """
 
 import os
@@ -20,8 +20,8 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float32, Int, Int32
 
+from .._require import require
 from ._pixels import normalise
-from ._require import require
 from ._source import AbstractSource, ArraySource
 
 
@@ -33,8 +33,8 @@ _ENDLESS = 2**53
 def _coin(seed: int, positions: Int[np.ndarray, " batch"]) -> Bool[np.ndarray, " batch"]:
     """A fair coin per position of the stream: the top bit of SplitMix64 (Steele, Lea & Flood 2014).
 
-    A counter-based generator gives each position its coin independently of batch size and of where
-    one resumes.
+    A counter-based generator gives each position its coin whatever the batch size and wherever one
+    resumes.
     """
     key = np.random.SeedSequence([seed, 1]).generate_state(1, np.uint64)
     z = key + positions.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
@@ -66,8 +66,7 @@ class Loader:
     ):
         self._source = source
         self._batch_size = batch_size
-        # What the stream depends on, as plain Python values: it goes into the state, and that into
-        # JSON.
+        # What the stream depends on, as plain Python values, which the state hands on to JSON.
         self._order = {
             "length": len(source),
             "seed": int(seed),
@@ -92,11 +91,11 @@ class Loader:
         return images, labels.astype(np.int32)
 
     def _start(self) -> Iterator:
-        """grain's pipeline from the present position on."""
-        grain = require("grain")
+        """grain's pipeline from the current position on."""
+        grain = require("grain", "eqdiff.data.loader", extra="data")
         count, begin = self._process_count, self._position + self._process_index
         # Indices are batched before examples are gathered: for arrays that is one NumPy call per
-        # batch. Decoding files is spread over the threads one example at a time.
+        # batch. Files are decoded one example at a time, spread over the threads.
         whole = self._num_threads == 0 or isinstance(self._source, ArraySource)
         chunk = self._batch_size if whole else 1
         ahead = 2 * self._batch_size // chunk
@@ -107,14 +106,13 @@ class Loader:
 
         indices = grain.MapDataset.range(self._order["length"])
         if self._order["shuffle"]:
-            # grain shuffles epoch e with seed + e: hashed, or seed 1 would be seed 0 an epoch
-            # later.
+            # grain shuffles epoch e with seed + e: hashed, or seed 1 would be seed 0 one epoch on.
             hashed = np.random.SeedSequence([self._order["seed"], 0]).generate_state(1)
             indices = indices.shuffle(seed=int(hashed[0]))
         indices = indices.repeat()
         end = _ENDLESS
         if self._end is not None:
-            # Equally many for every process, or a parallel job's last step would wait for ever.
+            # Equally many for every process, or a parallel job's last step would never end.
             end = self._position + (self._end - self._position) // count * count
         batches = indices[begin:end:count].batch(chunk).map_with_index(gather)
         options = grain.ReadOptions(
@@ -140,11 +138,11 @@ class Loader:
         return batch
 
     def get_state(self) -> dict[str, int | bool]:
-        """What to save to continue from here: a small dictionary that JSON can hold.
+        """What to save in order to continue from here: a small JSON-serialisable dictionary.
 
         `position` counts the examples that all processes together have taken. The other entries say
-        which stream it is a position of. Every process may save it, or one for all: after the same
-        number of batches it is the same.
+        which stream it is a position in. After the same number of batches the state is the same in
+        every process, so one of them may save it for all.
         """
         return {"position": self._position, **self._order}
 
@@ -152,10 +150,14 @@ class Loader:
         """Continues from a saved state, here or in another loader of the same stream.
 
         The batch size and the number of processes may differ from those of the loader that saved
-        it: the stream of examples goes on where it was.
+        it: the stream of examples continues where it was.
+
+        **Arguments:**
+
+        - `state`: what `get_state` returned.
 
         **Raises:** `ValueError` if the state belongs to another stream (another data set, seed,
-        shuffle or flip).
+        shuffle or flip), or lies beyond the last epoch.
         """
         expected = {"position", *self._order}
         if set(state) != expected:
@@ -198,7 +200,7 @@ def loader(
     process_count: int | None = None,
     num_threads: int | None = None,
 ) -> Loader:
-    """Batches of a source, for ever or for some epochs, in an order that depends on `seed` alone.
+    """Batches of a source, endless or for some epochs, in an order that depends on `seed` alone.
 
     ```python
     data = eqd.data.cifar10()
@@ -219,18 +221,21 @@ def loader(
     - `source`: of labelled images, such as `dataset.train`; wrap your own arrays in
         [`eqdiff.data.ArraySource`][].
     - `batch_size`: examples per batch of *this process*.
-    - `seed`: a non-negative integer: of the shuffle and of the flips.
-    - `shuffle`: whether to permute, afresh in each epoch; otherwise examples come in the source's
-        order.
+    - `seed`: of the shuffle and of the flips, a non-negative integer.
+    - `shuffle`: whether to permute the examples, anew in each epoch; otherwise they come in the
+        source's order.
     - `epochs`: how many times to go through the data; `None` for endless.
     - `horizontal_flip`: whether to mirror each image left to right with probability one half.
     - `process_index`, `process_count`: which share of the stream to read; by default
         `jax.process_index()` and `jax.process_count()`.
-    - `num_threads`: that work ahead, about two batches; with 0 each batch is made when it is asked
-        for. The order is the same. Default: 0 for an [`eqdiff.data.ArraySource`][], else the number
-        of CPUs, at most 16.
+    - `num_threads`: the threads that work ahead, about two batches; with 0 each batch is made when
+        it is asked for. The order is the same. Default: 0 for an [`eqdiff.data.ArraySource`][],
+        else the number of CPUs, at most 16.
 
     **Returns:** a [`eqdiff.data.Loader`][].
+
+    **Raises:** `ImportError` without grain, from the first batch; `TypeError` for another source;
+    `ValueError` for an empty one and for numbers outside these ranges.
     """
     if not isinstance(source, AbstractSource):
         raise TypeError(

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import ArrayLike, Shaped, UInt8
 
+from .._require import require
 from ._pixels import normalise, to_uint8
-from ._require import require
 
 
 # Enlarge until the shorter side is at least this many pixels: an 8×8 digit can then be read.
@@ -58,8 +58,8 @@ def write_grid(
 ) -> None:
     """Writes images as one PNG file, row by row in a grid, enlarged and drawn apart.
 
-    The file appears whole or not at all, so that a viewer never sees half of it. Its folder is made
-    if need be.
+    The file appears whole or not at all, so that a viewer never sees half of it. Its folder is
+    created if need be.
 
     **Arguments:**
 
@@ -72,6 +72,9 @@ def write_grid(
         64 pixels.
     - `gap`: grey pixels between images and around them. Default: a sixteenth of an enlarged image,
         at least 2.
+
+    **Raises:** `ImportError` without Pillow; `ValueError` for another shape or sizes below these,
+    and as [`eqdiff.data.normalise`][] and [`eqdiff.data.to_uint8`][].
     """
     images = np.asarray(images)
     _check(images, columns=columns, scale=scale, gap=gap)
@@ -83,7 +86,9 @@ def write_grid(
     scale = math.ceil(_READABLE / min(height, width)) if scale is None else scale
     gap = max(2, min(height, width) * scale // 16) if gap is None else gap
     picture = _grid(pixels, columns, scale, gap)
-    image = require("PIL.Image").fromarray(picture[..., 0] if channels == 1 else picture)
+    image = require("PIL.Image", "eqdiff.data.write_grid", extra="data").fromarray(
+        picture[..., 0] if channels == 1 else picture
+    )
     path = Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not tempfile: its files are private, and a picture is for whoever may read the folder.

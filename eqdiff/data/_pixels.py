@@ -4,9 +4,9 @@ Level $k$ of $L$ is the number
 
 $$x_k = -1 + \frac{2k}{L - 1}, \tag{1}$$
 
-so that the outermost levels are exactly $\pm 1$ and neighbours are $2/(L-1)$ apart: twice the
-half-width of a bin of the discretised Gaussian decoder (Ho et al. 2020, equation 13). The way back
-picks the *nearest* level.
+so that the outermost levels are exactly $\pm 1$ and neighbours are $2/(L-1)$ apart, the width of a
+bin of the discretised Gaussian decoder (Ho et al. 2020, equation 13). The way back picks the
+*nearest* level.
 """
 
 import functools

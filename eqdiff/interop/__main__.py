@@ -1,7 +1,7 @@
-"""Converting a file of another project into one of eqdiff: `python -m eqdiff.interop FILE --output model.safetensors`.
+"""Converting a file of another project: `python -m eqdiff.interop FILE --output model.safetensors`.
 
-Without `--output` it says what it found and writes nothing. Arguments are read by the standard library's argparse, so that converting
-needs nothing beyond what loading and saving need.
+Without `--output` it says what it found and writes nothing. Arguments are read by the standard
+library's argparse, so that converting needs nothing beyond what loading and saving need.
 """
 
 import argparse
@@ -15,14 +15,14 @@ import equinox as eqx
 import jax
 
 from .._denoiser import Denoiser
-from .._schedule import Schedule
+from .._process import Schedule
 from .._serialise import save_model
-from ._load_diffusers import load_diffusers
-from ._load_edm import load_edm
-from ._load_openai import load_guided_diffusion, load_improved_diffusion
-from ._load_score_sde import load_score_sde
-from ._openai_flags import CLASSIFIER_PRESETS, GUIDED_PRESETS, IMPROVED_PRESETS
-from ._score_sde_presets import SCORE_SDE_PRESETS
+from .diffusers import load_diffusers
+from .edm import load_edm
+from .openai import load_guided_diffusion, load_improved_diffusion
+from .openai._flags import CLASSIFIER_PRESETS, GUIDED_PRESETS, IMPROVED_PRESETS
+from .score_sde import load_score_sde
+from .score_sde._presets import SCORE_SDE_PRESETS
 
 
 _PROJECTS = ("improved-diffusion", "guided-diffusion", "score_sde", "edm", "diffusers")
@@ -31,19 +31,21 @@ _PROJECTS = ("improved-diffusion", "guided-diffusion", "score_sde", "edm", "diff
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m eqdiff.interop",
-        description="Reads a model of another project, says what it is, and writes it as a file of eqdiff.",
-        epilog="Nothing of the file is executed.",
+        description=(
+            "Reads a model of another project, says what it is, and writes it as a file of eqdiff."
+        ),
+        epilog="Nothing in the file is executed.",
     )
     parser.add_argument("file", type=Path, help="the file, or the folder of diffusers")
     parser.add_argument(
-        "--project", choices=_PROJECTS, help="who wrote it, where its name does not say"
+        "--project", choices=_PROJECTS, help="who wrote it, if its name does not say"
     )
-    parser.add_argument("--preset", help="the published model whose flags or configuration it has")
+    parser.add_argument("--preset", help="the published model with its flags or configuration")
     parser.add_argument(
         "--flags",
         nargs="*",
         metavar="NAME=VALUE",
-        help="the flags of OpenAI's scripts that it was trained with; without values their defaults",
+        help="the flags of OpenAI's scripts that it was trained with; alone, their defaults",
     )
     parser.add_argument("--config", type=Path, help="score_sde's configuration as a JSON file")
     parser.add_argument(
@@ -63,8 +65,8 @@ def _project(file: Path, preset: str | None) -> str:
             return "guided-diffusion"
         if name in CLASSIFIER_PRESETS:
             raise ValueError(
-                f"{name} is a classifier, and eqdiff's files hold denoisers. Read it where you guide with it: "
-                "eqdiff.interop.load_guided_diffusion_classifier."
+                f"{name} is a classifier, and eqdiff's files hold denoisers. Read it where you "
+                "guide with it: eqdiff.interop.load_guided_diffusion_classifier."
             )
         if name in SCORE_SDE_PRESETS:
             return "score_sde"
@@ -93,7 +95,7 @@ def _load(arguments: argparse.Namespace, project: str) -> Denoiser:
         return load_score_sde(file, config)
     if preset is not None:
         raise ValueError(
-            f"--preset says nothing about a file of {project}, which says all by itself."
+            f"--preset does not go with a file of {project}, which says everything itself."
         )
     return load_edm(file) if project == "edm" else load_diffusers(file)
 
@@ -114,22 +116,23 @@ def describe(denoiser: Denoiser) -> str:
     """What a denoiser is, a part a line."""
     net: Any = denoiser.net
     inner = getattr(net, "net", net)
-    arrays = jax.tree.leaves(eqx.filter(net, eqx.is_array))
+    size = sum(a.size for a in jax.tree.leaves(eqx.filter(net, eqx.is_array)))
     process = denoiser.process
     known = ("channels", "channel_mult", "num_res_blocks", "attention_downsamples", "num_classes")
     facts = ", ".join(f"{k}={getattr(inner, k)}" for k in known if hasattr(inner, k))
     if isinstance(process, Schedule):
-        time = f"a chain of {process.num_steps} steps, β from {process.betas[0]:.3g} to {process.betas[-1]:.3g}"
+        first, last = process.betas[0], process.betas[-1]
+        time = f"a schedule of {process.num_steps} steps, β from {first:.3g} to {last:.3g}"
     else:
         time = str(process)
-    label = "the process's own" if denoiser.label is None else str(denoiser.label)
+    c_noise = "the process's own" if denoiser.c_noise is None else str(denoiser.c_noise)
     return "\n".join(
         (
-            f"network           {type(net).__name__}({facts}), {sum(a.size for a in arrays):,} parameters",
+            f"network           {type(net).__name__}({facts}), {size:,} parameters",
             f"process           {time}",
             f"parameterisation  {denoiser.parameterisation}",
             f"variance          {denoiser.variance}",
-            f"time label        {label}",
+            f"c_noise           {c_noise}",
         )
     )
 
@@ -138,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     arguments = _parser().parse_args(argv)
     try:
-        # Before the work, which may take minutes.
+        # Checked before the work, which may take minutes.
         if arguments.output is not None and arguments.output.exists():
             raise FileExistsError(f"{arguments.output} exists, and is not overwritten.")
         if not arguments.file.exists():

@@ -1,8 +1,8 @@
 r"""Filling a network with arrays that have official names.
 
-A network is described as a list of entries: an official name, its place here, and how the two arrays
-correspond. That correspondence is a permutation of entries; no name is guessed from a shape or an
-order, so that a file of another architecture fails loudly.
+A network is described as a list of entries: an official name, its place here, and how the two
+arrays correspond. That correspondence is a permutation of entries; no name is guessed from a shape
+or an order, so that a file of another architecture fails loudly.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,6 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 
 
 Net = TypeVar("Net")
@@ -46,28 +47,34 @@ class Entry(NamedTuple):
     layout: Layout
 
 
-def layout(to_ours: Callable, to_official: Callable) -> Layout:
-    """A layout of one array."""
-    return Layout(to_ours, lambda a: (to_official(a),))
-
-
-SAME = layout(lambda a: a, lambda a: a)
-# Of any number of spatial dimensions.
-CONV = layout(
-    lambda a: a.transpose(*range(2, a.ndim), 1, 0),
-    lambda a: a.transpose(a.ndim - 1, a.ndim - 2, *range(a.ndim - 2)),
-)
-LINEAR = layout(lambda a: a.T, lambda a: a.T)
-
-
-def pointwise(dims: int) -> Layout:
-    """A convolution with a kernel of one pixel, which is a linear map here."""
-    return layout(
-        lambda a: a.reshape(a.shape[:2]).T, lambda a: a.T.reshape(*a.T.shape, *dims * (1,))
+def reordered(official: str, ours: str, **sizes: int) -> Layout:
+    """The layout of one array, by the names of its axes: `reordered("o i", "i o")`."""
+    return Layout(
+        lambda a: rearrange(a, f"{official} -> {ours}", **sizes),
+        lambda a: (rearrange(a, f"{ours} -> {official}", **sizes),),
     )
 
 
-CONV1X1 = pointwise(2)
+SAME = Layout(lambda a: a, lambda a: (a,))
+# Of any number of spatial dimensions.
+CONV = reordered("o i ...", "... i o")
+LINEAR = reordered("o i", "i o")
+# Convolutions with a kernel of one pixel, which are linear maps here.
+CONV1D = reordered("o i 1", "i o")
+CONV1X1 = reordered("o i 1 1", "i o")
+
+
+def pointwise(dims: int) -> Layout:
+    """A convolution of `dims` dimensions with a kernel of one pixel, which is a linear map here."""
+    return reordered("o i" + dims * " 1", "i o")
+
+
+def stacked(part: Layout = SAME) -> Layout:
+    """Queries, keys and values: three maps there, one here."""
+    return Layout(
+        lambda *parts: np.concatenate([part.to_ours(a) for a in parts], axis=-1),
+        lambda a: tuple(part.to_official(b)[0] for b in np.split(a, 3, axis=-1)),
+    )
 
 
 def affine(
@@ -75,13 +82,13 @@ def affine(
     where: Path,
     weight: Layout = SAME,
     *,
+    bias: Layout | None = SAME,
     names: tuple[str, str] = ("weight", "bias"),
-    bias: bool = True,
 ) -> Iterator[Entry]:
-    """`name.weight` and `name.bias` of a layer."""
+    """`name.weight` and `name.bias` of a layer; `bias=None` is a layer without one."""
     yield Entry((f"{name}.{names[0]}",), where.at("weight"), weight)
-    if bias:
-        yield Entry((f"{name}.{names[1]}",), where.at("bias"), SAME)
+    if bias is not None:
+        yield Entry((f"{name}.{names[1]}",), where.at("bias"), bias)
 
 
 def strip(state_dict: Mapping[str, Any], prefix: str) -> dict[str, Any]:
@@ -91,9 +98,14 @@ def strip(state_dict: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return dict(state_dict)
 
 
-def _shapes(entry: Entry, skeleton: Any) -> tuple[tuple[int, ...], ...]:
-    ours = np.broadcast_to(np.float32(0), entry.where(skeleton).shape)
-    return tuple(array.shape for array in entry.layout.to_official(ours))
+def official_shapes(net: Any, entries: Iterable[Entry]) -> dict[str, tuple[int, ...]]:
+    """Official names and shapes of a network, or of its skeleton."""
+    shapes = {}
+    for entry in entries:
+        ours = np.broadcast_to(np.float32(0), entry.where(net).shape)
+        arrays = entry.layout.to_official(ours)
+        shapes |= {name: a.shape for name, a in zip(entry.names, arrays, strict=True)}
+    return shapes
 
 
 def _check(
@@ -108,8 +120,8 @@ def _check(
     ]
     if problems:
         raise ValueError(
-            f"the weights do not fit this {network} ({len(problems)} problems); is `config` the one "
-            "they were trained with?\n  " + "\n  ".join(problems)
+            f"the weights do not fit this {network} ({len(problems)} problems); is `config` the "
+            "one they were trained with?\n  " + "\n  ".join(problems)
         )
 
 
@@ -125,12 +137,8 @@ def fill(net: Net, entries: Iterable[Entry], arrays: Mapping[str, Any]) -> Net:
     """
     entries = list(entries)
     arrays = {name: np.asarray(array) for name, array in arrays.items()}
-    expected = {
-        name: shape
-        for entry in entries
-        for name, shape in zip(entry.names, _shapes(entry, net), strict=True)
-    }
-    _check(expected, {name: a.shape for name, a in arrays.items()}, type(net).__name__)
+    given = {name: array.shape for name, array in arrays.items()}
+    _check(official_shapes(net, entries), given, type(net).__name__)
     leaves = [
         jnp.asarray(
             np.ascontiguousarray(entry.layout.to_ours(*(arrays[name] for name in entry.names))),

@@ -1,20 +1,23 @@
 r"""The Fréchet distance between two sets of features.
 
-Each set is summarised by the mean and the covariance of its features; between the two Gaussians of these moments
-(Dowson & Landau 1982; Heusel et al. 2017 with Inception features, the "FID")
+Each set is summarised by the mean and the covariance of its features. Between the two Gaussians
+with these moments (Dowson & Landau 1982; Heusel et al. 2017 with Inception features, the "FID")
 
 $$d^2 = \|\mu_1 - \mu_2\|^2
   + \operatorname{tr}\left(C_1 + C_2 - 2\,(C_1^{1/2} C_2 C_1^{1/2})^{1/2}\right). \tag{1}$$
 
-The trace of the root is the sum of the singular values of $C_1^{1/2}C_2^{1/2}$, which is how it is found: no root of a
-non-symmetric matrix, no imaginary parts. The estimate is biased upwards by an amount that falls like $1/n$, so only distances from
-equally many samples may be compared, best beside the distance of as many real images.
+The trace of the root is the sum of the singular values of $C_1^{1/2}C_2^{1/2}$, and is computed so:
+no root of a non-symmetric matrix, no imaginary parts. The estimate is biased upwards by an amount
+that falls like $1/n$, so compare only distances from equally many samples, ideally next to the
+distance of as many real images.
 """
 
 import warnings
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
+
+from .._require import require
 
 
 def frechet_distance(
@@ -24,18 +27,20 @@ def frechet_distance(
 
     **Arguments:**
 
-    - `features1`, `features2`: one row per image, for example from [`eqdiff.metrics.ClassifierFeatures`][].
+    - `features1`, `features2`: one row per image, for example from
+        [`eqdiff.metrics.ClassifierFeatures`][].
 
     **Returns:** $d^2 \ge 0$: what is quoted as "FID" where the features are Inception's.
 
-    **Raises:** `ValueError` for features of unequal width, of fewer than two images, or that are not finite.
+    **Raises:** `ValueError` for features of unequal width, of fewer than two images, or that are
+    not finite.
     """
     sets = [np.asarray(f, np.float64) for f in (features1, features2)]
     for f in sets:
         if f.ndim != 2 or len(f) < 2 or f.shape[1] != sets[0].shape[1]:
             raise ValueError(
-                "frechet_distance: expected two arrays (images, features) of equal width and at least 2 images each, got "
-                f"{sets[0].shape} and {sets[1].shape}."
+                "frechet_distance: expected two arrays (images, features) of equal width and at "
+                f"least 2 images each, got {sets[0].shape} and {sets[1].shape}."
             )
         if not np.all(np.isfinite(f)):
             raise ValueError("frechet_distance: the features are not all finite.")
@@ -53,15 +58,16 @@ def _moments(
     mean = features.mean(axis=0)
     covariance = np.cov(features, rowvar=False).reshape(mean.size, mean.size)
     values, vectors = np.linalg.eigh(covariance)
-    # Rounding may leave eigenvalues a little below zero where features are fewer than dimensions.
+    # Rounding may leave eigenvalues a little below zero if there are fewer images than features.
     return mean, (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
 
 
 class ClassifierFeatures:
-    """The last hidden layer of a perceptron trained to classify real images: features for a Fréchet distance.
+    """Features for a Fréchet distance: the last hidden layer of a classifier of real images.
 
-    For data sets on which an Inception network says nothing, such as 8×8 digits. Calling it with images gives one row of features
-    per image. The same images, labels and seed give the same features.
+    For data sets to which an Inception network does not apply, such as 8×8 digits. The classifier
+    is a perceptron; calling it with images gives one row of features per image. The same images,
+    labels and seed give the same features. Needs `pip install 'eqdiff[metrics]'`.
     """
 
     def __init__(
@@ -78,33 +84,29 @@ class ClassifierFeatures:
         - `images`: real images, of any shape after the first axis.
         - `labels`: their classes.
         - `hidden`: the widths of the hidden layers; the last is the number of features.
-        - `max_epochs`: passes through the data; training stops earlier where the loss no longer falls.
+        - `max_epochs`: passes through the data; training stops earlier once the loss no longer
+            falls.
         - `seed`: of the initial weights and the order of the data.
 
         **Raises:** `ImportError` without scikit-learn; `ValueError` for fewer than two classes.
         """
-        try:
-            from sklearn.exceptions import ConvergenceWarning
-            from sklearn.neural_network import MLPClassifier
-        except ImportError as e:
-            raise ImportError(
-                "ClassifierFeatures needs scikit-learn: pip install 'eqdiff[metrics]'."
-            ) from e
+        neural = require("sklearn.neural_network", "ClassifierFeatures", extra="metrics")
+        exceptions = require("sklearn.exceptions", "ClassifierFeatures", extra="metrics")
         if len(np.unique(labels)) < 2:
             raise ValueError(
                 "ClassifierFeatures: expected images of at least two classes, got one."
             )
-        self._classifier = MLPClassifier(hidden, random_state=seed, max_iter=max_epochs)
+        self._classifier = neural.MLPClassifier(hidden, random_state=seed, max_iter=max_epochs)
         with warnings.catch_warnings():
-            # Features are wanted, not the last digit of the loss.
-            warnings.simplefilter("ignore", ConvergenceWarning)
+            # The features matter, not the last digit of the loss.
+            warnings.simplefilter("ignore", exceptions.ConvergenceWarning)
             self._classifier.fit(_flat(images), labels)
 
     def accuracy(self, images: Shaped[np.ndarray, "n ..."], labels: Int[np.ndarray, " n"]) -> float:
-        """The share of images that are taken for their class.
+        """The share of images that are classified as their label.
 
-        Of held-out real images, whether the features mean anything; of class-conditional samples, whether they show what was
-        asked for.
+        On held-out real images it says whether the features mean anything; on class-conditional
+        samples, whether they show the class asked for.
         """
         return float(self._classifier.score(_flat(images), labels))
 

@@ -13,13 +13,13 @@ permutes the weights. Song's networks multiply the sum $y$ by $1/\sqrt 2$.
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Array, Float
 
 from .._types import Key
 from ._conv import Linear
 from ._init import Init, torch_default, zeros
-from ._norm import GroupNorm, Groups
-from ._precision import at_least_float32
+from ._norm import at_least_float32, GroupNorm, Groups
 
 
 def attention(
@@ -34,10 +34,18 @@ def attention(
     nor second derivatives, which exact traces and guidance need.
     """
     # With the heads in front both products are batched matrix products, which need no transpose.
-    q, k, v = (jnp.swapaxes(a, 0, 1) for a in (q, k, v))
+    q, k, v = (rearrange(a, "tokens heads c -> heads tokens c") for a in (q, k, v))
     logits = jnp.einsum("hqc,hkc->hqk", q, k, preferred_element_type=at_least_float32(q.dtype))
     weights = jax.nn.softmax(logits * q.shape[-1] ** -0.5, axis=-1).astype(v.dtype)
-    return jnp.swapaxes(jnp.einsum("hqk,hkc->hqc", weights, v), 0, 1)
+    return rearrange(jnp.einsum("hqk,hkc->hqc", weights, v), "heads tokens c -> tokens heads c")
+
+
+def split_heads(
+    qkv: Float[Array, "tokens channels"], num_heads: int
+) -> Float[Array, "3 tokens heads c"]:
+    """Queries, keys and values of every head, from the channels in equation (1)'s order."""
+    pattern = "tokens (part heads c) -> part tokens heads c"
+    return rearrange(qkv, pattern, part=3, heads=num_heads)
 
 
 class AttentionBlock(eqx.Module):
@@ -84,9 +92,9 @@ class AttentionBlock(eqx.Module):
         self.num_heads, self.scale = num_heads, scale
 
     def __call__(self, x: Float[Array, "*spatial channels"]) -> Float[Array, "*spatial channels"]:
-        channels = x.shape[-1]
-        h = jnp.reshape(self.norm(x), (-1, channels))
-        qkv = jnp.reshape(self.qkv(h), (-1, 3, self.num_heads, channels // self.num_heads))
-        h = attention(qkv[:, 0], qkv[:, 1], qkv[:, 2])
-        y = x + jnp.reshape(self.out(jnp.reshape(h, (-1, channels))), x.shape)
+        # All pixels are tokens, whatever the number of spatial axes.
+        h = jnp.reshape(self.norm(x), (-1, x.shape[-1]))
+        h = attention(*split_heads(self.qkv(h), self.num_heads))
+        h = self.out(rearrange(h, "tokens heads c -> tokens (heads c)"))
+        y = x + jnp.reshape(h, x.shape)
         return y if self.scale == 1 else self.scale * y

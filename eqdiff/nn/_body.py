@@ -1,18 +1,21 @@
 r"""The U-Net inside every network of convolutions but NCSNv2, without their embeddings.
 
-DDPM (Ho et al. 2020), Improved DDPM (Nichol & Dhariwal 2021), NCSN++ and DDPM++ (Song et al. 2021), ADM (Dhariwal & Nichol 2021) and EDM's
-versions of them (Karras et al. 2022) are one network. An image goes down through levels of residual
-blocks, each at half the side of the one above, through a middle with attention, and up again. On the
-way up a block also sees its counterpart on the way down: with skips $h_i$ from every block, resampling
-and the first convolution, and an embedding $e$ of the time,
+DDPM (Ho et al. 2020), Improved DDPM (Nichol & Dhariwal 2021), NCSN++ and DDPM++ (Song et al. 2021),
+ADM (Dhariwal & Nichol 2021) and EDM's versions of them (Karras et al. 2022) are one network. An
+image goes down through levels of residual blocks, each at half the side of the one above, through a
+middle with attention, and up again. On the way up a block also sees its counterpart on the way
+down: with skips $h_i$ from every block, resampling and the first convolution, and an embedding $e$
+of the time,
 
 $$h_0 = \mathrm{conv}(x), \quad h_{i+1} = \mathrm{down}_i(h_i, e), \qquad
-  u_i = \mathrm{up}_i([u_{i+1}, h_i], e), \qquad F = \mathrm{conv}(\mathrm{SiLU}(\mathrm{GN}(u_0))). \tag{1}$$
+  u_i = \mathrm{up}_i([u_{i+1}, h_i], e), \qquad
+  F = \mathrm{conv}(\mathrm{SiLU}(\mathrm{GN}(u_0))). \tag{1}$$
 
-The way up has one block more per level than the way down, because the first convolution and every
-downsampling are shown to it too. They differ in what a block is made of (`_style.py`), where attention
-stands on the way up — after the last block of a level (Song) or after every one (OpenAI) — and in the
-pyramids beside it (`_pyramid.py`). A classifier is the way down and the middle alone.
+The way up has one block more per level than the way down, because it also sees the output of the
+first convolution and of every downsampling. The families differ in what a block is made of
+(`_style.py`), where attention stands on the way up — after the last block of a level (Song) or
+after every one (OpenAI) — and in the pyramids next to it (`_pyramid.py`). A classifier is the way
+down and the middle alone.
 """
 
 from collections.abc import Callable, Iterator

@@ -11,15 +11,16 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Array, Float
 
 from .._types import Args, Example, Key, Time
 from ._body import UNetEncoder
-from ._check import check_levels
-from ._embed import check_label, TimeEmbedding
+from ._check import check_c_noise, check_levels
+from ._embed import TimeEmbedding
 from ._init import key_stream
+from ._norm import at_least_float32
 from ._pool import AbstractHead, AbstractPool, AveragePool
-from ._precision import at_least_float32
 from ._style import levels, openai_style
 
 
@@ -29,24 +30,17 @@ class UNetClassifier(eqx.Module):
     ```python
     net = eqdiff.nn.UNetClassifier(num_classes=10, pool=eqdiff.nn.AttentionPool(32), key=key)
     classifier = eqdiff.Classifier(net, schedule)
-    loss = eqdiff.classifier_loss(classifier, t, x0, label, key=key)      # to train it
+    loss = eqdiff.classifier_loss(classifier, t, x0, class_label, key=key)      # to train it
     guided = eqdiff.ClassifierGuidance(eqdiff.FixedArgs(denoiser), classifier, scale=2.0)
     ```
 
-    The published classifiers are made by `adm_classifier`; their weights are read by
-    [`eqdiff.interop.guided_diffusion_classifier`][]. One example at a time, channels first; use `jax.vmap`
-    for a batch.
+    The published classifiers are made by `presets.adm_classifier`; their weights are read by
+    [`eqdiff.interop.openai_classifier`][]. One example at a time, channels first; use
+    `jax.vmap` for a batch.
 
     ??? cite "Reference"
 
-        ```bibtex
-        @inproceedings{dhariwal2021diffusion,
-            title={Diffusion Models Beat {GANs} on Image Synthesis},
-            author={Dhariwal, Prafulla and Nichol, Alexander},
-            booktitle={Advances in Neural Information Processing Systems},
-            year={2021},
-        }
-        ```
+        Dhariwal & Nichol, *Diffusion Models Beat GANs on Image Synthesis*, NeurIPS 2021.
     """
 
     time_embedding: TimeEmbedding
@@ -100,8 +94,8 @@ class UNetClassifier(eqx.Module):
         - `pool`: how the images become logits: [`eqdiff.nn.AveragePool`][],
             [`eqdiff.nn.AttentionPool`][] or [`eqdiff.nn.SpatialPool`][].
 
-        **Raises:** `ValueError` where a width cannot be split into heads or groups, or for images that the
-        pooling does not fit.
+        **Raises:** `ValueError` where a width cannot be split into heads or groups, or for images
+        that the pooling does not fit.
         """
         self.in_channels, self.num_classes = in_channels, num_classes
         self.channels, self.num_res_blocks = channels, num_res_blocks
@@ -128,26 +122,27 @@ class UNetClassifier(eqx.Module):
 
     @jax.named_scope("eqdiff.nn.UNetClassifier")
     def __call__(
-        self, label: Time, x: Example, args: Args = None, *, key: Key | None = None
+        self, c_noise: Time, x: Example, args: Args = None, *, key: Key | None = None
     ) -> Float[Array, " classes"]:
         """**Arguments:**
 
-        - `label`: what the network is told as time, one number.
-        - `x`: one image, `(in_channels, height, width)`, whose sides are multiples of 2^(levels − 1).
-        - `args`: `None`: a classifier is told no class.
+        - `c_noise`: the network's time input, one number.
+        - `x`: one image, `(in_channels, height, width)`, whose sides are multiples of 2^(levels −
+            1).
+        - `args`: `None`: a classifier takes no class.
         - `key`: a PRNG key for dropout. Without it there is no dropout.
 
         **Returns:** logits, `(num_classes,)`, in the dtype of `x`.
 
         **Raises:** `ValueError` where an argument has the wrong shape, or a class is given.
         """
-        check_label(label, "UNetClassifier")
+        c_noise = check_c_noise(c_noise, "UNetClassifier")
         check_levels(x, self.in_channels, len(self.channel_mult), "UNetClassifier")
         if args is not None:
             raise ValueError(
-                f"UNetClassifier returns the logits of all classes and is told none, got args={args}. For "
-                "log p(y|x) write eqdiff.Classifier(net, process)(t, x, y)."
+                "UNetClassifier returns the logits of all classes and takes none, got "
+                f"args={args}. For log p(y|x) write eqdiff.Classifier(net, process)(t, x, y)."
             )
-        embedding = self.time_embedding(jnp.asarray(label, at_least_float32(self.compute_dtype)))
-        images = self.body(jnp.moveaxis(x, 0, -1).astype(self.compute_dtype), embedding, key)
-        return self.head(images).astype(x.dtype)
+        embedding = self.time_embedding(c_noise, at_least_float32(self.compute_dtype))
+        h = rearrange(x, "c height width -> height width c").astype(self.compute_dtype)
+        return self.head(self.body(h, embedding, key)).astype(x.dtype)

@@ -1,9 +1,10 @@
-r"""What EDM's networks are told beside time: a class, and how the example was augmented.
+r"""EDM's conditioning besides time: a class, and how the example was augmented.
 
 Both are linear maps of a vector, added to the embedding: of the one-hot vector of the class (times
-$\sqrt n$ in SongUNet, where there are $n$ classes), and of the parameters of a geometric augmentation (Karras et al.
-2022, appendix F.2), which are zero for an example that was not augmented. Without a class the
-one-hot vector is zero: a network trained with dropped labels then is the unconditional one.
+$\sqrt n$ in SongUNet, where there are $n$ classes), and of the parameters of a geometric
+augmentation (Karras et al. 2022, appendix F.2), which are zero for an example that was not
+augmented. Without a class the one-hot vector is zero: a network trained with dropped classes is
+then the unconditional one.
 """
 
 from typing import Any, NamedTuple
@@ -14,19 +15,20 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
 from .._types import Args, Key
-from ._embed import check_class
+from ._check import check_class
+from ._embed import class_row
 from ._init import Init
 
 
 class Conditions(NamedTuple):
-    """What [`eqdiff.nn.SongUNet`][] and [`eqdiff.nn.DhariwalUNet`][] take as `args` where a class alone
+    """The `args` of [`eqdiff.nn.SongUNet`][] and [`eqdiff.nn.DhariwalUNet`][] where a class alone
     is not enough.
 
-    - `label`: the class, one integer, or `None`.
+    - `class_label`: the class, one integer, or `None`.
     - `augment`: the parameters of the augmentation, `(augment_size,)`, or `None` for zeros.
     """
 
-    label: Any = None
+    class_label: Any = None
     augment: Any = None
 
 
@@ -37,15 +39,15 @@ def read_conditions(
 
     **Raises:** `ValueError` for a class or an augmentation that the network does not take.
     """
-    label, augment = args if isinstance(args, Conditions) else (args, None)
-    if label is not None:
-        label = check_class(label, num_classes, network)
+    class_label, augment = args if isinstance(args, Conditions) else (args, None)
+    if class_label is not None:
+        class_label = check_class(class_label, num_classes, network)
     if augment is not None and jnp.shape(augment) != (augment_size,):
         raise ValueError(
-            f"this {network} was built with augment_size={augment_size} and takes an augmentation of "
-            f"shape ({augment_size},) per example, got {jnp.shape(augment)}."
+            f"this {network} was built with augment_size={augment_size} and takes an augmentation "
+            f"of shape ({augment_size},) per example, got {jnp.shape(augment)}."
         )
-    return label, None if augment is None else jnp.asarray(augment)
+    return class_label, None if augment is None else jnp.asarray(augment)
 
 
 class OneHotLinear(eqx.Module):
@@ -54,7 +56,7 @@ class OneHotLinear(eqx.Module):
     weight: Float[Array, "classes size"]
     bias: Float[Array, " size"] | None
     scale: float = eqx.field(static=True)
-    label_dropout: float = eqx.field(static=True)
+    class_dropout: float = eqx.field(static=True)
 
     def __init__(
         self,
@@ -63,7 +65,7 @@ class OneHotLinear(eqx.Module):
         *,
         bias: bool,
         scale: float = 1.0,
-        label_dropout: float,
+        class_dropout: float,
         init: Init,
         bias_init: Init | None = None,
         key: Key,
@@ -73,27 +75,23 @@ class OneHotLinear(eqx.Module):
         - `num_classes`, `size`: of the two vectors.
         - `bias`: whether there is one.
         - `scale`: of the one-hot vector.
-        - `label_dropout`: the probability of a zero vector where a key is given.
+        - `class_dropout`: the probability of a zero vector where a key is given.
         - `init`, `bias_init`: initialisers; the bias's defaults to the weight's.
         - `key`: a PRNG key.
         """
         key1, key2 = jax.random.split(key)
         self.weight = init(key1, (num_classes, size), num_classes, size)
         self.bias = (bias_init or init)(key2, (size,), num_classes, size) if bias else None
-        self.scale, self.label_dropout = scale, label_dropout
+        self.scale, self.class_dropout = scale, class_dropout
 
     def __call__(
-        self, label: Shaped[Array, ""] | None, dtype: Any, key: Key | None
+        self, class_label: Shaped[Array, ""] | None, dtype: Any, key: Key | None
     ) -> Float[Array, " size"]:
-        if label is None:
+        if class_label is None:
             row = jnp.zeros(self.weight.shape[1:], dtype)
         else:
-            # A class that does not exist gives NaNs, as in `ClassEmbedding`.
-            row = self.weight.at[label].get(
-                mode="fill", fill_value=jnp.nan, wrap_negative_indices=False
-            )
-            row = self.scale * row.astype(dtype)
-            if key is not None and self.label_dropout > 0:
-                keep = jax.random.bernoulli(key, 1 - self.label_dropout)
+            row = self.scale * class_row(self.weight, class_label).astype(dtype)
+            if key is not None and self.class_dropout > 0:
+                keep = jax.random.bernoulli(key, 1 - self.class_dropout)
                 row = jnp.where(keep, row, jnp.zeros_like(row))
         return row if self.bias is None else row + self.bias.astype(dtype)

@@ -1,7 +1,7 @@
 r"""Convolutions and linear maps that compute channels-last.
 
-Inside a network an image is `(height, width, channels)` and a kernel `(height, width, in, out)`; data
-of one or three spatial dimensions have one axis fewer or more. One example has no batch axis;
+Inside a network an image is `(height, width, channels)` and a kernel `(height, width, in, out)`;
+data of one or three spatial dimensions have one axis fewer or more. One example has no batch axis;
 `jax.vmap` puts its axis where the convolution's own batch axis is, so that a batch is one NHWC
 convolution.
 

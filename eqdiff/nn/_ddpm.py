@@ -3,11 +3,11 @@ r"""The network of DDPM (Ho et al. 2020), as score_sde has it.
 $$h = \mathrm{conv}(\mathrm{SiLU}(\mathrm{GN}(x))) + W\,\mathrm{SiLU}(e), \qquad
   y = \mathrm{skip}(x) + \mathrm{conv}(\mathrm{drop}(\mathrm{SiLU}(\mathrm{GN}(h)))), \tag{1}$$
 
-in levels as in `_body.py`, with one head of attention, on the way up after the last block of a level alone
-(`attention_after_every` puts it where Ho et al. have it, after every block).
-Improved DDPM's [`eqdiff.nn.UNet`][] with `scale_shift_norm=False` differs from it in four places: attention
-after every block on the way up, the order and frequencies of the time embedding, the constant of the
-normalisation, and the padding of strided convolutions.
+in levels as in `_body.py`, with one head of attention, on the way up after the last block of a
+level alone (`attention_after_every` puts it where Ho et al. have it, after every block). Improved
+DDPM's [`eqdiff.nn.UNet`][] with `scale_shift_norm=False` differs from it in four places: attention
+after every block on the way up, the order and frequencies of the time embedding, the constant of
+the normalisation, and the padding of strided convolutions.
 """
 
 from typing import Any
@@ -18,32 +18,27 @@ import jax.numpy as jnp
 
 from .._types import Args, Example, Key, Time
 from ._body import UNetBody
+from ._c_noise import check_sigma_levels, run_score_network, SigmaLevels
 from ._embed import ClassEmbedding, TimeEmbedding
 from ._init import fan_average, key_stream, zeros
-from ._noise_label import check_sigma_levels, run_score_network, SigmaLevels
 from ._style import levels, Style
 
 
 class DDPM(eqx.Module):
-    r"""The network of DDPM, for images of any size that the levels divide and any number of channels.
+    r"""The network of DDPM, for images of any size that the levels divide and any number of
+    channels.
 
-    The label is embedded as it is: the index of a chain of 1000 steps (the label of
-    [`eqdiff.Schedule`][]), or $999\,t$ of [`eqdiff.VPSDE`][]; the output is ε. With `sigma_levels` it is told
-    $\log\sigma$, [`eqdiff.VESDE`][]'s label, and with `scale_by_sigma` returns the score (`eqdiff.PredictScore()`).
+    The time input is embedded as it is: the index of a schedule of 1000 steps (the `c_noise` of
+    [`eqdiff.Schedule`][]), or $999\,t$ of [`eqdiff.VPSDE`][]; the output is ε. With `sigma_levels`
+    the time input is $\log\sigma$, the `c_noise` of [`eqdiff.VESDE`][], and with `scale_by_sigma`
+    the output is the score (`eqdiff.PredictScore()`).
 
     One example at a time, channels first; use `jax.vmap` for a batch. Trained weights are read by
     [`eqdiff.interop.score_sde_network`][].
 
     ??? cite "Reference"
 
-        ```bibtex
-        @inproceedings{ho2020denoising,
-            title={Denoising Diffusion Probabilistic Models},
-            author={Ho, Jonathan and Jain, Ajay and Abbeel, Pieter},
-            booktitle={Advances in Neural Information Processing Systems},
-            year={2020},
-        }
-        ```
+        Ho, Jain & Abbeel, *Denoising Diffusion Probabilistic Models*, NeurIPS 2020.
     """
 
     time_embedding: TimeEmbedding | None
@@ -101,22 +96,22 @@ class DDPM(eqx.Module):
         - `num_classes`: how many classes there are; `None` for a network without.
         - `conv_resample`: whether sides change with convolutions, or with a 2×2 mean and repeated
             pixels.
-        - `conditional`: whether the blocks are told the label at all.
+        - `conditional`: whether the blocks depend on the time input at all.
         - `centred`: whether data are in $[-1, 1]$; those in $[0, 1]$ are moved there first.
-        - `sigma_levels`: `(sigma_min, sigma_max, N)` for a network trained on $N$ noise levels, whose
-            sinusoids are of the level's number; it is told $\log\sigma$.
+        - `sigma_levels`: `(sigma_min, sigma_max, N)` for a network trained on $N$ noise levels,
+            whose sinusoids are of the level's number; its time input is $\log\sigma$.
         - `scale_by_sigma`: whether the output is divided by σ; needs `sigma_levels`.
         - `norm_groups`: groups of every normalisation; must divide every width.
-        - `attention_after_every`: whether attention follows every block of a level on the way up, as in Ho et al. (2020)
-            and diffusers, or its last block only, as in score_sde.
+        - `attention_after_every`: whether attention follows every block of a level on the way up,
+            as in Ho et al. (2020) and diffusers, or its last block only, as in score_sde.
         - `compute_dtype`, `remat`, `key`: as for [`eqdiff.nn.UNet`][].
 
-        **Raises:** `ValueError` where a width cannot be normalised, or the output is to be divided by a
-        σ that the label does not tell.
+        **Raises:** `ValueError` where a width cannot be normalised, or the output is to be divided
+        by a σ that the network does not know.
         """
         if scale_by_sigma and sigma_levels is None:
             raise ValueError(
-                "scale_by_sigma=True divides the output by σ, which DDPM is told only where it has "
+                "scale_by_sigma=True divides the output by σ, which DDPM knows only where it has "
                 "sigma_levels=(sigma_min, sigma_max, N)."
             )
         if num_classes is not None and not conditional:
@@ -172,19 +167,20 @@ class DDPM(eqx.Module):
 
     @jax.named_scope("eqdiff.nn.DDPM")
     def __call__(
-        self, label: Time, x: Example, args: Args = None, *, key: Key | None = None
+        self, c_noise: Time, x: Example, args: Args = None, *, key: Key | None = None
     ) -> Example:
         r"""**Arguments:**
 
-        - `label`: what the network is told as time, one number; see above.
+        - `c_noise`: the network's time input, one number; see above.
         - `x`: one image, `(in_channels, height, width)`, whose sides are multiples of 2^(levels −
             1).
-        - `args`: its class, one integer, where `num_classes` was given; otherwise `None`.
+        - `args`: its class, one integer from 0 to `num_classes - 1`, where `num_classes` was given;
+            otherwise `None`.
         - `key`: a PRNG key for dropout. Without it there is no dropout.
 
         **Returns:** $F$, `(out_channels, height, width)`, in the dtype of `x`.
 
-        **Raises:** `ValueError` where an argument has the wrong shape, or a class is missing or
-        unexpected.
+        **Raises:** `ValueError` where an argument has the wrong shape, or a class is missing,
+        unexpected or out of range.
         """
-        return run_score_network(self, "DDPM", label, x, args, key)
+        return run_score_network(self, "DDPM", c_noise, x, args, key)

@@ -10,15 +10,16 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from .._types import Args, Example, Key, Time
 from ._body import UNetBody
-from ._check import check_levels
+from ._check import check_c_noise, check_levels
 from ._condition import OneHotLinear, read_conditions
 from ._conv import Linear
-from ._embed import check_label, TimeEmbedding
+from ._embed import TimeEmbedding
 from ._init import key_stream, torch_default, zeros
-from ._precision import at_least_float32
+from ._norm import at_least_float32
 from ._style import levels, Style
 
 
@@ -31,23 +32,17 @@ def _standard_normal(key, shape, fan_in, fan_out):
 class DhariwalUNet(eqx.Module):
     r"""EDM's ADM, for images of any size that the levels divide.
 
-    It is told $c_\text{noise}$ of its preconditioning and embeds it as it is: $\tfrac14\log\sigma$ under EDM's,
-    which is the label of [`eqdiff.EDMSDE`][] (then `eqdiff.Denoiser(net, eqdiff.EDMSDE(),
-    eqdiff.EDMPreconditioning())` is right). At first it returns zeros.
+    It embeds $c_\text{noise}$ of its preconditioning as it is: $\tfrac14\log\sigma$ under EDM's,
+    which is the `c_noise` of [`eqdiff.EDMSDE`][] (then
+    `eqdiff.Denoiser(net, eqdiff.EDMSDE(), eqdiff.EDMPreconditioning())` is right). At first it
+    returns zeros.
 
     One example at a time, channels first; use `jax.vmap` for a batch. Trained weights are read by
     [`eqdiff.interop.edm_network`][].
 
     ??? cite "Reference"
 
-        ```bibtex
-        @inproceedings{dhariwal2021diffusion,
-            title={Diffusion Models Beat {GANs} on Image Synthesis},
-            author={Dhariwal, Prafulla and Nichol, Alexander},
-            booktitle={Advances in Neural Information Processing Systems},
-            year={2021},
-        }
-        ```
+        Dhariwal & Nichol, *Diffusion Models Beat GANs on Image Synthesis*, NeurIPS 2021.
     """
 
     time_embedding: TimeEmbedding
@@ -64,7 +59,7 @@ class DhariwalUNet(eqx.Module):
     embedding_mult: int = eqx.field(static=True)
     dropout: float = eqx.field(static=True)
     num_classes: int | None = eqx.field(static=True)
-    label_dropout: float = eqx.field(static=True)
+    class_dropout: float = eqx.field(static=True)
     augment_size: int = eqx.field(static=True)
     compute_dtype: Any = eqx.field(static=True)
     remat: bool = eqx.field(static=True)
@@ -81,7 +76,7 @@ class DhariwalUNet(eqx.Module):
         embedding_mult: int = 4,
         dropout: float = 0.1,
         num_classes: int | None = None,
-        label_dropout: float = 0.0,
+        class_dropout: float = 0.0,
         augment_size: int = 0,
         compute_dtype: Any = jnp.float32,
         remat: bool = False,
@@ -95,12 +90,13 @@ class DhariwalUNet(eqx.Module):
         - `num_res_blocks`: per level on the way down; one more on the way up.
         - `channel_mult`: the width of each level as a multiple of `channels`.
         - `attention_downsamples`: the factors by which the side has shrunk where attention follows
-            every block; `(2, 4, 8)` is 32, 16 and 8 for images of side 64. The middle always has one.
+            every block; `(2, 4, 8)` is 32, 16 and 8 for images of side 64. The middle always has
+            one.
         - `channels_per_head`: of attention.
         - `embedding_mult`: the size of the embedding as a multiple of `channels`.
         - `dropout`: its probability, in every residual block.
         - `num_classes`: how many classes there are; `None` for a network without.
-        - `label_dropout`: the probability that a class is dropped where a key is given.
+        - `class_dropout`: the probability that a class is dropped where a key is given.
         - `augment_size`: the number of parameters of an augmentation; EDM's has 9.
         - `compute_dtype`, `remat`, `key`: as for [`eqdiff.nn.UNet`][].
 
@@ -110,7 +106,7 @@ class DhariwalUNet(eqx.Module):
         self.num_res_blocks, self.channel_mult = num_res_blocks, tuple(channel_mult)
         self.attention_downsamples = tuple(attention_downsamples)
         self.channels_per_head, self.embedding_mult = channels_per_head, embedding_mult
-        self.dropout, self.num_classes, self.label_dropout = dropout, num_classes, label_dropout
+        self.dropout, self.num_classes, self.class_dropout = dropout, num_classes, class_dropout
         self.augment_size, self.remat = augment_size, remat
         self.compute_dtype = jnp.dtype(compute_dtype)
         keys = key_stream(key)
@@ -119,7 +115,7 @@ class DhariwalUNet(eqx.Module):
         self.class_embedding = self.augment_embedding = None
         if num_classes is not None:
             options: dict[str, Any] = dict(
-                bias=False, label_dropout=label_dropout, init=_standard_normal
+                bias=False, class_dropout=class_dropout, init=_standard_normal
             )
             self.class_embedding = OneHotLinear(num_classes, size, **options, key=next(keys))
         if augment_size:
@@ -155,22 +151,23 @@ class DhariwalUNet(eqx.Module):
 
     @jax.named_scope("eqdiff.nn.DhariwalUNet")
     def __call__(
-        self, label: Time, x: Example, args: Args = None, *, key: Key | None = None
+        self, c_noise: Time, x: Example, args: Args = None, *, key: Key | None = None
     ) -> Example:
         r"""**Arguments:**
 
-        - `label`: $c_\text{noise}$, one number; see above.
+        - `c_noise`: the network's time input, one number; see above.
         - `x`: one image, `(in_channels, height, width)`, whose sides are multiples of 2^(levels −
             1).
-        - `args`: its class, one integer; `None` where there is none or it shall not be told; or
+        - `args`: its class, one integer; `None` for no class; or
             [`eqdiff.nn.Conditions`][].
         - `key`: a PRNG key for dropout. Without it there is no dropout.
 
         **Returns:** $F$, `(out_channels, height, width)`, in the dtype of `x`.
 
-        **Raises:** `ValueError` where an argument has the wrong shape, or is unexpected.
+        **Raises:** `ValueError` where an argument has the wrong shape, or is unexpected, or a class
+        is out of range.
         """
-        check_label(label, "DhariwalUNet")
+        c_noise = check_c_noise(c_noise, "DhariwalUNet")
         check_levels(x, self.in_channels, len(self.channel_mult), "DhariwalUNet")
         index, augment = read_conditions(args, self.num_classes, self.augment_size, "DhariwalUNet")
         dtype = at_least_float32(self.compute_dtype)
@@ -178,8 +175,9 @@ class DhariwalUNet(eqx.Module):
         extra = None
         if self.augment_embedding is not None and augment is not None:
             extra = self.augment_embedding(augment.astype(dtype))
-        embedding = self.time_embedding(jnp.asarray(label).astype(dtype), extra)
+        embedding = self.time_embedding(c_noise, dtype, extra)
         if self.class_embedding is not None:
             embedding = embedding + self.class_embedding(index, dtype, key1)
-        h = jnp.transpose(x, (1, 2, 0)).astype(self.compute_dtype)
-        return jnp.transpose(self.body(h, embedding, key2), (2, 0, 1)).astype(x.dtype)
+        h = rearrange(x, "c height width -> height width c").astype(self.compute_dtype)
+        h = self.body(h, embedding, key2)
+        return rearrange(h, "height width c -> c height width").astype(x.dtype)

@@ -1,21 +1,23 @@
 r"""The diffusion transformer (Peebles & Xie 2023).
 
 An image is cut into patches, each a token of $n$ channels with its place added to it. Every block
-normalises, scales and shifts its tokens by what the network is told — adaptive layer norm — and
-gates what it adds,
+normalises its tokens, scales and shifts them as the time and the class demand — adaptive layer
+norm — and gates what it adds,
 
 $$h \leftarrow h + g_1\,\mathrm{attention}((1 + s_1)\,\mathrm{LN}(h) + b_1), \qquad
   h \leftarrow h + g_2\,\mathrm{MLP}((1 + s_2)\,\mathrm{LN}(h) + b_2), \tag{1}$$
 
 $$(b_1, s_1, g_1, b_2, s_2, g_2) = W\,\mathrm{SiLU}(e), \qquad
-  e = \mathrm{MLP}(\text{sinusoids}(l)) + E_\text{class}. \tag{2}$$
+  e = \mathrm{MLP}(\text{sinusoids}(c)) + E_\text{class}, \tag{2}$$
+
+with the time input $c = c_\text{noise}$.
 
 $W$ starts at zero ("adaLN-Zero"): at first every block is the identity, and the network returns
 zeros.
 
 The place of a patch is embedded by sinusoids of its column (the first half of the channels) and of
-its row, $\omega_i = 10^{-4 i / (n/4)}$, sines before cosines. It is a constant, made for the size of the
-image.
+its row, $\omega_i = 10^{-4 i / (n/4)}$, sines before cosines. It is a constant, made for the size
+of the image.
 """
 
 from typing import Any
@@ -24,20 +26,21 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from jaxtyping import Array, Float
 
-from .._types import Args, Example, Key, Time
-from ._attention import attention
-from ._check import check_image
+from .._types import Args, Example, Key, Scalar, Time
+from ._attention import attention, split_heads
+from ._check import check_c_noise, check_class, check_image
 from ._conv import Linear
-from ._embed import check_class, check_label, ClassEmbedding, TimeEmbedding
+from ._embed import ClassEmbedding, TimeEmbedding
 from ._init import fan_average, Init, key_stream, zeros
-from ._precision import at_least_float32
+from ._norm import at_least_float32
 
 
 Tokens = Float[Array, "tokens channels"]
 
-# The sinusoids of the time label, before their perceptron.
+# The sinusoids of the time input, before their perceptron.
 _SINUSOIDS = 256
 
 
@@ -93,42 +96,35 @@ class DiTBlock(eqx.Module):
         self.num_heads = num_heads
 
     def __call__(self, h: Tokens, embedding: Float[Array, " channels"]) -> Tokens:
-        tokens, channels = h.shape
-        told = jnp.split(self.modulation(jax.nn.silu(embedding)), 6)
-        shift1, scale1, gate1, shift2, scale2, gate2 = told
+        modulation = self.modulation(jax.nn.silu(embedding))
+        shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(modulation, 6)
 
         def gate(g, x):
             return jnp.broadcast_to(g.astype(x.dtype), x.shape) * x
 
         qkv = self.qkv(modulated_norm(h, scale1, shift1))
-        qkv = jnp.reshape(qkv, (tokens, 3, self.num_heads, channels // self.num_heads))
-        seen = attention(qkv[:, 0], qkv[:, 1], qkv[:, 2])
-        h = h + gate(gate1, self.out(jnp.reshape(seen, (tokens, channels))))
+        seen = attention(*split_heads(qkv, self.num_heads))
+        seen = rearrange(seen, "tokens heads c -> tokens (heads c)")
+        h = h + gate(gate1, self.out(seen))
         x = self.mlp1(modulated_norm(h, scale2, shift2))
         return h + gate(gate2, self.mlp2(jax.nn.gelu(x, approximate=True)))
 
 
 class DiT(eqx.Module):
-    r"""Equations (1) and (2): the diffusion transformer, for images whose sides are multiples of the
-    patch's, or for latents.
+    r"""Equations (1) and (2): the diffusion transformer, for images whose sides are multiples of
+    the patch's, or for latents.
 
-    The label is embedded as it is, so it should range over about $[0, 1000]$, as those of chains,
-    [`eqdiff.VPSDE`][] and [`eqdiff.RectifiedFlow`][] do. With classes there is one more, the last:
-    `args=num_classes` is the unconditional network, which training with `label_dropout` teaches it.
+    The time input is embedded as it is, so it should range over about $[0, 1000]$, as those of
+    [`eqdiff.Schedule`][], [`eqdiff.VPSDE`][] and [`eqdiff.RectifiedFlow`][] do. With classes there
+    is one label more, the last: `args=num_classes` is the unconditional network, which is trained
+    by `class_dropout`.
 
     One example at a time, channels first; use `jax.vmap` for a batch. The paper's sizes are made by
     [`eqdiff.nn.dit`][].
 
     ??? cite "Reference"
 
-        ```bibtex
-        @inproceedings{peebles2023scalable,
-            title={Scalable Diffusion Models with Transformers},
-            author={Peebles, William and Xie, Saining},
-            booktitle={International Conference on Computer Vision},
-            year={2023},
-        }
-        ```
+        Peebles & Xie, *Scalable Diffusion Models with Transformers*, ICCV 2023.
     """
 
     time_embedding: TimeEmbedding
@@ -145,7 +141,7 @@ class DiT(eqx.Module):
     num_heads: int = eqx.field(static=True)
     mlp_ratio: float = eqx.field(static=True)
     num_classes: int | None = eqx.field(static=True)
-    label_dropout: float = eqx.field(static=True)
+    class_dropout: float = eqx.field(static=True)
     compute_dtype: Any = eqx.field(static=True)
     remat: bool = eqx.field(static=True)
 
@@ -159,7 +155,7 @@ class DiT(eqx.Module):
         num_heads: int = 6,
         mlp_ratio: float = 4.0,
         num_classes: int | None = None,
-        label_dropout: float = 0.1,
+        class_dropout: float = 0.1,
         compute_dtype: Any = jnp.float32,
         remat: bool = False,
         *,
@@ -175,7 +171,7 @@ class DiT(eqx.Module):
         - `num_heads`: of attention.
         - `mlp_ratio`: the hidden channels of the perceptrons as a multiple of `channels`.
         - `num_classes`: how many classes there are; `None` for a network without.
-        - `label_dropout`: the probability that a class becomes the unconditional one where a key is
+        - `class_dropout`: the probability that a class becomes the unconditional one where a key is
             given.
         - `compute_dtype`, `remat`, `key`: as for [`eqdiff.nn.UNet`][].
 
@@ -183,12 +179,13 @@ class DiT(eqx.Module):
         """
         if channels % num_heads != 0 or channels % 4 != 0:
             raise ValueError(
-                f"a DiT's channels are a multiple of 4 and of num_heads={num_heads}, got {channels}."
+                f"a DiT's channels are a multiple of 4 and of num_heads={num_heads}, "
+                f"got {channels}."
             )
         self.in_channels, self.out_channels, self.patch_size = in_channels, out_channels, patch_size
         self.channels, self.depth, self.num_heads = channels, depth, num_heads
         self.mlp_ratio, self.num_classes = mlp_ratio, num_classes
-        self.label_dropout, self.remat = label_dropout, remat
+        self.class_dropout, self.remat = class_dropout, remat
         self.compute_dtype = jnp.dtype(compute_dtype)
         keys, pixels = key_stream(key), patch_size**2
         options: dict[str, Any] = dict(init=_normal(0.02), bias_init=zeros)
@@ -205,42 +202,41 @@ class DiT(eqx.Module):
         self.modulation_out = Linear(channels, 2 * channels, init=zeros, key=next(keys))
         self.patch_out = Linear(channels, pixels * out_channels, init=zeros, key=next(keys))
 
-    def _embed(self, label: Time, args: Args, key: Key | None) -> Float[Array, " channels"]:
-        classes = None if self.num_classes is None else self.num_classes + 1
-        index = check_class(args, classes, "DiT")
+    def _embed(self, c_noise: Scalar, args: Args, key: Key | None) -> Float[Array, " channels"]:
+        index = check_class(args, self.num_classes, "DiT", unconditional=True)
         dtype = at_least_float32(self.compute_dtype)
-        embedding = self.time_embedding(jnp.asarray(label).astype(dtype))
+        embedding = self.time_embedding(c_noise, dtype)
         if self.class_embedding is None or index is None:
             return embedding
-        if key is not None and self.label_dropout > 0:
-            drop = jax.random.bernoulli(key, self.label_dropout)
+        if key is not None and self.class_dropout > 0:
+            drop = jax.random.bernoulli(key, self.class_dropout)
             index = jnp.where(drop, jnp.asarray(self.num_classes, index.dtype), index)
         return embedding + self.class_embedding(index).astype(dtype)
 
     @jax.named_scope("eqdiff.nn.DiT")
     def __call__(
-        self, label: Time, x: Example, args: Args = None, *, key: Key | None = None
+        self, c_noise: Time, x: Example, args: Args = None, *, key: Key | None = None
     ) -> Example:
         r"""**Arguments:**
 
-        - `label`: what the network is told as time, one number.
+        - `c_noise`: the network's time input, one number.
         - `x`: one image, `(in_channels, height, width)`, whose sides are multiples of `patch_size`.
-        - `args`: its class, one integer, where `num_classes` was given; otherwise `None`.
+        - `args`: its class, one integer from 0 to `num_classes - 1`, where `num_classes` was given;
+            otherwise `None`.
         - `key`: a PRNG key for dropping the class. Without it it is not dropped.
 
         **Returns:** $F$, `(out_channels, height, width)`, in the dtype of `x`.
 
-        **Raises:** `ValueError` where an argument has the wrong shape, or a class is missing or
-        unexpected.
+        **Raises:** `ValueError` where an argument has the wrong shape, or a class is missing,
+        unexpected or out of range.
         """
-        check_label(label, "DiT")
+        c_noise = check_c_noise(c_noise, "DiT")
         p = self.patch_size
         check_image(x, self.in_channels, p, "DiT", "use a smaller patch_size")
-        embedding = self._embed(label, args, key)
+        embedding = self._embed(c_noise, args, key)
         rows, columns = x.shape[1] // p, x.shape[2] // p
-        # A patch's numbers are ordered (row, column, channel).
-        h = jnp.reshape(x.astype(self.compute_dtype), (self.in_channels, rows, p, columns, p))
-        h = self.patch_in(jnp.reshape(jnp.transpose(h, (1, 3, 2, 4, 0)), (rows * columns, -1)))
+        cut = "c (rows p) (columns q) -> (rows columns) (p q c)"
+        h = self.patch_in(rearrange(x.astype(self.compute_dtype), cut, p=p, q=p))
         h = h + jnp.asarray(positions(rows, columns, self.channels), h.dtype)
 
         def run(block, h, embedding):
@@ -251,6 +247,5 @@ class DiT(eqx.Module):
             h = run(block, h, embedding)
         shift, scale = jnp.split(self.modulation_out(jax.nn.silu(embedding)), 2)
         h = self.patch_out(modulated_norm(h, scale, shift))
-        h = jnp.reshape(h, (rows, columns, p, p, self.out_channels))
-        h = jnp.reshape(jnp.transpose(h, (4, 0, 2, 1, 3)), (self.out_channels, *x.shape[1:]))
-        return h.astype(x.dtype)
+        join = "(rows columns) (p q c) -> c (rows p) (columns q)"
+        return rearrange(h, join, rows=rows, p=p, q=p).astype(x.dtype)

@@ -1,21 +1,26 @@
-r"""Embeddings of what a network is told beside the example: the time label and the class.
+r"""Embeddings of a network's conditioning inputs: its time input and the class.
 
-The sinusoidal embedding (Vaswani et al. 2017) of a label $l$ has $n/2$ frequencies,
+The sinusoidal embedding (Vaswani et al. 2017) of the time input $c = c_\text{noise}$ has $n/2$
+frequencies,
 
-$$e_i = \cos(\omega_i l), \quad e_{n/2 + i} = \sin(\omega_i l), \quad
+$$e_i = \cos(\omega_i c), \quad e_{n/2 + i} = \sin(\omega_i c), \quad
   \omega_i = P^{-i / (n/2)}, \quad i = 0, \dots, n/2 - 1, \tag{1}$$
 
 with $P = 10^4$. Families differ in the order of the two halves and in whether the lowest frequency
 is exactly $1/P$ (then $\omega_i = P^{-i/(n/2 - 1)}$). Fourier features (Tancik et al. 2020) of a
-label that is itself a logarithm have random frequencies instead,
+$c_\text{noise}$ that is itself a logarithm have random frequencies instead,
 
 $$\omega_i = 2\pi W_i, \qquad W_i \sim \mathcal N(0, s^2). \tag{2}$$
 
 Frequencies are constants of the program, not parameters: as arrays in a module they would be
-trained. So are random ones: a tuple of numbers, drawn once for all (`fourier_frequencies`).
+trained. So are random ones: a tuple of numbers, always from the same draw (`fourier_frequencies`).
+
+Sines and cosines are computed in the precision of $c_\text{noise}$, float32 or better, and cast
+afterwards: in bfloat16 the steps 998 and 999 of a schedule are the same number.
 """
 
 import math
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -23,13 +28,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
-from .._types import Args, Key, Scalar
+from .._types import Key, Scalar
 from ._conv import Linear
 from ._init import Init, torch_default
 
 
 def sinusoidal_embedding(
-    label: Scalar,
+    c_noise: Scalar,
     size: int,
     *,
     cosine_first: bool = True,
@@ -40,7 +45,7 @@ def sinusoidal_embedding(
 
     **Arguments:**
 
-    - `label`: a 0-d floating-point array; its dtype is the result's.
+    - `c_noise`: a 0-d floating-point array; its dtype is the result's.
     - `size`: even.
     - `cosine_first`: OpenAI's order (cosines, sines); Song's is the other one.
     - `endpoint`: whether the lowest frequency is exactly $1/P$ (Song) or one step above it
@@ -49,7 +54,7 @@ def sinusoidal_embedding(
     """
     half = size // 2
     exponents = np.arange(half) / (half - 1 if endpoint else half)
-    angles = label * jnp.asarray(np.exp(-math.log(max_period) * exponents), label.dtype)
+    angles = c_noise * jnp.asarray(np.exp(-math.log(max_period) * exponents), c_noise.dtype)
     halves = (jnp.cos(angles), jnp.sin(angles))
     return jnp.concatenate(halves if cosine_first else halves[::-1])
 
@@ -60,9 +65,9 @@ def fourier_frequencies(number: int, scale: float | int) -> tuple[float, ...]:
     return tuple(float(scale * w) for w in draw)
 
 
-def fourier_embedding(label: Scalar, frequencies: tuple[float, ...]) -> Float[Array, " size"]:
+def fourier_embedding(c_noise: Scalar, frequencies: tuple[float, ...]) -> Float[Array, " size"]:
     """Equation (2), sines first."""
-    angles = label * jnp.asarray(2 * np.pi * np.asarray(frequencies), label.dtype)
+    angles = c_noise * jnp.asarray(2 * np.pi * np.asarray(frequencies), c_noise.dtype)
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)])
 
 
@@ -98,7 +103,7 @@ class TimeEmbedding(eqx.Module):
         """
         key1, key2 = jax.random.split(key)
         if in_size % 2 != 0:
-            raise ValueError(f"the embedding of the time label needs an even size, got {in_size}.")
+            raise ValueError(f"the embedding of the time input needs an even size, got {in_size}.")
         if endpoint and in_size < 4:
             raise ValueError(
                 f"frequencies from 1 to 1/10000 need a size of at least 4, got {in_size}."
@@ -113,19 +118,24 @@ class TimeEmbedding(eqx.Module):
         self.in_size, self.frequencies = in_size, frequencies
         self.cosine_first, self.endpoint = cosine_first, endpoint
 
-    def sinusoids(self, label: Scalar) -> Float[Array, " in_size"]:
-        """Equation (1) or (2)."""
+    def sinusoids(self, c_noise: Scalar) -> Float[Array, " in_size"]:
+        """Equation (1) or (2), in the precision of `c_noise`."""
         if self.frequencies is not None:
-            return fourier_embedding(label, self.frequencies)
+            return fourier_embedding(c_noise, self.frequencies)
         return sinusoidal_embedding(
-            label, self.in_size, cosine_first=self.cosine_first, endpoint=self.endpoint
+            c_noise, self.in_size, cosine_first=self.cosine_first, endpoint=self.endpoint
         )
 
     def __call__(
-        self, label: Scalar, extra: Float[Array, " in_size"] | None = None
+        self, c_noise: Scalar, dtype: Any, extra: Float[Array, " in_size"] | None = None
     ) -> Float[Array, " out_size"]:
-        # EDM adds what else the network is told before the perceptron.
-        e = self.sinusoids(label)
+        """**Arguments:**
+
+        - `c_noise`: the time input, in float32 or better.
+        - `dtype`: of the perceptron and of the result.
+        - `extra`: added to the sinusoids, as EDM does with the class and the augmentation.
+        """
+        e = self.sinusoids(c_noise).astype(dtype)
         return self.linear2(jax.nn.silu(self.linear1(e if extra is None else e + extra)))
 
 
@@ -137,43 +147,16 @@ class ClassEmbedding(eqx.Module):
     def __init__(self, num_classes: int, size: int, *, key: Key):
         self.weight = jax.random.normal(key, (num_classes, size), jnp.float32)
 
-    def __call__(self, label: Shaped[Array, ""]) -> Float[Array, " size"]:
-        # A class that does not exist gives NaNs: a clamped index would be another class in silence.
-        return self.weight.at[label].get(
-            mode="fill", fill_value=jnp.nan, wrap_negative_indices=False
-        )
+    def __call__(self, class_label: Shaped[Array, ""]) -> Float[Array, " size"]:
+        return class_row(self.weight, class_label)
 
 
-def check_label(label, network: str) -> None:
-    """**Raises:** `ValueError` where the time label is not one number."""
-    if jnp.shape(label) != ():
-        raise ValueError(
-            f"{network} takes one time label per example, got shape {jnp.shape(label)}. Batch with "
-            "jax.vmap(net)(labels, xs); for one label, jax.vmap(net, in_axes=(None, 0))(label, xs)."
-        )
+def class_row(
+    weight: Float[Array, "classes size"], class_label: Shaped[Array, ""]
+) -> Float[Array, " size"]:
+    """One row of a table.
 
-
-def check_class(args: Args, num_classes: int | None, network: str) -> Shaped[Array, ""] | None:
-    """The class as an array, `None` for a network without classes.
-
-    **Raises:** `ValueError` where a class is missing, unexpected, or not one integer.
+    `check_class` refuses a class that does not exist. Where its check is switched off, NaNs do: a
+    clamped index would silently be another class.
     """
-    if num_classes is None:
-        if args is not None:
-            raise ValueError(
-                f"this {network} was built without classes but was given args={args}. "
-                "Build it with num_classes=..., or pass args=None."
-            )
-        return None
-    if args is None:
-        raise ValueError(
-            f"this {network} was built with num_classes={num_classes} and needs a class: "
-            f"net(label, x, args) with an integer 0 <= args < {num_classes}."
-        )
-    if jnp.shape(args) != () or not jnp.issubdtype(jnp.result_type(args), jnp.integer):
-        raise ValueError(
-            f"the class of one example is one integer, got shape {jnp.shape(args)} and dtype "
-            f"{jnp.result_type(args)}. Batch with jax.vmap(net)(labels, xs, classes); turn one-hot "
-            "vectors into integers with jnp.argmax."
-        )
-    return jnp.asarray(args)
+    return weight.at[class_label].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)

@@ -1,15 +1,17 @@
 r"""Halving and doubling the sides of an image with a finite impulse response filter.
 
-Taking every second pixel aliases, and repeating pixels leaves blocks; StyleGAN2 (Karras et al. 2020,
-after Zhang 2019) and NCSN++ (Song et al. 2021, appendix H) low-pass filter instead. Along one axis,
-with taps $f_0, \dots, f_{K-1}$ of sum one, factors $u$ up and $d$ down and $p$ zeros before the
-image,
+Taking every second pixel aliases, and repeating pixels leaves blocks; StyleGAN2 (Karras et al.
+2020, after Zhang 2019) and NCSN++ (Song et al. 2021, appendix H) low-pass filter instead. Along one
+axis, with taps $f_0, \dots, f_{K-1}$ of sum one, factors $u$ up and $d$ down and $p$ zeros before
+the image,
 
-$$y_m = \sum_k f_{K-1-k}\, z_{dm + k - p}, \qquad z_{ui} = x_i, \quad z_j = 0 \text{ elsewhere}, \tag{1}$$
+$$y_m = \sum_k f_{K-1-k}\, z_{dm + k - p}, \qquad
+  z_{ui} = x_i, \quad z_j = 0 \text{ elsewhere}, \tag{1}$$
 
 which is a true convolution: the taps run backwards. Halving has $u = 1$, $d = 2$. Doubling has
 $u = 2$, $d = 1$ and taps $2f$, since half of what they meet is zero. The taps of two axes are
-separable here, $f \otimes f$. With $f = (\tfrac12, \tfrac12)$ the two are the 2×2 mean and repeated pixels.
+separable here, $f \otimes f$. With $f = (\tfrac12, \tfrac12)$ the two are the 2×2 mean and repeated
+pixels.
 
 A strided convolution is filtered before it, and its transpose after it, so that both see only one
 grid.
@@ -102,7 +104,8 @@ def _normalised(kernel: Kernel, gain: float = 1.0) -> Kernel:
 
 
 def downsample(x: Float[Array, "*spatial c"], kernel: Kernel) -> Float[Array, "*new_spatial c"]:
-    """Half as many pixels on each side (see `resampled_axes`); the mean of the image stays away from its edge."""
+    """Half as many pixels on each side (see `resampled_axes`); the mean of the image stays away
+    from its edge."""
     extra = len(kernel) - 2
     return _every_axis(x, _normalised(kernel), down=2, padding=((extra + 1) // 2, extra // 2))
 

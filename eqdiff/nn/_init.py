@@ -43,8 +43,8 @@ def torch_default(
 
 
 def fan_average(scale: float = 1.0) -> Init:
-    """Equation (2) with $s$ = `scale`; the `variance_scaling(scale, "fan_avg", "uniform")` of Song's
-    code and, with a gain of √`scale`, EDM's `xavier_uniform`."""
+    """Equation (2) with $s$ = `scale`; the `variance_scaling(scale, "fan_avg", "uniform")` of
+    Song's code and, with a gain of √`scale`, EDM's `xavier_uniform`."""
 
     def init(key, shape, fan_in, fan_out):
         bound = math.sqrt(6 * scale / (fan_in + fan_out))

@@ -1,4 +1,4 @@
-r"""A residual perceptron for vectors, told the time and the class.
+r"""A residual perceptron for vectors, conditioned on the time and the class.
 
 $$h_0 = W_0 x, \qquad
   h_{i+1} = h_i + W_2\,\mathrm{SiLU}(W_1\,\mathrm{SiLU}((1 + s_i)\,\mathrm{LN}(h_i) + b_i)), \qquad
@@ -6,13 +6,14 @@ $$h_0 = W_0 x, \qquad
 
 with $(s_i, b_i)$ linear in the embedding $e$, as in the U-Net. $W_2$ and $W_F$ start at zero.
 
-**Labels of any scale.** Conventions differ: $[0, 1000]$, $[0, 1]$, $\log\sigma$ of either sign. The
-label $l$ is embedded twice, and the perceptron that follows picks what it needs:
+**Time inputs of any scale.** Conventions differ: $[0, 1000]$, $[0, 1]$, $\log\sigma$ of either
+sign. The time input $c = c_\text{noise}$ is embedded twice, and the perceptron that follows picks
+what it needs:
 
-- by sinusoids of $l$ with frequencies $10^{-4}, \dots, 1$, which tell $t = 400$ from $t = 401$, and
+- by sinusoids of $c$ with frequencies $10^{-4}, \dots, 1$, which tell $c = 400$ from $c = 401$, and
   vary slowly over a log-noise level, as EDM's network sees it;
-- by sinusoids of $\operatorname{arsinh}(100\,l)$ with frequencies $\tfrac14, \dots, 2$, which tell
-  $t = 0.01$ from $t = 0.02$ and stay smooth in $\log l$ as $l$ grows.
+- by sinusoids of $\operatorname{arsinh}(100\,c)$ with frequencies $\tfrac14, \dots, 2$, which tell
+  $c = 0.01$ from $c = 0.02$ and stay smooth in $\log c$ as $c$ grows.
 """
 
 import equinox as eqx
@@ -21,22 +22,22 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._types import Args, Example, Key, Scalar, Time
+from ._check import check_c_noise, check_class
 from ._conv import Linear
-from ._embed import check_class, check_label, ClassEmbedding, sinusoidal_embedding
+from ._embed import ClassEmbedding, sinusoidal_embedding
 from ._init import key_stream, zeros
-from ._norm import GroupNorm
-from ._precision import at_least_float32
+from ._norm import at_least_float32, GroupNorm
 
 
 _LINEAR_SIZE, _LOG_SIZE = 64, 16
 
 
-def _embed_label(label: Scalar) -> Float[Array, " size"]:
-    linear = sinusoidal_embedding(label, _LINEAR_SIZE, endpoint=True)
+def _embed_c_noise(c_noise: Scalar) -> Float[Array, " size"]:
+    linear = sinusoidal_embedding(c_noise, _LINEAR_SIZE, endpoint=True)
     # The second group's frequencies are 2 × 8^(−i/7): a factor of 2 on the argument, and periods up
     # to 8 times longer.
     log = sinusoidal_embedding(
-        2 * jnp.arcsinh(100 * label), _LOG_SIZE, endpoint=True, max_period=8.0
+        2 * jnp.arcsinh(100 * c_noise), _LOG_SIZE, endpoint=True, max_period=8.0
     )
     return jnp.concatenate([linear, log])
 
@@ -68,8 +69,8 @@ class Block(eqx.Module):
 class MLP(eqx.Module):
     """Equation (1): a network for vectors, such as points in the plane.
 
-    The label may have any scale: $[0, 1000]$, $[0, 1]$ and logarithms of a noise level are all told
-    apart finely.
+    The time input may have any scale: it resolves $[0, 1000]$, $[0, 1]$ and logarithms of a noise
+    level equally finely.
     """
 
     linear_in: Linear
@@ -121,32 +122,32 @@ class MLP(eqx.Module):
 
     @jax.named_scope("eqdiff.nn.MLP")
     def __call__(
-        self, label: Time, x: Example, args: Args = None, *, key: Key | None = None
+        self, c_noise: Time, x: Example, args: Args = None, *, key: Key | None = None
     ) -> Example:
         """**Arguments:**
 
-        - `label`: what the network is told as time, one number of any scale.
+        - `c_noise`: the network's time input, one number of any scale.
         - `x`: one vector, `(in_size,)`.
-        - `args`: its class, one integer, where `num_classes` was given (others give NaNs);
+        - `args`: its class, one integer from 0 to `num_classes - 1`, where `num_classes` was given;
             otherwise `None`.
         - `key`: not used; networks are called alike.
 
         **Returns:** $F$, `(out_size,)`, in the dtype of `x`.
 
-        **Raises:** `ValueError` where an argument has the wrong shape, or a class is missing or
-        unexpected.
+        **Raises:** `ValueError` where an argument has the wrong shape, or a class is missing,
+        unexpected or out of range.
         """
         del key
-        check_label(label, "MLP")
+        c_noise = check_c_noise(c_noise, "MLP")
         index = check_class(args, self.num_classes, "MLP")
         if x.shape != (self.in_size,):
-            hint = " Batch with jax.vmap(net)(labels, xs)." if x.ndim == 2 else ""
+            hint = " Batch with jax.vmap(net)(c_noises, xs)." if x.ndim == 2 else ""
             raise ValueError(
                 f"this MLP takes one vector of shape ({self.in_size},), got {x.shape}.{hint}"
             )
         dtype = at_least_float32(x.dtype)
         first, second = self.embedding
-        embedding = second(jax.nn.silu(first(_embed_label(jnp.asarray(label, dtype)))))
+        embedding = second(jax.nn.silu(first(_embed_c_noise(c_noise).astype(dtype))))
         if self.class_embedding is not None and index is not None:
             embedding = embedding + self.class_embedding(index).astype(dtype)
         embedding = jax.nn.silu(embedding)

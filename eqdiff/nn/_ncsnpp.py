@@ -1,9 +1,9 @@
 r"""NCSN++ and DDPM++ (Song et al. 2021, section 4.4 and appendix H).
 
-The U-Net of DDPM with, each chosen by an ablation: sums divided by $\sqrt 2$, BigGAN's residual blocks,
-more of them, FIR filters where sides change, and image pyramids beside the features. NCSN++ (for
-VE) has all; DDPM++ (for VP and sub-VP) has neither filters nor pyramids. The network is told its
-noise level by Fourier features of $\log\sigma$, or by sinusoids of a label as DDPM is.
+The U-Net of DDPM with, each chosen by an ablation: sums divided by $\sqrt 2$, BigGAN's residual
+blocks, more of them, FIR filters where sides change, and image pyramids next to the features.
+NCSN++ (for VE) has all; DDPM++ (for VP and sub-VP) has neither filters nor pyramids. The time input
+is $\log\sigma$, embedded by Fourier features, or one of DDPM's, embedded by sinusoids.
 """
 
 from typing import Any, Literal
@@ -14,10 +14,10 @@ import jax.numpy as jnp
 
 from .._types import Args, Example, Key, Time
 from ._body import UNetBody
+from ._c_noise import check_sigma_levels, run_score_network, SigmaLevels
 from ._check import check_variant
 from ._embed import ClassEmbedding, fourier_frequencies, TimeEmbedding
 from ._init import fan_average, key_stream, zeros
-from ._noise_label import check_sigma_levels, run_score_network, SigmaLevels
 from ._style import levels, Style
 
 
@@ -28,31 +28,25 @@ PYRAMIDS_IN = {"none": "standard", "input_skip": "skip", "residual": "residual"}
 class NCSNpp(eqx.Module):
     r"""NCSN++ and DDPM++, for images of any size that the levels divide and any number of channels.
 
-    With `embedding="fourier"` or with `sigma_levels` it is told $\log\sigma$, which is
-    [`eqdiff.VESDE`][]'s label; with `scale_by_sigma` its output is then the score, so that
+    With `embedding="fourier"` or with `sigma_levels` its time input is $\log\sigma$, the `c_noise`
+    of [`eqdiff.VESDE`][]; with `scale_by_sigma` its output is then the score, so that
 
     ```python
     denoiser = eqdiff.Denoiser(net, eqdiff.VESDE(), eqdiff.PredictScore())
     ```
 
-    is right. Otherwise the label is embedded as it is: [`eqdiff.VPSDE`][] and [`eqdiff.SubVPSDE`][] give
-    $999\,t$, a chain its index, and the output is ε (`eqdiff.PredictNoise()`).
+    is right. Otherwise the time input is embedded as it is: [`eqdiff.VPSDE`][] and
+    [`eqdiff.SubVPSDE`][] give $999\,t$, a schedule $1000\,t/T$, and the output is ε
+    (`eqdiff.PredictNoise()`).
 
-    Official configurations are made by `ncsnpp_cifar10`, `ddpmpp_cifar10` and others; trained weights
-    are read by [`eqdiff.interop.score_sde_network`][]. One example at a time, channels first; use `jax.vmap`
-    for a batch.
+    Official configurations are made by `presets.ncsnpp_cifar10`, `presets.ddpmpp_cifar10` and
+    others; trained weights are read by [`eqdiff.interop.score_sde_network`][]. One example at a
+    time, channels first; use `jax.vmap` for a batch.
 
     ??? cite "Reference"
 
-        ```bibtex
-        @inproceedings{song2021score,
-            title={Score-Based Generative Modeling through Stochastic Differential Equations},
-            author={Song, Yang and Sohl-Dickstein, Jascha and Kingma, Diederik P. and Kumar, Abhishek
-                and Ermon, Stefano and Poole, Ben},
-            booktitle={International Conference on Learning Representations},
-            year={2021},
-        }
-        ```
+        Song et al., *Score-Based Generative Modeling through Stochastic Differential Equations*,
+        ICLR 2021.
     """
 
     time_embedding: TimeEmbedding | None
@@ -128,13 +122,13 @@ class NCSNpp(eqx.Module):
         - `skip_rescale`: whether sums of two branches are divided by $\sqrt 2$.
         - `progressive`, `progressive_input`: the pyramids on the way up and down.
         - `progressive_combine`: how an input skip joins the features.
-        - `embedding`: Fourier features of $\log\sigma$, or sinusoids of the label.
+        - `embedding`: Fourier features of $\log\sigma$, or sinusoids of the time input.
         - `fourier_scale`, `frequencies`: the standard deviation of the Fourier frequencies, and the
             frequencies themselves (`channels` of them); by default the same draw in every network.
-        - `sigma_levels`: `(sigma_min, sigma_max, N)` for a network trained on $N$ noise levels, whose
-            sinusoids are of the level's number; it is told $\log\sigma$.
-        - `scale_by_sigma`: whether the output is divided by σ; needs a label that is $\log\sigma$.
-        - `conditional`: whether the blocks are told the label at all.
+        - `sigma_levels`: `(sigma_min, sigma_max, N)` for a network trained on $N$ noise levels,
+            whose sinusoids are of the level's number; its time input is $\log\sigma$.
+        - `scale_by_sigma`: whether the output is divided by σ; needs a time input of $\log\sigma$.
+        - `conditional`: whether the blocks depend on the time input at all.
         - `centred`: whether data are in $[-1, 1]$; those in $[0, 1]$ are moved there first.
         - `conv_resample`: whether `block="ddpm"` changes sides with convolutions.
         - `init_scale`: of the last map of every branch at first; 0 means $10^{-10}$.
@@ -142,8 +136,8 @@ class NCSNpp(eqx.Module):
         - `num_classes`: how many classes there are; `None` for a network without.
         - `compute_dtype`, `remat`, `key`: as for [`eqdiff.nn.UNet`][].
 
-        **Raises:** `ValueError` for a variant that does not exist, widths that cannot be normalised,
-        or an output that is to be divided by a σ that the label does not tell.
+        **Raises:** `ValueError` for a variant that does not exist, widths that cannot be
+        normalised, or an output that is to be divided by a σ that the network does not know.
         """
         check_variant("block", block, ("biggan", "ddpm"))
         check_variant("progressive", progressive, PYRAMIDS_OUT)
@@ -172,7 +166,7 @@ class NCSNpp(eqx.Module):
         if self.scale_by_sigma and self.embedding == "positional" and self.sigma_levels is None:
             raise ValueError(
                 "scale_by_sigma=True divides the output by σ, but a network with "
-                "embedding='positional' is not told σ. Write scale_by_sigma=False (VP), or "
+                "embedding='positional' does not know σ. Write scale_by_sigma=False (VP), or "
                 "sigma_levels=(sigma_min, sigma_max, N) (VE)."
             )
         if self.embedding == "fourier" and self.sigma_levels is not None:
@@ -226,19 +220,20 @@ class NCSNpp(eqx.Module):
 
     @jax.named_scope("eqdiff.nn.NCSNpp")
     def __call__(
-        self, label: Time, x: Example, args: Args = None, *, key: Key | None = None
+        self, c_noise: Time, x: Example, args: Args = None, *, key: Key | None = None
     ) -> Example:
         r"""**Arguments:**
 
-        - `label`: what the network is told as time, one number; see above.
+        - `c_noise`: the network's time input, one number; see above.
         - `x`: one image, `(in_channels, height, width)`, whose sides are multiples of 2^(levels −
             1).
-        - `args`: its class, one integer, where `num_classes` was given; otherwise `None`.
+        - `args`: its class, one integer from 0 to `num_classes - 1`, where `num_classes` was given;
+            otherwise `None`.
         - `key`: a PRNG key for dropout. Without it there is no dropout.
 
         **Returns:** $F$, `(out_channels, height, width)`, in the dtype of `x`.
 
-        **Raises:** `ValueError` where an argument has the wrong shape, or a class is missing or
-        unexpected.
+        **Raises:** `ValueError` where an argument has the wrong shape, or a class is missing,
+        unexpected or out of range.
         """
-        return run_score_network(self, "NCSNpp", label, x, args, key)
+        return run_score_network(self, "NCSNpp", c_noise, x, args, key)

@@ -1,12 +1,12 @@
 r"""NCSNv2 (Song & Ermon 2020): a dilated residual network and a RefineNet (Lin et al. 2017).
 
-The network is not told its noise level: one function serves all, and its size is left to σ,
+The network does not see the noise level: one function serves all, divided by σ,
 
 $$s(x, \sigma) = F(x) / \sigma \tag{1}$$
 
-(technique 3). Stages of residual blocks with InstanceNorm++ go down; after the first few their sides
-no longer shrink but their convolutions are dilated. Refine blocks go up: residual units, a sum of
-stages at the larger side, chained pooling.
+(technique 3). Stages of residual blocks with InstanceNorm++ go down; after the first few their
+sides no longer shrink but their convolutions are dilated. Refine blocks go up: residual units, a
+sum of stages at the larger side, chained pooling.
 
 Enlarging is bilinear with the corners aligned, as in the PyTorch code; the JAX code of score_sde
 aligns edges, and its weights would see another network.
@@ -18,15 +18,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 
 from .._types import Args, Example, Key, Time
-from ._check import check_image
+from ._c_noise import divide_by_sigma
+from ._check import check_c_noise, check_image
 from ._conv import Conv
-from ._embed import check_label
 from ._init import key_stream
-from ._noise_label import divide_by_sigma
-from ._norm import InstanceNormPlus
-from ._precision import at_least_float32
+from ._norm import at_least_float32, InstanceNormPlus
 from ._pyramid import Image
 from ._resample import average_pool
 
@@ -166,21 +165,16 @@ class RefineBlock(eqx.Module):
 class NCSNv2(eqx.Module):
     r"""Equation (1): the network of NCSNv2.
 
-    It is told $\log\sigma$, [`eqdiff.VESDE`][]'s label, and returns the score:
-    `eqdiff.Denoiser(net, eqdiff.VESDE(), eqdiff.PredictScore())`. There are no classes and there is no dropout.
+    Its time input is $\log\sigma$, the `c_noise` of [`eqdiff.VESDE`][], and it returns the score:
+    `eqdiff.Denoiser(net, eqdiff.VESDE(), eqdiff.PredictScore())`. There are no classes and there is
+    no dropout.
 
     One example at a time, channels first; use `jax.vmap` for a batch.
 
     ??? cite "Reference"
 
-        ```bibtex
-        @inproceedings{song2020improved,
-            title={Improved Techniques for Training Score-Based Generative Models},
-            author={Song, Yang and Ermon, Stefano},
-            booktitle={Advances in Neural Information Processing Systems},
-            year={2020},
-        }
-        ```
+        Song & Ermon, *Improved Techniques for Training Score-Based Generative Models*,
+        NeurIPS 2020.
     """
 
     conv_in: Conv
@@ -214,7 +208,8 @@ class NCSNv2(eqx.Module):
 
         - `in_channels`, `out_channels`: of $x$ and of the score.
         - `channels`: the width of the first stage.
-        - `channel_mult`: the width of each stage as a multiple of `channels`; the last two are equal.
+        - `channel_mult`: the width of each stage as a multiple of `channels`; the last two are
+            equal.
         - `dilations`: of each stage; those with 1, but the first, halve the sides.
         - `centred`: whether data are in $[-1, 1]$; those in $[0, 1]$ are moved there first.
         - `compute_dtype`, `remat`, `key`: as for [`eqdiff.nn.UNet`][].
@@ -225,8 +220,8 @@ class NCSNv2(eqx.Module):
         if len(mult) != len(dilations) or len(mult) < 2 or mult[-1] != mult[-2] or mult[0] != 1:
             raise ValueError(
                 "NCSNv2 needs a width and a dilation for each of at least two stages, the first of "
-                f"width 1 and the last two of equal width, such as (1, 2, 2, 2) and (1, 1, 2, 4); got "
-                f"channel_mult={mult}, dilations={dilations}."
+                "width 1 and the last two of equal width, such as (1, 2, 2, 2) and (1, 1, 2, 4); "
+                f"got channel_mult={mult}, dilations={dilations}."
             )
         self.in_channels, self.out_channels, self.channels = in_channels, out_channels, channels
         self.channel_mult, self.dilations, self.centred = mult, dilations, centred
@@ -260,11 +255,11 @@ class NCSNv2(eqx.Module):
 
     @jax.named_scope("eqdiff.nn.NCSNv2")
     def __call__(
-        self, label: Time, x: Example, args: Args = None, *, key: Key | None = None
+        self, c_noise: Time, x: Example, args: Args = None, *, key: Key | None = None
     ) -> Example:
         r"""**Arguments:**
 
-        - `label`: $\log\sigma$, one number.
+        - `c_noise`: the network's time input, $\log\sigma$, one number.
         - `x`: one image, `(in_channels, height, width)`, whose sides can be halved by every stage
             that does so.
         - `args`: `None`.
@@ -274,14 +269,15 @@ class NCSNv2(eqx.Module):
 
         **Raises:** `ValueError` where an argument has the wrong shape, or `args` is not `None`.
         """
-        check_label(label, "NCSNv2")
+        c_noise = check_c_noise(c_noise, "NCSNv2")
         unit = 2 ** sum(dilation == 1 for dilation in self.dilations[1:])
         check_image(x, self.in_channels, unit, "NCSNv2", "dilate more stages")
         if args is not None:
             raise ValueError(f"NCSNv2 has no classes but was given args={args}; pass args=None.")
         dtype = at_least_float32(self.compute_dtype)
         h = x if self.centred else 2 * x - 1
-        h = self.conv_in(jnp.transpose(h, (1, 2, 0)).astype(self.compute_dtype))
+        h = rearrange(h, "c height width -> height width c").astype(self.compute_dtype)
+        h = self.conv_in(h)
         stages = []
         for blocks in self.stages:
             for block in blocks:
@@ -292,5 +288,5 @@ class NCSNv2(eqx.Module):
             h = self._apply(refine, stages.pop(), *below)
             below = (h,)
         h = self.conv_out(jax.nn.elu(self.norm_out(h)))
-        h = jnp.transpose(h, (2, 0, 1)).astype(dtype)
-        return divide_by_sigma(h, jnp.asarray(label).astype(dtype)).astype(x.dtype)
+        h = rearrange(h, "height width c -> c height width").astype(dtype)
+        return divide_by_sigma(h, c_noise).astype(x.dtype)

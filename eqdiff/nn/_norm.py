@@ -20,14 +20,24 @@ with $m$ and $v$ the mean and the unbiased variance of the $\mu_c$.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from einops import reduce, repeat
 from jaxtyping import Array, Float
 
 from .._types import Key
-from ._precision import at_least_float32
+
+
+def at_least_float32(dtype: Any) -> Any:
+    """Float32, or float64 where that is what the network computes in.
+
+    For normalisation, softmax and embeddings: bfloat16 has three significant digits, too few for
+    the mean of a thousand pixels.
+    """
+    return jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32
 
 
 # How many groups, or how many for a given number of channels.
@@ -69,9 +79,8 @@ class GroupNorm(eqx.Module):
 
     def _over_group(self, x: Float[Array, " channels"]) -> Float[Array, " channels"]:
         # The mean over the channels of each group, repeated for each of them.
-        size = x.size // self.groups
-        mean = jnp.mean(jnp.reshape(x, (self.groups, size)), axis=1, keepdims=True)
-        return jnp.reshape(jnp.broadcast_to(mean, (self.groups, size)), x.shape)
+        mean = reduce(x, "(groups size) -> groups", "mean", groups=self.groups)
+        return repeat(mean, "groups -> (groups size)", size=x.size // self.groups)
 
     def __call__(
         self,

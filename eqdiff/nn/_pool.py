@@ -1,17 +1,19 @@
 r"""How a classifier turns the images inside it into one vector of logits.
 
-From the outputs $h_0, \dots, h_n$ of every block on the way down, and of the middle last, ADM's noisy classifiers
-(Dhariwal & Nichol 2021, section 4 and their code) make logits in one of these ways. With means over
-all pixels $\langle\cdot\rangle$,
+From the outputs $h_0, \dots, h_n$ of every block on the way down, and of the middle last, ADM's
+noisy classifiers (Dhariwal & Nichol 2021, section 4 and their code) make logits in one of these
+ways. With means over all pixels $\langle\cdot\rangle$,
 
 $$\text{average:}\quad W \langle\mathrm{SiLU}(\mathrm{GN}(h_n))\rangle + b, \tag{1}$$
 
-$$\text{spatial:}\quad W_2\,\varphi(W_1 [\langle h_0\rangle, \dots, \langle h_n\rangle] + b_1) + b_2,
-  \qquad \varphi = \mathrm{ReLU} \text{ or } \mathrm{SiLU} \circ \mathrm{GN}, \tag{2}$$
+$$\text{spatial:}\quad
+  W_2\,\varphi(W_1 [\langle h_0\rangle, \dots, \langle h_n\rangle] + b_1) + b_2, \qquad
+  \varphi = \mathrm{ReLU} \text{ or } \mathrm{SiLU} \circ \mathrm{GN}, \tag{2}$$
 
 and, as CLIP does (Radford et al. 2021), one query that attends to all pixels,
 
-$$\text{attention:}\quad z = [\langle g\rangle, g_1, \dots, g_m] + p, \quad g = \mathrm{SiLU}(\mathrm{GN}(h_n)), \qquad
+$$\text{attention:}\quad z = [\langle g\rangle, g_1, \dots, g_m] + p, \quad
+  g = \mathrm{SiLU}(\mathrm{GN}(h_n)), \qquad
   W\,\mathrm{softmax}\left(\frac{q(z_0)\,k(z)^\top}{\sqrt c}\right) v(z) + b, \tag{3}$$
 
 with learned positions $p$: the mean token asks, and its answer alone is kept.
@@ -23,14 +25,14 @@ from collections.abc import Sequence
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Array, Float
 
 from .._types import Key
-from ._attention import attention
+from ._attention import attention, split_heads
 from ._conv import Linear
 from ._init import zeros
-from ._norm import GroupNorm, Groups
-from ._precision import at_least_float32
+from ._norm import at_least_float32, GroupNorm, Groups
 from ._pyramid import Image
 
 
@@ -121,16 +123,16 @@ class AttentionHead(AbstractHead):
             height, width = (self.image_size // self.side * side for side in h.shape[:-1])
             raise ValueError(
                 f"this UNetClassifier pools by attention over the positions of images of side "
-                f"{self.image_size}, got {height}×{width}. Resize the image, or build the network with "
-                "another AttentionPool(image_size=...); AveragePool() takes any size."
+                f"{self.image_size}, got {height}×{width}. Resize the image, or build the network "
+                "with another AttentionPool(image_size=...); AveragePool() takes any size."
             )
         h = jax.nn.silu(self.norm(_float32(h)))
-        tokens = jnp.reshape(h, (-1, h.shape[-1]))
+        tokens = rearrange(h, "height width c -> (height width) c")
         tokens = jnp.concatenate([jnp.mean(tokens, axis=0, keepdims=True), tokens])
         qkv = self.qkv(tokens + self.positions.astype(tokens.dtype))
-        qkv = jnp.reshape(qkv, (len(tokens), 3, self.num_heads, -1))
-        pooled = attention(qkv[:1, 0], qkv[:, 1], qkv[:, 2])
-        return self.out(jnp.reshape(pooled, (-1,)))
+        q, k, v = split_heads(qkv, self.num_heads)
+        pooled = attention(q[:1], k, v)
+        return self.out(rearrange(pooled, "1 heads c -> (heads c)"))
 
 
 class AttentionPool(AbstractPool):
@@ -165,8 +167,9 @@ class AttentionPool(AbstractPool):
             )
         if self.image_size < 1 or self.image_size % unit != 0:
             raise ValueError(
-                f"AttentionPool: images of side {self.image_size} cannot go down {num_levels} levels; "
-                f"use an image_size that is a multiple of {unit}, or a shorter channel_mult."
+                f"AttentionPool: images of side {self.image_size} cannot go down {num_levels} "
+                f"levels; use an image_size that is a multiple of {unit}, or a shorter "
+                "channel_mult."
             )
         key1, key2, key3 = jax.random.split(key, 3)
         side = self.image_size // unit
@@ -196,8 +199,8 @@ class SpatialHead(AbstractHead):
 
 
 class SpatialPool(AbstractPool):
-    """The means of every block's output in a perceptron, equation (2); the official code's `pool="spatial"` and
-    `"spatial_v2"`."""
+    """The means of every block's output in a perceptron, equation (2); the official code's
+    `pool="spatial"` and `"spatial_v2"`."""
 
     normalise: bool = eqx.field(static=True)
     hidden_size: int = eqx.field(static=True)

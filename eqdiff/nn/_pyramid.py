@@ -1,7 +1,7 @@
-r"""The image pyramids beside a U-Net (Song et al. 2021, appendix H; Karras et al. 2020, figure 7).
+r"""The image pyramids next to a U-Net (Song et al. 2021, appendix H; Karras et al. 2020, figure 7).
 
-Beside the features $h$ runs a small image $p$. On the way down $p$ is the input, filtered to the side
-of $h$,
+Next to the features $h$ runs a small image $p$. On the way down $p$ is the input, filtered to the
+side of $h$,
 
 $$\text{skip:}\quad p \leftarrow R p, \quad h \leftarrow [W p, h] \text{ or } W p + h; \qquad
   \text{residual:}\quad p, h \leftarrow s\,(\mathrm{conv}\,R\,p + h); \tag{1}$$

@@ -1,8 +1,8 @@
 """Halving and doubling the sides of a channels-last image.
 
 Improved DDPM halves with a strided convolution and doubles by repeating pixels before a
-convolution; without convolutions (`conv_resample=False`), and inside residual blocks (ADM), it halves
-with a 2×2 mean. Later networks filter (`_fir.py`).
+convolution; without convolutions (`conv_resample=False`), and inside residual blocks (ADM), it
+halves with a 2×2 mean. Later networks filter (`_fir.py`).
 
 Signals of one dimension are halved along it. Volumes keep their depth: only their last two sides
 change, as in OpenAI's networks.
@@ -11,33 +11,33 @@ change, as in OpenAI's networks.
 from typing import Any, Literal
 
 import equinox as eqx
-import jax.numpy as jnp
+from einops import reduce, repeat
 from jaxtyping import Array, Float
 
 from .._types import Key
 from ._conv import Conv
-from ._fir import downsample, resampled_axes, upsample
+from ._fir import downsample, upsample
 from ._init import Init, torch_default
+
+
+# The axes of a small and of a large image, by the number of spatial dimensions.
+_SIDES = {
+    1: ("w c", "(w 2) c"),
+    2: ("h w c", "(h 2) (w 2) c"),
+    3: ("d h w c", "d (h 2) (w 2) c"),
+}
 
 
 def average_pool(x: Float[Array, "*spatial c"]) -> Float[Array, "*new_spatial c"]:
     """The mean of every two pixels along each side: of every 2×2 square of an image."""
-    shape, pairs = [], []
-    for axis, size in enumerate(x.shape):
-        shape.append(size)
-        if axis in resampled_axes(x):
-            shape[-1:] = size // 2, 2
-            pairs.append(len(shape) - 1)
-    return jnp.mean(jnp.reshape(x, shape), axis=tuple(pairs))
+    small, large = _SIDES[x.ndim - 1]
+    return reduce(x, f"{large} -> {small}", "mean")
 
 
 def repeat_pixels(x: Float[Array, "*spatial c"]) -> Float[Array, "*new_spatial c"]:
     """Every pixel twice along each side (nearest-neighbour upsampling)."""
-    twice = [2 if axis in resampled_axes(x) else 1 for axis in range(x.ndim)]
-    once = [n for size in x.shape for n in (size, 1)]
-    pairs = [n for size, factor in zip(x.shape, twice, strict=True) for n in (size, factor)]
-    shape = [size * factor for size, factor in zip(x.shape, twice, strict=True)]
-    return jnp.reshape(jnp.broadcast_to(jnp.reshape(x, once), pairs), shape)
+    small, large = _SIDES[x.ndim - 1]
+    return repeat(x, f"{small} -> {large}")
 
 
 class Resample(eqx.Module):

@@ -1,9 +1,9 @@
 r"""DDPM++ and NCSN++ as EDM has them (Karras et al. 2022, appendix F).
 
 The network of `_ncsnpp.py` with small differences: the class and the augmentation are added to the
-sinusoids, before the perceptron; $e = W_2\,\mathrm{SiLU}(W_1(\text{sinusoids} + \ldots))$; a residual pyramid
-is always filtered; and the side of the image halves only as often as there are widths, of which
-CIFAR-10 has three.
+sinusoids, before the perceptron; $e = W_2\,\mathrm{SiLU}(W_1(\text{sinusoids} + \ldots))$; a
+residual pyramid is always filtered; and the side of the image halves only as often as there are
+widths, of which CIFAR-10 has three.
 """
 
 from typing import Any, Literal
@@ -11,15 +11,16 @@ from typing import Any, Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from .._types import Args, Example, Key, Time
 from ._body import UNetBody
-from ._check import check_levels, check_variant
+from ._check import check_c_noise, check_levels, check_variant
 from ._condition import OneHotLinear, read_conditions
 from ._conv import Linear
-from ._embed import check_label, fourier_frequencies, TimeEmbedding
+from ._embed import fourier_frequencies, TimeEmbedding
 from ._init import fan_average, key_stream, zeros
-from ._precision import at_least_float32
+from ._norm import at_least_float32
 from ._style import levels, Style
 
 
@@ -29,23 +30,18 @@ PYRAMIDS_IN, PYRAMIDS_OUT = ("standard", "skip", "residual"), ("standard", "skip
 class SongUNet(eqx.Module):
     r"""EDM's DDPM++ and NCSN++, for images of any size that the levels divide.
 
-    It is told $c_\text{noise}$ of its preconditioning and embeds it as it is: $\tfrac14\log\sigma$ under EDM's,
-    which is the label of [`eqdiff.EDMSDE`][] (then `eqdiff.Denoiser(net, eqdiff.EDMSDE(),
-    eqdiff.EDMPreconditioning())` is right), $\log(\sigma/2)$ under EDM's version of VE, and $999\,t$ under VP's.
+    It embeds $c_\text{noise}$ of its preconditioning as it is: $\tfrac14\log\sigma$ under EDM's,
+    which is the `c_noise` of [`eqdiff.EDMSDE`][] (then
+    `eqdiff.Denoiser(net, eqdiff.EDMSDE(), eqdiff.EDMPreconditioning())` is right), $\log(\sigma/2)$
+    under EDM's version of VE, and $999\,t$ under VP's.
 
     One example at a time, channels first; use `jax.vmap` for a batch. Trained weights are read by
     [`eqdiff.interop.edm_network`][].
 
     ??? cite "Reference"
 
-        ```bibtex
-        @inproceedings{karras2022elucidating,
-            title={Elucidating the Design Space of Diffusion-Based Generative Models},
-            author={Karras, Tero and Aittala, Miika and Aila, Timo and Laine, Samuli},
-            booktitle={Advances in Neural Information Processing Systems},
-            year={2022},
-        }
-        ```
+        Karras et al., *Elucidating the Design Space of Diffusion-Based Generative Models*,
+        NeurIPS 2022.
     """
 
     time_embedding: TimeEmbedding
@@ -67,7 +63,7 @@ class SongUNet(eqx.Module):
     frequencies: tuple[float, ...] | None = eqx.field(static=True)
     dropout: float = eqx.field(static=True)
     num_classes: int | None = eqx.field(static=True)
-    label_dropout: float = eqx.field(static=True)
+    class_dropout: float = eqx.field(static=True)
     augment_size: int = eqx.field(static=True)
     compute_dtype: Any = eqx.field(static=True)
     remat: bool = eqx.field(static=True)
@@ -89,7 +85,7 @@ class SongUNet(eqx.Module):
         frequencies: tuple[float, ...] | None = None,
         dropout: float = 0.13,
         num_classes: int | None = None,
-        label_dropout: float = 0.0,
+        class_dropout: float = 0.0,
         augment_size: int = 0,
         compute_dtype: Any = jnp.float32,
         remat: bool = False,
@@ -104,20 +100,21 @@ class SongUNet(eqx.Module):
         - `channel_mult`: the width of each level as a multiple of `channels`.
         - `attention_downsamples`: the factors by which the side has shrunk where a level has
             attention. The middle always has.
-        - `embedding`: sinusoids of the label (DDPM++), or Fourier features (NCSN++).
+        - `embedding`: sinusoids of the time input (DDPM++), or Fourier features (NCSN++).
         - `encoder`, `decoder`: pyramids on the way down and up; NCSN++ has a residual one down.
         - `kernel`: the filter's taps along one axis; `(1, 1)` is a 2×2 mean and repeated pixels.
-        - `noise_mult`, `embedding_mult`: the sizes of the sinusoids (1 in DDPM++, 2 in NCSN++) and of
-            the embedding, as multiples of `channels`.
+        - `noise_mult`, `embedding_mult`: the sizes of the sinusoids (1 in DDPM++, 2 in NCSN++) and
+            of the embedding, as multiples of `channels`.
         - `frequencies`: of Fourier features, half as many as the sinusoids; by default the same
             draw from N(0, 16²) in every network.
         - `dropout`: its probability, in every residual block.
         - `num_classes`: how many classes there are; `None` for a network without.
-        - `label_dropout`: the probability that a class is dropped where a key is given.
+        - `class_dropout`: the probability that a class is dropped where a key is given.
         - `augment_size`: the number of parameters of an augmentation; EDM's has 9.
         - `compute_dtype`, `remat`, `key`: as for [`eqdiff.nn.UNet`][].
 
-        **Raises:** `ValueError` for a variant that does not exist or widths that cannot be normalised.
+        **Raises:** `ValueError` for a variant that does not exist or widths that cannot be
+        normalised.
         """
         check_variant("embedding", embedding, ("positional", "fourier"))
         check_variant("encoder", encoder, PYRAMIDS_IN)
@@ -134,7 +131,7 @@ class SongUNet(eqx.Module):
         if embedding == "fourier" and frequencies is None:
             frequencies = fourier_frequencies(noise_mult * channels // 2, 16.0)
         self.frequencies = None if frequencies is None else tuple(frequencies)
-        self.dropout, self.num_classes, self.label_dropout = dropout, num_classes, label_dropout
+        self.dropout, self.num_classes, self.class_dropout = dropout, num_classes, class_dropout
         self.augment_size, self.remat = augment_size, remat
         self.compute_dtype = jnp.dtype(compute_dtype)
         key1, key2 = jax.random.split(key)
@@ -163,7 +160,7 @@ class SongUNet(eqx.Module):
                 size,
                 bias=True,
                 scale=self.num_classes**0.5,
-                label_dropout=self.label_dropout,
+                class_dropout=self.class_dropout,
                 **options,
                 key=next(keys),
             )
@@ -187,22 +184,23 @@ class SongUNet(eqx.Module):
 
     @jax.named_scope("eqdiff.nn.SongUNet")
     def __call__(
-        self, label: Time, x: Example, args: Args = None, *, key: Key | None = None
+        self, c_noise: Time, x: Example, args: Args = None, *, key: Key | None = None
     ) -> Example:
         r"""**Arguments:**
 
-        - `label`: $c_\text{noise}$, one number; see above.
+        - `c_noise`: the network's time input, one number; see above.
         - `x`: one image, `(in_channels, height, width)`, whose sides are multiples of 2^(levels −
             1).
-        - `args`: its class, one integer; `None` where there is none or it shall not be told; or
+        - `args`: its class, one integer; `None` for no class; or
             [`eqdiff.nn.Conditions`][].
         - `key`: a PRNG key for dropout. Without it there is no dropout.
 
         **Returns:** $F$, `(out_channels, height, width)`, in the dtype of `x`.
 
-        **Raises:** `ValueError` where an argument has the wrong shape, or is unexpected.
+        **Raises:** `ValueError` where an argument has the wrong shape, or is unexpected, or a class
+        is out of range.
         """
-        check_label(label, "SongUNet")
+        c_noise = check_c_noise(c_noise, "SongUNet")
         check_levels(x, self.in_channels, len(self.channel_mult), "SongUNet")
         index, augment = read_conditions(args, self.num_classes, self.augment_size, "SongUNet")
         dtype = at_least_float32(self.compute_dtype)
@@ -212,6 +210,7 @@ class SongUNet(eqx.Module):
             extra = extra + self.class_embedding(index, dtype, key1)
         if self.augment_embedding is not None and augment is not None:
             extra = extra + self.augment_embedding(augment.astype(dtype))
-        embedding = self.time_embedding(jnp.asarray(label).astype(dtype), extra)
-        h = jnp.transpose(x, (1, 2, 0)).astype(self.compute_dtype)
-        return jnp.transpose(self.body(h, embedding, key2), (2, 0, 1)).astype(x.dtype)
+        embedding = self.time_embedding(c_noise, dtype, extra)
+        h = rearrange(x, "c height width -> height width c").astype(self.compute_dtype)
+        h = self.body(h, embedding, key2)
+        return rearrange(h, "height width c -> c height width").astype(x.dtype)

@@ -15,7 +15,7 @@ from ._resample import Downsample, Resample, Upsample
 class Style(NamedTuple):
     """What the blocks of one family are made of; the defaults are NCSN++'s.
 
-    - `embedding_size`: of $e$; `None` for blocks that are told nothing.
+    - `embedding_size`: of $e$; `None` for blocks without conditioning.
     - `dropout`: its probability.
     - `dims`: the number of spatial dimensions; filters are for two.
     - `groups`, `eps`: of the group normalisations.

@@ -1,12 +1,13 @@
 r"""Super-resolution: a network that also sees a small image of what it denoises.
 
 Improved DDPM's upsampler (the official code's `SuperResModel`) is its U-Net with twice the input
-channels: the low-resolution image $y$ is enlarged to the size of $x_t$ and appended to its channels,
+channels: the low-resolution image $y$ is enlarged to the size of $x_t$ and appended to its
+channels,
 
-$$F = \mathrm{net}(l, [x_t, U y]), \tag{1}$$
+$$F = \mathrm{net}(c_\text{noise}, [x_t, U y]), \tag{1}$$
 
-with $U$ bilinear interpolation between the centres of pixels. It is trained on $y = D x_0$, where $D$ is
-the mean over squares of pixels.
+with $U$ bilinear interpolation between the centres of pixels. It is trained on $y = D x_0$, where
+$D$ is the mean over squares of pixels.
 """
 
 from typing import Any
@@ -15,10 +16,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import reduce
 from jaxtyping import Array, Float, Shaped
 
 from .._types import Args, Example, Key, Network, Time
-from ._precision import at_least_float32
+from ._norm import at_least_float32
 
 
 class SuperResolution(eqx.Module):
@@ -32,13 +34,13 @@ class SuperResolution(eqx.Module):
     p = eqdiff.predict(denoiser, t, x0, low_res, key=key)
     ```
 
-    For a network with classes, `args` is the pair `(low_res, class)`. A corrupted `low_res` in training
-    makes the upsampler of a cascade robust: add noise to it in the loss.
+    For a network with classes, `args` is the pair `(low_res, class)`. A corrupted `low_res` in
+    training makes the upsampler of a cascade robust: add noise to it in the loss.
 
     ??? cite "Reference"
 
-        Nichol & Dhariwal, *Improved Denoising Diffusion Probabilistic Models*, ICML 2021; Ho et al.,
-        *Cascaded Diffusion Models for High Fidelity Image Generation*, JMLR 2022.
+        Nichol & Dhariwal, *Improved Denoising Diffusion Probabilistic Models*, ICML 2021; Ho et
+        al., *Cascaded Diffusion Models for High Fidelity Image Generation*, JMLR 2022.
     """
 
     net: Network
@@ -46,32 +48,32 @@ class SuperResolution(eqx.Module):
     def __init__(self, net: Network):
         """**Arguments:**
 
-        - `net`: a network for images with the channels of $x$ and of the low-resolution image together:
-            twice those of $x$, as a rule.
+        - `net`: a network for images with the channels of $x$ and of the low-resolution image
+            together: twice those of $x$, as a rule.
         """
         self.net = net
 
     @jax.named_scope("eqdiff.nn.SuperResolution")
     def __call__(
-        self, label: Time, x: Example, args: Args = None, *, key: Key | None = None
+        self, c_noise: Time, x: Example, args: Args = None, *, key: Key | None = None
     ) -> Example:
         """**Arguments:**
 
-        - `label`: what the network is told as time.
+        - `c_noise`: the network's time input, one number.
         - `x`: one image, `(channels, height, width)`.
-        - `args`: the low-resolution image, `(channels, low_height, low_width)`; or a tuple of it and of what
-            the network itself takes as `args`, such as a class.
+        - `args`: the low-resolution image, `(channels, low_height, low_width)`; or a tuple of it
+            and of what the network itself takes as `args`, such as a class.
         - `key`: for dropout.
 
         **Returns:** $F$, as the network returns it.
 
-        **Raises:** `ValueError` where the low-resolution image is missing, no floating-point image, larger than
-        `x`, or has another number of channels than the network takes.
+        **Raises:** `ValueError` where the low-resolution image is missing, not a floating-point
+        image, larger than `x`, or has another number of channels than the network takes.
         """
         low_res, rest = args if isinstance(args, tuple) and len(args) == 2 else (args, None)
         self._check(x, low_res)
         both = jnp.concatenate([x, _enlarge(jnp.asarray(low_res), x)])
-        return self.net(label, both, rest, key=key)
+        return self.net(c_noise, both, rest, key=key)
 
     def _check(self, x: Example, low_res: Any) -> None:
         form = (
@@ -82,26 +84,28 @@ class SuperResolution(eqx.Module):
             raise ValueError(f"SuperResolution: {form}; got {_describe(low_res)}.")
         if low_res.ndim != 3 or x.ndim != 3:
             raise ValueError(
-                f"SuperResolution: {form}; got shape {low_res.shape} with x of shape {x.shape}. Batch "
-                "with jax.vmap(net)(labels, xs, low_ress)."
+                f"SuperResolution: {form}; got shape {low_res.shape} with x of shape {x.shape}. "
+                "Batch with jax.vmap(net)(c_noises, xs, low_ress)."
             )
         if low_res.shape[1] > x.shape[1] or low_res.shape[2] > x.shape[2]:
             raise ValueError(
-                f"SuperResolution enlarges an image of shape {low_res.shape} to x's {x.shape}, but it is the "
-                "larger already. Make it with eqdiff.nn.area_downsample(x0, factor)."
+                f"SuperResolution enlarges an image of shape {low_res.shape} to x's {x.shape}, but "
+                "it is the larger already. Make it with eqdiff.nn.area_downsample(x0, factor)."
             )
-        # A network of the user's own need not say how many channels it takes.
+        # A user's network need not say how many channels it takes.
         expected = getattr(self.net, "in_channels", None)
         given = x.shape[0] + low_res.shape[0]
         if expected is not None and expected != given:
             raise ValueError(
-                f"SuperResolution: x and the low-resolution image have {x.shape[0]} + {low_res.shape[0]} channels, but "
-                f"the network takes {expected}. Build it with in_channels={given}."
+                "SuperResolution: x and the low-resolution image have "
+                f"{x.shape[0]} + {low_res.shape[0]} channels, but the network takes "
+                f"{expected}. Build it with in_channels={given}."
             )
 
 
 def area_downsample(image: Shaped[Array, "..."], factor: int) -> Float[Array, "channels h w"]:
-    """The mean over every `factor`×`factor` square: the low-resolution image that an upsampler is trained on.
+    """The mean over every `factor`×`factor` square: the low-resolution image that an upsampler is
+    trained on.
 
     **Arguments:**
 
@@ -110,7 +114,8 @@ def area_downsample(image: Shaped[Array, "..."], factor: int) -> Float[Array, "c
 
     **Returns:** the small image.
 
-    **Raises:** `ValueError` for a factor that does not divide the sides, or no floating-point image.
+    **Raises:** `ValueError` for a factor that does not divide the sides, or where the image is not
+    a floating-point image.
     """
     shape = jnp.shape(image)
     if len(shape) != 3 or not jnp.issubdtype(jnp.result_type(image), jnp.floating):
@@ -118,18 +123,17 @@ def area_downsample(image: Shaped[Array, "..."], factor: int) -> Float[Array, "c
             "area_downsample takes one floating-point image (channels, height, width), got "
             f"{_describe(image)}. Batch with jax.vmap."
         )
-    channels, height, width = shape
+    _, height, width = shape
     if factor < 1 or height % factor or width % factor:
         raise ValueError(
             f"area_downsample: a factor of {factor} does not divide the sides {height} and {width}."
         )
-    squares = (channels, height // factor, factor, width // factor, factor)
-    return jnp.mean(jnp.reshape(image, squares), axis=(2, 4))
+    return reduce(image, "c (h p) (w q) -> c h w", "mean", p=factor, q=factor)
 
 
 def _enlarge(image: Example, like: Example) -> Example:
-    # Half-pixel centres, edges repeated: torch's align_corners=False. In float32 at least, as every resampling weight is
-    # a small fraction.
+    # Half-pixel centres, edges repeated: torch's align_corners=False. In float32 at least, as every
+    # resampling weight is a small fraction.
     wide = image.astype(at_least_float32(image.dtype))
     shape = (image.shape[0], *like.shape[1:])
     return jax.image.resize(wide, shape, "bilinear", antialias=False).astype(like.dtype)

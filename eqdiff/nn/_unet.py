@@ -3,11 +3,12 @@ r"""The U-Nets of Improved DDPM (Nichol & Dhariwal 2021) and ADM (Dhariwal & Nic
 Residual blocks with scale-shift norm and attention after every block of a level, in levels as in
 `_body.py`,
 
-$$F = \mathrm{body}(x, e), \qquad e = \mathrm{MLP}(\mathrm{sinusoids}(l)) + E_\text{class}, \tag{1}$$
+$$F = \mathrm{body}(x, e), \qquad
+  e = \mathrm{MLP}(\mathrm{sinusoids}(c)) + E_\text{class}, \tag{1}$$
 
-for a time label $l$. ADM ("ablated diffusion model", the code is called guided-diffusion) is the same
-network with sides that change inside residual blocks, as BigGAN's do, and heads of a fixed number of
-channels.
+for a time input $c = c_\text{noise}$. ADM ("ablated diffusion model", the code is called
+guided-diffusion) is the same network with sides that change inside residual blocks, as BigGAN's do,
+and heads of a fixed number of channels.
 """
 
 from typing import Any
@@ -15,47 +16,38 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Array, Float
 
-from .._types import Args, Example, Key, Time
+from .._types import Args, Example, Key, Scalar, Time
 from ._body import UNetBody
-from ._check import check_dims, check_levels
-from ._embed import check_class, check_label, ClassEmbedding, TimeEmbedding
+from ._check import check_c_noise, check_class, check_dims, check_levels
+from ._embed import ClassEmbedding, TimeEmbedding
 from ._init import key_stream
-from ._precision import at_least_float32
+from ._norm import at_least_float32
 from ._style import levels, openai_style
 
 
 class UNet(eqx.Module):
-    r"""Equation (1): the network of Improved DDPM and ADM, for images of any size and number of channels.
+    r"""Equation (1): the network of Improved DDPM and ADM, for images of any size and number of
+    channels.
 
     It computes channels-last inside and takes and returns `(channels, height, width)`, one example
     at a time; use `jax.vmap` for a batch, which becomes one batched convolution per layer. At first
     it returns zeros, because its last convolution starts at zero.
 
     With `dims=1` an example is a signal `(channels, length)`, with `dims=3` a volume or a video
-    `(channels, depth, height, width)`, of which every level halves the height and the width and keeps
-    the depth, as the official code does; kernels are 3×3×3.
+    `(channels, depth, height, width)`, of which every level halves the height and the width and
+    keeps the depth, as the official code does; kernels are 3×3×3.
 
-    Published configurations are made by `unet_cifar10`, `adm_imagenet` and others; trained weights are
-    read by [`eqdiff.interop.improved_diffusion_unet`][] and [`eqdiff.interop.guided_diffusion_unet`][].
+    Published configurations are made by `presets.iddpm_cifar10`, `presets.adm_imagenet` and others;
+    trained weights are read by [`eqdiff.interop.openai_unet`][].
 
     ??? cite "Reference"
 
-        ```bibtex
-        @inproceedings{nichol2021improved,
-            title={Improved Denoising Diffusion Probabilistic Models},
-            author={Nichol, Alexander Quinn and Dhariwal, Prafulla},
-            booktitle={International Conference on Machine Learning},
-            year={2021},
-        }
-        @inproceedings{dhariwal2021diffusion,
-            title={Diffusion Models Beat {GANs} on Image Synthesis},
-            author={Dhariwal, Prafulla and Nichol, Alexander},
-            booktitle={Advances in Neural Information Processing Systems},
-            year={2021},
-        }
-        ```
+        Nichol & Dhariwal, *Improved Denoising Diffusion Probabilistic Models*, ICML 2021.
+
+        Dhariwal & Nichol, *Diffusion Models Beat GANs on Image Synthesis*, NeurIPS 2021.
     """
 
     time_embedding: TimeEmbedding
@@ -109,14 +101,14 @@ class UNet(eqx.Module):
         - `out_channels`: of $F$; twice `in_channels` where a variance is learned.
         - `channels`: the width of the first level.
         - `num_res_blocks`: per level on the way down; one more on the way up.
-        - `channel_mult`: the width of each level as a multiple of `channels`, which need not be a whole
-            one; its length is the number of levels.
+        - `channel_mult`: the width of each level as a multiple of `channels`, which need not be a
+            whole one; its length is the number of levels.
         - `attention_downsamples`: the factors by which the side has shrunk where attention follows
             every block; `(2, 4)` is 16 and 8 for images of side 32. The middle always has
             attention.
         - `num_heads`, `num_heads_upsample`: attention heads; the latter, on the way up, defaults to
             the former.
-        - `channels_per_head`: of attention; where given, it decides and the number of heads does not.
+        - `channels_per_head`: of attention; where given, it replaces the number of heads.
         - `dropout`: its probability, in every residual block.
         - `num_classes`: how many classes there are; `None` for a network without.
         - `scale_shift_norm`: whether the embedding scales and shifts the normalisation or is added
@@ -168,33 +160,35 @@ class UNet(eqx.Module):
             key=next(keys),
         )
 
-    def _embed(self, label: Time, args: Args) -> Float[Array, " size"]:
+    def _embed(self, c_noise: Scalar, args: Args) -> Float[Array, " size"]:
         index = check_class(args, self.num_classes, "UNet")
         dtype = at_least_float32(self.compute_dtype)
-        embedding = self.time_embedding(jnp.asarray(label, dtype))
+        embedding = self.time_embedding(c_noise, dtype)
         if self.class_embedding is None or index is None:
             return embedding
         return embedding + self.class_embedding(index).astype(dtype)
 
     @jax.named_scope("eqdiff.nn.UNet")
     def __call__(
-        self, label: Time, x: Example, args: Args = None, *, key: Key | None = None
+        self, c_noise: Time, x: Example, args: Args = None, *, key: Key | None = None
     ) -> Example:
         """**Arguments:**
 
-        - `label`: what the network is told as time, one number; Improved DDPM's are in [0, 1000].
-        - `x`: one image, `(in_channels, height, width)`, whose sides are multiples of 2^(levels − 1);
-            with other `dims`, a signal or a volume (of any depth).
-        - `args`: its class, one integer, where `num_classes` was given (others give NaNs);
+        - `c_noise`: the network's time input, one number; Improved DDPM's are in
+            [0, 1000].
+        - `x`: one image, `(in_channels, height, width)`, whose sides are multiples of 2^(levels −
+            1); with other `dims`, a signal or a volume (of any depth).
+        - `args`: its class, one integer from 0 to `num_classes - 1`, where `num_classes` was given;
             otherwise `None`.
         - `key`: a PRNG key for dropout. Without it there is no dropout.
 
         **Returns:** $F$, `(out_channels, height, width)`, with the sides and in the dtype of `x`.
 
-        **Raises:** `ValueError` where an argument has the wrong shape, or a class is missing or
-        unexpected.
+        **Raises:** `ValueError` where an argument has the wrong shape, or a class is missing,
+        unexpected or out of range.
         """
-        check_label(label, "UNet")
+        c_noise = check_c_noise(c_noise, "UNet")
         check_levels(x, self.in_channels, len(self.channel_mult), "UNet", self.dims)
-        h = jnp.moveaxis(x, 0, -1).astype(self.compute_dtype)
-        return jnp.moveaxis(self.body(h, self._embed(label, args), key), -1, 0).astype(x.dtype)
+        h = rearrange(x, "c ... -> ... c").astype(self.compute_dtype)
+        h = self.body(h, self._embed(c_noise, args), key)
+        return rearrange(h, "... c -> c ...").astype(x.dtype)

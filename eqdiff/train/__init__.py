@@ -1,13 +1,13 @@
 r"""Training: one state, one step, and what a long run needs around them.
 
 ```python
-state = eqd.train.init(net, optimiser, timesteps=eqd.Uniform(4000), ema=(0.9999,), key=key)
+state = eqd.train.init(net, optimiser, timesteps=eqd.Uniform(schedule), ema=(0.9999,), key=key)
 step = eqd.train.make_step(loss_fn, optimiser)
 state, metrics = step(state, (x0, args))
 ```
 
-There is no trainer object: the loop is the user's. Optax and JAX suffice, except for checkpoints
-(Orbax, `pip install 'eqdiff[checkpoint]'`).
+There is no trainer object: the loop is yours. Only checkpoints need more than Optax and JAX: Orbax,
+`pip install 'eqdiff[checkpoint]'`.
 """
 
 from ._checkpoint import Checkpointer as Checkpointer, CheckpointError as CheckpointError

@@ -1,8 +1,8 @@
-"""Checkpoints: the whole of a training run on disk, written so that a crash cannot hurt it.
+"""Checkpoints: a whole training run on disk, written so that no crash can damage it.
 
 A directory holds one folder per checkpoint, `step_00012000`. Orbax writes a checkpoint under a
 temporary name, which becomes the final one by a single rename: a folder with a final name is
-complete, whatever killed the process. Beside the arrays lies a manifest with the shape, dtype and
+complete, whatever killed the process. A manifest next to the arrays holds the shape, dtype and
 checksum of each of them, so that a checkpoint of another architecture is refused before anything is
 read, and a damaged file is noticed rather than trained on.
 """
@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import PyTree
 
+from .._require import require
 from ._leaves import (
     checksum,
     differences,
@@ -31,7 +32,6 @@ from ._leaves import (
     record,
     to_numpy,
 )
-from ._require import require
 
 
 _FORMAT = 1
@@ -56,7 +56,7 @@ def _quiet() -> Iterator[None]:
 
 def _orbax() -> Any:
     with _quiet():
-        return require("orbax.checkpoint", "checkpoint")
+        return require("orbax.checkpoint", "eqdiff.train.Checkpointer", extra="checkpoint")
 
 
 def _seal(body: dict) -> dict:
@@ -67,7 +67,7 @@ class Checkpointer:
     """Saves and restores train states in a directory. Needs `pip install 'eqdiff[checkpoint]'`.
 
     Saving is synchronous: when `save` returns, the checkpoint is on disk and the state may be
-    donated. For one host.
+    donated. Works on a single host only.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Checkpointer:
 
         - `directory`: created when first written to.
         - `keep`: how many checkpoints to keep, the latest ones.
-        - `keep_every`: also keep, for ever, those whose step is a multiple of this.
+        - `keep_every`: also keep, for good, those whose step is a multiple of this.
         """
         if keep < 1 or (keep_every is not None and keep_every < 1):
             raise ValueError(f"Checkpointer(keep={keep}, keep_every={keep_every}): expected ≥ 1.")
@@ -93,7 +93,7 @@ class Checkpointer:
         return sorted(int(match[1]) for match in names if match)
 
     def latest_step(self) -> int | None:
-        """The step of the latest checkpoint, `None` where there is none."""
+        """The step of the latest checkpoint, or `None` if there is none."""
         return max(self.steps(), default=None)
 
     def path(self, step: int) -> pathlib.Path:
@@ -101,9 +101,9 @@ class Checkpointer:
         return self.directory / f"step_{step:08d}"
 
     def check_writable(self) -> None:
-        """Creates the directory and writes to it, to be called before hours of compute.
+        """Creates the directory and tries to write to it: call this before hours of compute.
 
-        **Raises:** [`eqdiff.train.CheckpointError`][].
+        **Raises:** [`eqdiff.train.CheckpointError`][] if it cannot be written to.
         """
         _orbax()
         try:
@@ -117,7 +117,7 @@ class Checkpointer:
             ) from error
 
     def save(self, step: int, state: PyTree, extra: Any = None) -> None:
-        """Writes a checkpoint and removes those that are no longer to be kept.
+        """Writes a checkpoint and removes those that `keep` and `keep_every` no longer keep.
 
         A checkpoint of the same step is replaced. Checkpoints of later steps belong to a future
         that this run has abandoned (it was restored from before them): they are set aside as
@@ -127,17 +127,18 @@ class Checkpointer:
 
         - `step`: names the checkpoint.
         - `state`: a [`eqdiff.train.TrainState`][], or any pytree; every array in it is saved.
-        - `extra`: whatever else a run needs to continue, made of what JSON knows: the state of the
-            data iterator, the configuration, the time spent.
+        - `extra`: whatever else the run needs in order to continue, JSON-serialisable: the state of
+            the data iterator, the configuration, the time spent.
 
-        **Raises:** [`eqdiff.train.CheckpointError`][] where the directory cannot be written to, and
-        `ValueError` for an `extra` that is not JSON.
+        **Raises:** [`eqdiff.train.CheckpointError`][] if the directory cannot be written to, and
+        `ValueError` for an `extra` that is not JSON-serialisable.
         """
         try:
             extra = json.loads(json.dumps(extra))
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"extra is written as JSON: {error}. Use numbers, strings, lists and dictionaries."
+                f"extra is not JSON-serialisable: {error}. "
+                "Use numbers, strings, lists and dictionaries."
             ) from error
         self.check_writable()
         leaves = named_leaves(state)
@@ -171,9 +172,8 @@ class Checkpointer:
 
         **Returns:** the state, `extra`, and the step.
 
-        **Raises:** `ValueError`, listing what differs, for the checkpoint of another architecture;
-        [`eqdiff.train.CheckpointError`][] for a damaged one; `FileNotFoundError` where there is
-        none.
+        **Raises:** `ValueError`, listing what differs, for a checkpoint of another architecture;
+        [`eqdiff.train.CheckpointError`][] for a damaged one; `FileNotFoundError` if there is none.
         """
         step, body = self._manifest(step)
         stored = body["leaves"]
@@ -193,7 +193,7 @@ class Checkpointer:
         return from_numpy(arrays, stored, state_like), body["extra"], step
 
     def read_extra(self, step: int | None = None) -> Any:
-        """Only the `extra` of a checkpoint, for example to build a network before its state.
+        """Reads only the `extra` of a checkpoint, for example to build the network it belongs to.
 
         Arguments and errors as for `restore`.
         """

@@ -1,4 +1,4 @@
-"""Stopping a run between two steps rather than in the middle of one."""
+"""Stopping a run between two steps, not in the middle of one."""
 
 import signal
 import threading
@@ -10,10 +10,10 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class GracefulExit:
-    """Turns Ctrl-C and SIGTERM into a flag that a training loop looks at.
+    """Turns Ctrl-C and SIGTERM into a flag for the training loop to check.
 
     ```python
-    with GracefulExit() as stop:
+    with eqd.train.GracefulExit() as stop:
         for batch in loader:
             state, metrics = step(state, batch)
             if stop.requested:
@@ -21,8 +21,10 @@ class GracefulExit:
     checkpointer.save(int(state.step), state)
     ```
 
-    A second Ctrl-C raises `KeyboardInterrupt` as usual. The handlers that were there before are put
-    back at the end.
+    A second Ctrl-C raises `KeyboardInterrupt` as usual. On leaving the block, the previous handlers
+    are restored.
+
+    **Raises:** `RuntimeError` on entering the block in any thread but the main one.
     """
 
     def __init__(self):
@@ -36,7 +38,7 @@ class GracefulExit:
 
     @property
     def signal(self) -> signal.Signals | None:
-        """The signal that asked for it, `None` so far: `stop.signal.name` is `"SIGTERM"`."""
+        """The signal received, such as `signal.SIGTERM`, or `None` if there was none."""
         return self._signal
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -60,7 +62,6 @@ class GracefulExit:
         traceback: TracebackType | None,
     ) -> None:
         for number, handler in self._previous.items():
-            # `None` stands for a handler that was not installed from Python and cannot be put back
-            # from here.
+            # `None` is a handler that was not installed from Python and cannot be restored from it.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._previous = {}

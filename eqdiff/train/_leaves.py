@@ -1,8 +1,8 @@
 """A pytree as named NumPy arrays, and back.
 
-Names are the paths of the leaves, `net.layers.0.weight`. Keys are stored as their data. Every array
-is recorded with its shape, dtype and checksum, so that a file can be compared with what is expected
-before anything is read, and what is read with what was written.
+Names are the paths of the leaves, such as `net.layers.0.weight`. Keys are stored as their data.
+Every array is recorded with its shape, dtype and checksum, so that a file can be compared with what
+is expected before anything is read, and what was read with what was written.
 """
 
 import zlib
@@ -41,7 +41,7 @@ def record(leaf: Any) -> Record:
 
 
 def full_record(leaf: Any, array: np.ndarray) -> Record:
-    """What is stored: also the checksum, and what it takes to make a key of its data again."""
+    """What is stored: also the checksum, and the generator that makes data a key again."""
     generator = {"generator": str(jax.random.key_impl(leaf))} if _is_key(leaf) else {}
     return {**record(leaf), "crc32": checksum(array), **generator}
 
@@ -56,8 +56,7 @@ def to_numpy(leaves: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _to_jax(array: np.ndarray, entry: Record, like: Any) -> jax.Array:
-    # Copied: a JAX array may be a view of a NumPy array, and the step that donates it would write
-    # there.
+    # Copied: a JAX array may be a view of a NumPy array, which a step that donates it would write.
     value = jnp.array(array, copy=True)
     if "generator" in entry:
         value = jax.random.wrap_key_data(value, impl=entry["generator"])
@@ -86,7 +85,7 @@ def _listed(title: str, lines: list[str]) -> list[str]:
 
 
 def differences(stored: dict[str, Record], expected: dict[str, Record]) -> list[str]:
-    """Lines that say how two sets of leaves differ; none where they agree."""
+    """Lines that say how two sets of leaves differ; none if they agree."""
     missing = [f"{k} {_describe(r)}" for k, r in expected.items() if k not in stored]
     unexpected = [f"{k} {_describe(r)}" for k, r in stored.items() if k not in expected]
     changed = [

@@ -1,8 +1,8 @@
-"""Metrics on disk: one JSON object per line, readable during the run and after it was killed.
+"""Metrics on disk: one JSON object per line, readable during a run and after it was killed.
 
-Each line is written whole and flushed, so kill −9 costs at most the line being written; a
+Each line is written whole and flushed, so `kill -9` costs at most the line being written; a
 half-written last line is removed when the log is opened again. A resumed run drops the lines of
-steps after its checkpoint, so that every step stands there once.
+steps after its checkpoint, so that every step appears once.
 """
 
 import json
@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from ._require import require
+from .._require import require
 
 
 def _plain(value: Any) -> Any:
-    """What JSON can say: arrays become numbers or lists, NaN and infinities `null`."""
+    """JSON-serialisable: arrays become numbers or lists, NaN and infinities `null`."""
     if isinstance(value, (str, bool, int)) or value is None:
         return value
     value = np.asarray(value).tolist() if not isinstance(value, (float, list)) else value
@@ -38,19 +38,21 @@ def _parse(line: str) -> dict | None:
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The lines of a [`eqdiff.train.MetricLog`][] as dictionaries, a half-written one left out.
+    """The lines of a [`eqdiff.train.MetricLog`][] as dictionaries, without a half-written one.
 
     **Arguments:**
 
     - `path`: the file.
+
+    **Raises:** `FileNotFoundError` if there is none.
     """
-    # A kill may cut a line inside a character: what does not decode does not parse either.
+    # A kill may cut a line in the middle of a character; such a line does not parse either.
     lines = pathlib.Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
     return [entry for entry in map(_parse, lines) if entry is not None]
 
 
 class MetricLog:
-    """Appends metrics to a JSONL file, and to TensorBoard where asked; a context manager."""
+    """Appends metrics to a JSONL file, and to TensorBoard if asked to; a context manager."""
 
     def __init__(
         self,
@@ -61,17 +63,20 @@ class MetricLog:
     ):
         """**Arguments:**
 
-        - `path`: the file; it and its folder are created where missing, and appended to otherwise.
-        - `last_step`: the step that a resumed run continues from: lines of later steps are dropped.
+        - `path`: the file. It and its folder are created if missing; otherwise it is appended to.
+        - `last_step`: the step from which a resumed run continues: later lines are dropped.
         - `tensorboard`: a folder for TensorBoard's event files (`pip install 'eqdiff[examples]'`).
 
-        **Raises:** `OSError` where the file cannot be written.
+        **Raises:** `OSError` if the file cannot be written, `ImportError` for `tensorboard`
+        without tensorboardX.
         """
         self.path = pathlib.Path(path)
         self._writer = None
         if tensorboard is not None:
             purge = {} if last_step is None else {"purge_step": last_step + 1}
-            writer = require("tensorboardX", "examples").SummaryWriter
+            writer = require(
+                "tensorboardX", "MetricLog(tensorboard=…)", extra="examples"
+            ).SummaryWriter
             self._writer = writer(os.fspath(tensorboard), **purge)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
@@ -90,7 +95,7 @@ class MetricLog:
 
         **Arguments:**
 
-        - `step`: written first, followed by the wall-clock time in seconds since 1970 as `time`.
+        - `step`: written first, followed by `time`, the wall-clock time in seconds since 1970.
         - `metrics`: numbers, strings or small arrays by name. NaN and infinities, which JSON lacks,
             become `null`.
         """

@@ -1,12 +1,12 @@
 r"""What a train step reports, and how steps are summarised for a log.
 
-A loss is dominated by a few times, so beside its mean the official code logs its mean over each
-quarter of the chain,
+A loss is dominated by a few times, so the official code logs not only its mean but also its mean
+over each quarter of the schedule,
 
 $$q(t) = \lfloor 4 t / T \rfloor \in \{0, 1, 2, 3\}, \tag{1}$$
 
-here $\lfloor 4 (t - t_0)/(t_1 - t_0) \rfloor$ in continuous time. A small batch may have no time in
-a quarter, so a step reports sums and counts, and the division is left to
+and here $\lfloor 4 (t - t_0)/(t_1 - t_0) \rfloor$ for a process without steps. A small batch may
+have no time in some quarter, so a step reports sums and counts and leaves the division to
 [`eqdiff.train.summarise`][]: there is no NaN to average. Metrics stay on the device until they are
 summarised; a training loop that summarises every hundred steps waits for the device that often and
 no more.
@@ -20,12 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from .._process import AbstractSDE
-from .._timesteps import AbstractTimesteps
+from .._process import AbstractProcess, Schedule
 from .._types import Scalar
-
-
-Interval = tuple[int | float | Array, int | float | Array]
 
 
 class StepMetrics(eqx.Module):
@@ -34,7 +30,7 @@ class StepMetrics(eqx.Module):
     **Fields:**
 
     - `loss`: the weighted mean that was differentiated.
-    - `terms`: the weighted mean of each term that the loss function returned beside the loss.
+    - `terms`: the weighted mean of each term that the loss function returned with the loss.
     - `grad_norm`: the global L2 norm of the gradient, before the optimiser clips it.
     - `nonfinite`: whether `loss` or `grad_norm` is NaN or infinite.
     - `quartile_sums`: the *unweighted* loss and terms, summed over each quarter of the times (the
@@ -50,18 +46,11 @@ class StepMetrics(eqx.Module):
     quartile_counts: Int[Array, "4"]
 
 
-def interval_of(timesteps: AbstractTimesteps) -> Interval | None:
-    """The range that the quartiles of equation (1) divide, where the times have one."""
-    domain = getattr(timesteps, "domain", None)
-    if isinstance(domain, AbstractSDE):
-        return domain.t0, domain.t1
-    num_steps = getattr(domain, "num_steps", None)
-    return None if num_steps is None else (0, num_steps)
-
-
-def quartiles(t: Shaped[Array, " n"], interval: Interval) -> Int[Array, " n"]:
+def quartiles(t: Shaped[Array, " n"], process: AbstractProcess) -> Int[Array, " n"]:
     """Equation (1); exact for integer times."""
-    low, high = (jnp.asarray(end, t.dtype) for end in interval)
+    steps = isinstance(process, Schedule)
+    low, high = (0, process.num_steps) if steps else (process.t0, process.t1)
+    low, high = jnp.asarray(low, t.dtype), jnp.asarray(high, t.dtype)
     if jnp.issubdtype(t.dtype, jnp.integer):
         index = (4 * (t - low)) // (high - low)
     else:
@@ -71,12 +60,10 @@ def quartiles(t: Shaped[Array, " n"], interval: Interval) -> Int[Array, " n"]:
 
 
 def quartile_metrics(
-    t: Shaped[Array, " n"], values: dict[str, Float[Array, " n"]], interval: Interval | None
+    t: Shaped[Array, " n"], values: dict[str, Float[Array, " n"]], process: AbstractProcess
 ) -> tuple[dict[str, Float[Array, "4"]], Int[Array, "4"]]:
-    """Sums of each value over the quarters, and counts; nothing where there is no interval."""
-    if interval is None:
-        return {}, jnp.zeros(4, jnp.int32)
-    index = quartiles(t, interval)
+    """The sums of each value over each quarter, and the number of examples in it."""
+    index = quartiles(t, process)
     sums = {name: jax.ops.segment_sum(value, index, 4) for name, value in values.items()}
     return sums, jax.ops.segment_sum(jnp.ones_like(index), index, 4)
 
@@ -89,8 +76,10 @@ def summarise(metrics: Sequence[StepMetrics]) -> dict[str, float]:
     - `metrics`: of the steps since the last summary, at least one.
 
     **Returns:** the means `loss`, each term by its name, and `grad_norm`; `loss_q0` … `loss_q3`
-    (and so for each term), the mean over all examples whose time fell into that quarter, absent
-    where there was none; and `nonfinite`, the number of steps that were.
+    (and likewise for each term), the mean over all examples whose time fell into that quarter,
+    absent if there was none; and `nonfinite`, the number of steps whose loss or gradient was.
+
+    **Raises:** `ValueError` for no metrics.
     """
     if len(metrics) == 0:
         raise ValueError("summarise([]): expected the metrics of at least one step.")

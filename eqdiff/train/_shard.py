@@ -1,4 +1,4 @@
-"""Where arrays live: the state on every device, a batch split between them.
+"""Where arrays live: the state on every device, a batch split across them.
 
 The step is one program over a mesh of devices with an axis called "data". Arrays carry their
 sharding and the compiler inserts the reductions, so the code of a step does not mention devices and
@@ -87,8 +87,8 @@ def check_batch(batch: Any, mesh: Mesh | None, accumulate: int) -> None:
 
 
 def place_batch(batch: tuple[PyTree, PyTree], mesh: Mesh | None, accumulate: int):
-    # Microbatches are cut before the batch is spread over the devices: afterwards it would have to
-    # be sent around.
+    # Microbatches are cut before the batch is spread over the devices, not afterwards: that would
+    # send it back and forth.
     batch = into_microbatches(jax.tree.map(_as_array, batch), accumulate)
     if mesh is None:
         return jax.tree.map(jnp.asarray, batch)

@@ -45,18 +45,18 @@ class TrainState(eqx.Module):
     def ema_net(self, index: int = 0) -> PyTree:
         """The network with averaged parameters, ready to sample from.
 
-        Whatever is no parameter (integer arrays, static fields) is taken from `net`.
+        Everything else (integer arrays, static fields) is taken from `net`.
 
         **Arguments:**
 
         - `index`: which of the averages, in the order of `init(..., ema=...)`.
 
-        **Raises:** `ValueError` where there is no such average.
+        **Raises:** `ValueError` if there is no such average.
         """
         if not -len(self.ema) <= index < len(self.ema):
             raise ValueError(
                 f"ema_net({index}): this state has {len(self.ema)} averages. "
-                "Ask for them when training starts: eqdiff.train.init(..., ema=(0.9999,))."
+                "Ask for them when training starts: train.init(…, ema=(0.9999,))."
             )
         return eqx.combine(self.ema[index], self.net)
 
@@ -67,9 +67,8 @@ def parameters(net: PyTree) -> PyTree:
 
 
 def _copy(tree: PyTree) -> PyTree:
-    # A train step donates its state. Buffers that are shared with the caller's network, or between
-    # the averages, the optimiser's state and the parameters, would be deleted under them or donated
-    # twice.
+    # A train step donates its state. A buffer shared with the caller's network would be deleted
+    # under it; one shared by the averages, the optimiser's state or the parameters, donated twice.
     return jax.tree.map(lambda x: jnp.array(x, copy=True) if eqx.is_array(x) else x, tree)
 
 
@@ -113,9 +112,12 @@ def init(
     - `optimiser`: an Optax transformation. Clipping, warm-up and decay are chained into it, for
         example `optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.linear_schedule(0.0,
         2e-4, 5000)))`.
-    - `timesteps`: how times are drawn, for example `eqdiff.Uniform(4000)`.
-    - `ema`: the moving averages to keep, each a rate or a rule such as
-        [`eqdiff.train.EMAWarmup`][]; `()` for none.
+    - `timesteps`: how times are drawn, and from which process: `eqd.Uniform(schedule)`, with the
+        schedule of the loss.
+    - `ema`: the moving averages of the parameters to keep; `()` for none. A number $r$
+        stands for [`eqdiff.train.EMAWarmup`][]`(r)`. For a constant rate write
+        [`eqdiff.train.EMA`][]`(r)`: after $n$ steps $r^n$ of that average is still the untrained
+        network (37 % of `EMA(0.999)` after 1,000 steps), of a warmed-up one practically nothing.
     - `key`: decides every draw of the run.
 
     **Raises:** `ValueError` for parameters narrower than float32, and for an `rbg` key.

@@ -23,10 +23,11 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree, Shaped
 
-from .._timesteps import AbstractTimesteps
+from .._check import drawn_from
+from .._process import AbstractProcess
 from .._types import Scalar
 from ._ema import ema_update
-from ._metrics import Interval, interval_of, quartile_metrics, StepMetrics
+from ._metrics import quartile_metrics, StepMetrics
 from ._shard import (
     check_batch,
     check_mesh,
@@ -55,9 +56,14 @@ def _as_scalar(name: str, value: Any) -> Scalar:
     return value if value.dtype == jnp.float64 else value.astype(jnp.float32)
 
 
-def _call(loss_fn: LossFn, net: PyTree, example: tuple) -> tuple[Scalar, dict[str, Scalar]]:
+def _call(
+    loss_fn: LossFn, process: AbstractProcess, net: PyTree, example: tuple
+) -> tuple[Scalar, dict[str, Scalar]]:
     t, x0, args, key = example
-    out = loss_fn(net, t, x0, args, key=key)
+    # A denoiser that is given this very t for another process says so: a time of a longer schedule
+    # would otherwise train in silence.
+    with drawn_from(t, process):
+        out = loss_fn(net, t, x0, args, key=key)
     if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], dict)):
         raise ValueError(
             "loss_fn must return the pair (loss, terms), terms a dictionary of scalars to log (it "
@@ -73,13 +79,15 @@ def _weighted_mean(weights: Float[Array, " n"], values: Float[Array, " n"]) -> S
     return jnp.mean(weights.astype(values.dtype) * values)
 
 
-def _gradient(loss_fn: LossFn, net: PyTree, examples: tuple, accumulate: int):
+def _gradient(
+    loss_fn: LossFn, process: AbstractProcess, net: PyTree, examples: tuple, accumulate: int
+):
     """The gradient of (1), and the loss and terms of each example in the order of the batch."""
     params, constants = eqx.partition(net, eqx.is_inexact_array)
 
     def mean_loss(params: PyTree, weights: Float[Array, " n"], *example: Any):
         net = eqx.combine(params, constants)
-        losses, terms = jax.vmap(lambda *e: _call(loss_fn, net, e))(*example)
+        losses, terms = jax.vmap(lambda *e: _call(loss_fn, process, net, e))(*example)
         return _weighted_mean(weights, losses), (losses, terms)
 
     gradient_of = jax.grad(mean_loss, has_aux=True)
@@ -123,8 +131,7 @@ def _advance(
 
 
 def _report(
-    timesteps: AbstractTimesteps,
-    interval: Interval | None,
+    process: AbstractProcess,
     t: Shaped[Array, " n"],
     weights: Float[Array, " n"],
     losses: Float[Array, " n"],
@@ -134,8 +141,7 @@ def _report(
     loss = _weighted_mean(weights, losses)
     with jax.numpy_dtype_promotion("standard"):
         grad_norm = optax.tree.norm(gradient)
-    interval = interval_of(timesteps) if interval is None else interval
-    sums, counts = quartile_metrics(t, {"loss": losses, **terms}, interval)
+    sums, counts = quartile_metrics(t, {"loss": losses, **terms}, process)
     return StepMetrics(
         loss=loss,
         terms={name: _weighted_mean(weights, values) for name, values in terms.items()},
@@ -152,7 +158,6 @@ def make_step(
     *,
     mesh: Mesh | None = None,
     accumulate: int = 1,
-    interval: Interval | None = None,
 ) -> Step:
     r"""Compiles a loss into a train step `state, metrics = step(state, batch)`.
 
@@ -166,21 +171,19 @@ def make_step(
         dictionary of scalars to log. Only `net` is differentiated.
     - `optimiser`: the one given to [`eqdiff.train.init`][]. The mean loss reaches it as `value=`,
         for transformations such as `optax.contrib.reduce_on_plateau`.
-    - `mesh`: devices with an axis `"data"` over which the batch is split
-        ([`eqdiff.train.data_mesh`][]); by default everything happens on the default device. The
-        result does not depend on the number of devices.
-    - `accumulate`: how many microbatches the batch is cut into, one after the other, to save
-        memory. The gradient is the mean over all of the batch.
-    - `interval`: what the quartiles of the metrics divide, $(0, T)$ or $(t_0, t_1)$; by default
-        that of the times' domain. A strategy without a domain reports no quartiles unless this is
-        given.
+    - `mesh`: devices with an axis `"data"`, across which the batch is split
+        ([`eqdiff.train.data_mesh`][]); by default everything runs on the default device. The result
+        does not depend on the number of devices.
+    - `accumulate`: the number of microbatches into which the batch is cut, to save memory. The
+        gradient is the mean over the whole batch.
 
     **Returns:** the step. It takes a state and a batch `(x0, args)`, arrays with a leading axis of
     examples (`args` a pytree of them, or `None`), and returns the new state and
     [`eqdiff.train.StepMetrics`][].
 
     **Raises:** `ValueError`, from the step and before any compute, for a batch that cannot be
-    divided evenly, and for a loss function that returns something else.
+    divided evenly, for a loss function that returns something else, and for one whose denoiser has
+    another process than the times were drawn from.
     """
     if accumulate < 1:
         raise ValueError(f"accumulate={accumulate}: expected at least one microbatch.")
@@ -196,9 +199,10 @@ def make_step(
         if mesh is not None:
             draws = eqx.filter_shard(draws, split_examples(mesh, accumulate))
         examples = (draws[0], draws[1], x0, args, draws[2])
-        gradient, (losses, terms) = _gradient(loss_fn, state.net, examples, accumulate)
+        process = state.timesteps.process
+        gradient, (losses, terms) = _gradient(loss_fn, process, state.net, examples, accumulate)
 
-        metrics = _report(state.timesteps, interval, t, weights, losses, terms, gradient)
+        metrics = _report(process, t, weights, losses, terms, gradient)
         net, ema, opt_state = _advance(state, extended, gradient, metrics.loss)
         new = TrainState(
             net=net,
@@ -216,7 +220,7 @@ def make_step(
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, StepMetrics]:
         check_batch(batch, mesh, accumulate)
-        # One leaf tells for all: they are only ever moved together, and asking hundreds would cost
+        # One leaf speaks for all: they only ever move together, and asking hundreds would take
         # milliseconds.
         if mesh is not None and state.step.sharding != replicated(mesh):
             arrays, rest = eqx.partition(state, eqx.is_array)

@@ -1,6 +1,7 @@
-"""score_sde's JAX modules, in as few words as give Flax the same names: `Class_n` by the order of calls.
+"""score_sde's JAX modules, as short as Flax's names allow: `Class_n` by the order of calls.
 
-For `make_fixtures.py` alone; written from the names and the order in the official code, not from its text.
+For `make_fixtures.py` alone; written from the names and the order in the official code, not from
+its text.
 """
 
 import flax.linen as nn
@@ -143,7 +144,7 @@ class AttnBlock(nn.Module):
 
 
 class NCSNpp(nn.Module):
-    """VE, FIR filters, a residual pyramid on the way down; one block per level, widths (4, 8), attention at 4×4."""
+    """VE, FIR filters, residual pyramid down; a block a level, widths (4, 8), attention at 4×4."""
 
     @nn.compact
     def __call__(self, x, sigma):
@@ -172,9 +173,9 @@ class DDPM(nn.Module):
     """As the golden one: one block per level, widths (32, 64), attention at half the side."""
 
     @nn.compact
-    def __call__(self, x, label):
+    def __call__(self, x, time):
         frequencies = 10_000.0 ** -(jnp.arange(16) / 15)
-        angle = label[:, None] * frequencies
+        angle = time[:, None] * frequencies
         temb = nn.Dense(128)(jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1))
         temb = nn.Dense(128)(nn.swish(temb))
         hs = [conv(x, 32)]

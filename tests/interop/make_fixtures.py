@@ -1,12 +1,14 @@
-"""Makes the files in this folder, with the packages whose formats they are in. Not run by the tests.
+"""Makes the files in this folder, with the packages whose formats they are in; no test runs it.
 
-    python -m venv /tmp/fixtures && /tmp/fixtures/bin/pip install torch==2.13.0 diffusers==0.42.1 safetensors flax==0.12.8
-    /tmp/fixtures/bin/python tests/interop/make_fixtures.py
+    python -m venv fixtures
+    fixtures/bin/pip install torch==2.13.0 diffusers==0.42.1 safetensors flax==0.12.8
+    fixtures/bin/python tests/interop/make_fixtures.py
 
-Everything is small and random. The official code of score_sde and EDM is not here: the pickle of EDM is made by stand-ins of its classes,
-and the Flax tree by modules written here (`flax_modules.py`) with the names and the order of calls of score_sde's JAX code, which Flax
-itself turns into names. `edm_shapes.json` lists the names and shapes of a small SongUNet, as `eqdiff.interop.edm_state_dict` has
-them, and its buffers.
+Everything is small and random. The official code of score_sde and EDM is not here: the pickle of
+EDM is made by stand-ins of its classes, and the Flax tree by modules written here
+(`flax_modules.py`) with the names and the order of calls of score_sde's JAX code, which Flax itself
+turns into names. `edm_shapes.json` lists the names and shapes of a small SongUNet, as
+`eqdiff.interop.edm_state_dict` has them, and its buffers.
 """
 
 import collections
@@ -59,7 +61,8 @@ def write_torch():
     value = everything()
     torch.save(value, HERE / "zip.pt")
     torch.save(value, HERE / "legacy.pt", _use_new_zipfile_serialization=False)
-    # A training state of score_sde_pytorch: the average has no names, and the model those of data-parallel training.
+    # A training state of score_sde_pytorch: the average has no names, and the model has those of
+    # data-parallel training.
     state = {
         "module.all_modules.0.W": torch.tensor([1.0, 2.0]),
         "module.all_modules.1.weight": torch.arange(6.0).reshape(2, 3),
@@ -93,7 +96,8 @@ def write_big_endian():
             new.writestr(info.filename, content)
 
 
-# NVIDIA's persistence in short: an object is pickled as one call, with its class's name and source, and its attributes.
+# NVIDIA's persistence in short: an object is pickled as one call, with its class's name and source
+# and its attributes.
 SOURCE = "raise RuntimeError('the source in the file was run')"
 
 
@@ -205,7 +209,7 @@ def write_edm():
 def write_diffusers():
     from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 
-    # As google/ddpm-cifar10-32, smaller; and as diffusers' defaults are, with heads and scale-shift norm.
+    # Like google/ddpm-cifar10-32, smaller; and like diffusers' defaults, with heads.
     common = dict(
         sample_size=8, in_channels=2, out_channels=2, layers_per_block=1, norm_num_groups=2
     )
@@ -266,16 +270,16 @@ def write_diffusers():
 def write_flax():
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, 8, 8, 1)).astype(np.float32)
-    told = np.array([0.05, 7.0], np.float32)
+    sigma = np.array([0.05, 7.0], np.float32)
     net = NCSNpp()
 
     def noisy(a):
         # Half precision is enough, and half the size.
         return np.asarray(a + 0.1 * rng.standard_normal(a.shape), np.float16)
 
-    params = jax.tree.map(noisy, net.init(jax.random.key(0), x, told)["params"])
+    params = jax.tree.map(noisy, net.init(jax.random.key(0), x, sigma)["params"])
     wide = jax.tree.map(lambda a: a.astype(np.float32), params)
-    out = np.asarray(net.apply({"params": wide}, x, told))
+    out = np.asarray(net.apply({"params": wide}, x, sigma))
     state = dict(
         step=np.int32(7), lr=2e-4, model_state={}, ema_rate=0.999, rng=np.zeros(2, np.uint32)
     )
@@ -283,7 +287,7 @@ def write_flax():
     # Small chunks, so that some arrays are cut.
     flax.serialization.MAX_CHUNK_SIZE = 1000
     (HERE / "flax_ncsnpp").write_bytes(flax.serialization.msgpack_serialize(state))
-    np.savez_compressed(HERE / "flax_ncsnpp.npz", x=x, told=told, out=out)
+    np.savez_compressed(HERE / "flax_ncsnpp.npz", x=x, told=sigma, out=out)
 
 
 def write_flax_names():

@@ -1,0 +1,248 @@
+r"""score_sde's networks and ours: the configuration, and the weights there and back.
+
+The weights that count are the moving average. A checkpoint of the PyTorch code holds it as a list
+without names, in the order of the trained parameters; one of the JAX code as a tree of names.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from ...nn._ddpm import DDPM
+from ...nn._ncsnpp import NCSNpp
+from ...nn._ncsnv2 import NCSNv2
+from .._weights import fill, official, skeleton, strip
+from ._entries import entries
+from ._entries_flax import flax_entries
+
+
+# The number of stages of ncsnv2_64, _128 and _256: widths and dilations.
+_NCSNV2 = {
+    "ncsnv2_64": ((1, 2, 2, 2), (1, 1, 2, 4)),
+    "ncsnv2_128": ((1, 2, 2, 4, 4), (1, 1, 1, 2, 4)),
+    "ncsnv2_256": ((1, 2, 2, 2, 4, 4), (1, 1, 1, 1, 2, 4)),
+}
+_NEEDED = {
+    "ddpm": "nf ch_mult num_res_blocks attn_resolutions dropout resamp_with_conv conditional",
+    "ncsnpp": "nf ch_mult num_res_blocks attn_resolutions dropout resamp_with_conv conditional fir "
+    "fir_kernel skip_rescale resblock_type progressive progressive_input progressive_combine "
+    "embedding_type init_scale scale_by_sigma",
+} | {name: "nf" for name in _NCSNV2}
+
+
+def _model(config: Mapping[str, Any]) -> tuple[str, Any, Any]:
+    try:
+        model, data = config["model"], config["data"]
+        name = model["name"]
+    except KeyError as e:
+        raise ValueError(
+            "config is score_sde's, with parts 'model' and 'data' that hold model.name, "
+            f"data.image_size, data.num_channels and data.centered; {e} is missing."
+        ) from e
+    if name not in _NEEDED:
+        raise ValueError(f"model.name is one of {sorted(_NEEDED)}, got {name!r}.")
+    needed = [f"model.{key}" for key in _NEEDED[name].split() if key not in model]
+    needed += [
+        f"data.{key}" for key in ("image_size", "num_channels", "centered") if key not in data
+    ]
+    if needed:
+        raise ValueError(f"config of a {name} lacks {', '.join(needed)}.")
+    return name, model, data
+
+
+def _sigma_levels(model: Any) -> tuple[float, float, int] | None:
+    if not model.get("scale_by_sigma", False) or model.get("embedding_type") == "fourier":
+        return None
+    return float(model["sigma_min"]), float(model["sigma_max"]), model["num_scales"]
+
+
+def build(
+    config: Mapping[str, Any], frequencies: tuple[float, ...] | None, compute_dtype: Any, key: Any
+) -> DDPM | NCSNpp | NCSNv2:
+    """Our network for an official configuration."""
+    name, model, data = _model(config)
+    channels = data["num_channels"]
+    common: dict[str, Any] = dict(centred=data["centered"], compute_dtype=compute_dtype, key=key)
+    if name in _NCSNV2:
+        mult, dilations = _NCSNV2[name]
+        return NCSNv2(channels, channels, model["nf"], mult, dilations, **common)
+    common |= dict(
+        in_channels=channels,
+        out_channels=channels,
+        channels=model["nf"],
+        channel_mult=tuple(model["ch_mult"]),
+        num_res_blocks=model["num_res_blocks"],
+        attention_downsamples=tuple(data["image_size"] // r for r in model["attn_resolutions"]),
+        dropout=model["dropout"],
+        conv_resample=model["resamp_with_conv"],
+        conditional=model["conditional"],
+        scale_by_sigma=model.get("scale_by_sigma", False),
+    )
+    if name == "ddpm":
+        # Every DDPM of score_sde embeds its time by sinusoids, whatever embedding_type says.
+        levels = _sigma_levels({**model, "embedding_type": "positional"})
+        return DDPM(sigma_levels=levels, **common)
+    return NCSNpp(
+        block=model["resblock_type"].lower(),
+        fir_kernel=tuple(model["fir_kernel"]) if model["fir"] else None,
+        skip_rescale=model["skip_rescale"],
+        progressive=model["progressive"].lower(),
+        progressive_input=model["progressive_input"].lower(),
+        progressive_combine=model["progressive_combine"].lower(),
+        embedding=model["embedding_type"].lower(),
+        fourier_scale=float(model.get("fourier_scale", 16)),
+        frequencies=frequencies,
+        init_scale=model["init_scale"],
+        sigma_levels=_sigma_levels(model),
+        **common,
+    )
+
+
+def _buffers(state_dict: Mapping[str, Any]) -> list[str]:
+    # Fourier frequencies are the only one-dimensional W: a NIN's is a matrix.
+    return [
+        n for n, a in state_dict.items() if n == "sigmas" or (n[-2:] == ".W" and np.ndim(a) == 1)
+    ]
+
+
+def _named_average(model: Mapping[str, Any], ema: Any, source: str) -> dict[str, Any]:
+    """The state dict of PyTorch's average, buffers included."""
+    shadow = ema.get("shadow_params") if isinstance(ema, Mapping) else None
+    if not isinstance(shadow, list | tuple):
+        raise ValueError(
+            f"{source} has an 'ema' without 'shadow_params', expected a list of tensors."
+        )
+    names = strip(model, "module.")
+    buffers = _buffers(names)
+    trained = [name for name in names if name not in buffers]
+    expected = [np.shape(names[name]) for name in trained]
+    given = [np.shape(array) for array in shadow]
+    if expected != given:
+        pairs = enumerate(zip(expected, given, strict=False))
+        at = next((i for i, (a, b) in pairs if a != b), None)
+        where = ""
+        if at is not None:
+            where = f"; {trained[at]} has shape {expected[at]}, {given[at]} was given"
+        raise ValueError(
+            f"the model has {len(expected)} trained parameters, the average {len(given)}{where}."
+        )
+    return {name: names[name] for name in buffers} | dict(zip(trained, shadow, strict=True))
+
+
+def average(contents: Any, source: str) -> Any:
+    """The moving average of a training state's weights; weights alone are returned as they are."""
+    if isinstance(contents, Mapping) and {"model", "ema"} <= contents.keys():
+        return _named_average(contents["model"], contents["ema"], source)
+    if isinstance(contents, Mapping) and "params_ema" in contents:
+        return contents["params_ema"]
+    return contents
+
+
+def is_tree(weights: Any) -> bool:
+    """Whether the names are Flax's, which are nested; PyTorch's are flat."""
+    return isinstance(weights, Mapping) and any(isinstance(v, Mapping) for v in weights.values())
+
+
+def score_sde_network(
+    weights: Mapping[str, Any], config: Mapping[str, Any], *, compute_dtype: Any = jnp.float32
+) -> DDPM | NCSNpp | NCSNv2:
+    r"""Our network with the weights of score_sde's `ddpm`, `ncsnpp` or `ncsnv2_*`.
+
+    ```python
+    checkpoint = eqd.interop.read_torch("checkpoint_24.pth")  # or read_flax("checkpoint_24")
+    net = eqd.interop.score_sde_network(checkpoint, config)
+    ```
+
+    Where the official network's time input is σ or the number of a noise level, ours is
+    $\log\sigma$ (and the official output, the score, is divided by σ); elsewhere they are the same:
+    see [`eqdiff.nn.NCSNpp`][].
+
+    **Arguments:**
+
+    - `weights`: the contents of a checkpoint, whose moving average is taken; or weights alone, a
+        state dict of the PyTorch code or the nested dictionary of a Flax module's parameters;
+        anything that NumPy turns into arrays. The `module.` of data-parallel training is taken off.
+    - `config`: the official configuration, a `ConfigDict` or nested dictionaries; of it are used
+        `data.image_size`, `data.num_channels`, `data.centered` and `model`.
+    - `compute_dtype`: as for [`eqdiff.nn.UNet`][].
+
+    **Returns:** an [`eqdiff.nn.DDPM`][], [`eqdiff.nn.NCSNpp`][] or [`eqdiff.nn.NCSNv2`][] with
+    float32 parameters.
+
+    **Raises:** `ValueError` that lists every missing, unexpected and mis-shaped weight by name, or
+    what `config` lacks; and for NCSNv2 in JAX, whose code differs from the PyTorch code that our
+    network follows.
+    """
+    weights = average(weights, "the checkpoint")
+    if is_tree(weights):
+        return _from_tree(weights, config, compute_dtype)
+    arrays = {name: np.asarray(a) for name, a in strip(weights, "module.").items()}
+    fourier = arrays.get("all_modules.0.W")
+    net = _skeleton(config, fourier, compute_dtype)
+    buffers = _buffers(arrays)
+    levels = getattr(net, "sigma_levels", None)
+    if levels is not None and "sigmas" in arrays:
+        sigmas = arrays["sigmas"]
+        found = float(sigmas[-1]), float(sigmas[0]), len(sigmas)
+        if not np.allclose(found, levels, rtol=1e-5):
+            raise ValueError(
+                f"the weights are for {found[2]} noise levels from {found[0]:g} to {found[1]:g}, "
+                f"config says {levels[2]} from {levels[0]:g} to {levels[1]:g}."
+            )
+    return fill(net, entries(net), {n: a for n, a in arrays.items() if n not in buffers})
+
+
+def _skeleton(config: Mapping[str, Any], fourier: np.ndarray | None, compute_dtype: Any) -> Any:
+    frequencies = None if fourier is None else tuple(float(w) for w in fourier)
+    return skeleton(lambda key: build(config, frequencies, compute_dtype, key))
+
+
+def _from_tree(
+    params: Mapping[str, Any], config: Mapping[str, Any], compute_dtype: Any
+) -> DDPM | NCSNpp:
+    name = config.get("model", {}).get("name", "")
+    if str(name).startswith("ncsnv2"):
+        raise ValueError(
+            "NCSNv2 in JAX normalises with another variance and resizes with other corners than in "
+            "PyTorch, whose network eqdiff.nn.NCSNv2 is: these weights would give other numbers. "
+            "Use a .pth of score_sde_pytorch."
+        )
+    params = params.get("params", params)
+    arrays = {name: _one_axis(name, array) for name, array in _flat(params).items()}
+    fourier = arrays.pop("GaussianFourierProjection_0.W", None)
+    net = _skeleton(config, fourier, compute_dtype)
+    return fill(net, flax_entries(net), arrays)
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
+    flat: dict[str, np.ndarray] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = np.asarray(value)
+    return flat
+
+
+def _one_axis(name: str, array: np.ndarray) -> np.ndarray:
+    # Early versions of Flax gave the scale and the bias of a normalisation four axes.
+    wide = ".GroupNorm_" in f".{name}" and array.ndim == 4 and array.shape[:3] == (1, 1, 1)
+    return array[0, 0, 0] if wide else array
+
+
+def score_sde_state_dict(net: DDPM | NCSNpp | NCSNv2) -> dict[str, np.ndarray]:
+    """The weights of a network under the names of score_sde's PyTorch code.
+
+    This is the inverse of [`eqdiff.interop.score_sde_network`][]. Gradients and an EMA, which have
+    the structure of the network, can be given instead.
+
+    **Arguments:**
+
+    - `net`: an [`eqdiff.nn.DDPM`][], [`eqdiff.nn.NCSNpp`][] or [`eqdiff.nn.NCSNv2`][].
+
+    **Returns:** official names and arrays in the official layout, without the buffers (noise levels
+    and Fourier frequencies).
+    """
+    return official(net, entries(net))
