@@ -1,125 +1,93 @@
 """Published inpainting and colourisation against score_sde_pytorch, with its recorded noise."""
 
-import functools as ft
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import assert_golden, load_golden
+from published import BatchLangevin, draw, steps_along
+from tape import in_precision, PRECISIONS, Tape
 from toys import quick_jit, sde_denoiser
 
 import eqdiff as eqd
 
 
 FILE = "public_sde_controllable"
-RULES = eqd.Langevin(0.16, norms=eqd.BatchMean("batch"))
+LANGEVIN = BatchLangevin(0.16, 1)
 CASES = {
-    "VESDE_reverse_diffusion_langevin_cont1_N1": (eqd.ReverseDiffusion(), RULES, 1),
-    "VESDE_reverse_diffusion_langevin_cont1_N4": (eqd.ReverseDiffusion(), RULES, 4),
+    "VESDE_reverse_diffusion_langevin_cont1_N1": (eqd.ReverseDiffusion(), LANGEVIN, 1),
+    "VESDE_reverse_diffusion_langevin_cont1_N4": (eqd.ReverseDiffusion(), LANGEVIN, 4),
     "VPSDE_euler_maruyama_none_cont1_N25": (eqd.EulerMaruyama(), None, 25),
     "VPSDE_ancestral_sampling_langevin_cont0_N25": (
         eqd.AncestralPredictor(eqd.FixedLarge()),
-        RULES,
+        LANGEVIN,
         25,
     ),
 }
 
 
-def official_process(case, num):
-    """The process, its times, and what of the steps the official code takes from elsewhere."""
-    times = np.linspace(1, 1e-5, num)
-    if case.startswith("VESDE"):
-        return eqd.VESDE(0.01, 50.0), times, ft.partial(by_discrete_sigmas, times=times)
-    vp = eqd.VPSDE(0.1, 20.0)
-    if "cont1" in case:
-        return vp, times, lambda this: this
-    # Its network is told t(N − 1) unrounded, and its known data are noised by the process in continuous time.
-    rates = np.linspace(0.1, 20.0, num) / num
-    chain = eqd.Schedule(rates, c_noise=(num - 1) * times[::-1])
-
-    def noised_continuously(this):
-        each, _, _, first = this
-        t = jnp.asarray(times)
-        return each, jax.vmap(vp.alpha)(t), jax.vmap(vp.sigma)(t), first
-
-    return chain, np.arange(num)[::-1].copy(), noised_continuously
+@pytest.fixture(autouse=True, params=PRECISIONS)
+def precision(request):
+    with in_precision(request.param):
+        yield
 
 
-def by_discrete_sigmas(this, times):
-    """The official reverse diffusion of VE has the noise of N levels, the last of which is followed by 0."""
-    each, alpha, sigma, first = this
-    num = len(times)
-    sigmas = np.exp(np.linspace(np.log(0.01), np.log(50.0), num))
+def ve(num_steps):
+    """The official reverse diffusion of VE has the noise of N levels, the last followed by 0."""
+    process, times = eqd.VESDE(0.01, 50.0), np.linspace(1, 1e-5, num_steps)
+    sigmas = np.exp(np.linspace(np.log(0.01), np.log(50.0), num_steps))
     variance = (sigmas**2 - np.append(0.0, sigmas[:-1]) ** 2)[::-1]
-    # b² = −σ² expm1(λ_t − λ_s), so this is the λ_s that gives it.
-    next_log_snr = each.levels.log_snr - jnp.log1p(-jnp.asarray(variance) / each.levels.sigma**2)
-    each = eqx.tree_at(
-        lambda e: (e.levels.next_log_snr, e.levels.next_alpha), each, (next_log_snr, alpha)
+    steps = steps_along(process, jnp.asarray(times, float))
+    # b² = −σ² expm1(λ_t − λ_s), so this is the fall that gives it; under VE a = 1.
+    fall = -np.log1p(-variance / np.asarray(steps.sigma_t, np.float64) ** 2)
+    steps = eqx.tree_at(
+        lambda s: (s.log_snr_fall, s.alpha_s), steps, (jnp.asarray(fall, float), steps.alpha_t)
     )
-    return each, alpha, sigma, first
+    return process, steps, None
 
 
-def replay(monkeypatch, keys, draws, corrected):
-    """Makes every draw of `step` the recorded one. In a step: corrector, data, predictor, data."""
-    table, values = [], []
-    per_step = 4 if corrected else 3
-    for b, i in np.ndindex(keys.shape):
-        missing, rest = jax.random.split(keys[b, i])
-        correct, predict, after_correct, after_predict = jax.random.split(rest, 4)
-        order = [predict, after_predict]
-        order = (
-            [jax.random.split(correct, 1)[0], after_correct, *order]
-            if corrected
-            else [missing, *order]
-        )
-        table += [jax.random.key_data(key) for key in order]
-        values += list(draws[1 + per_step * i : 1 + per_step * (i + 1), b])
-    table, values = jnp.stack(table), jnp.asarray(np.stack(values), float)
-
-    def normal(key, shape=(), dtype=float):
-        i = jnp.argmax(jnp.all(table == jax.random.key_data(key)[None], axis=1))
-        # Of the draws in the official orthonormal system only the grey axis is used.
-        return values[i][: shape[0]].astype(dtype)
-
-    monkeypatch.setattr(jax.random, "normal", normal)
+def vp(num_steps):
+    process, times = eqd.VPSDE(0.1, 20.0), np.linspace(1, 1e-5, num_steps)
+    return process, steps_along(process, jnp.asarray(times, float), size=1 / num_steps), None
 
 
-@pytest.mark.parametrize("denoise", [0, 1])
+def vp_schedule(num_steps):
+    """Its network is given t(N − 1) unrounded, and known data are noised in continuous time."""
+    process, times = eqd.VPSDE(0.1, 20.0), np.linspace(1, 1e-5, num_steps)
+    betas = np.linspace(0.1, 20.0, num_steps) / num_steps
+    schedule = eqd.Schedule(betas, c_noise=(num_steps - 1) * times[::-1])
+    levels = tuple(jax.vmap(f)(jnp.asarray(times, float)) for f in (process.alpha, process.sigma))
+    return schedule, steps_along(schedule, np.arange(num_steps)[::-1].copy()), levels
+
+
+def tape_of(draws, num_steps, corrected):
+    """The recorded draws where `draw` looks for them: corrector, known, predictor, known."""
+    each = draws[1:].reshape(num_steps, 3 + corrected, *draws.shape[1:])
+    if not corrected:
+        each = jnp.concatenate([jnp.zeros_like(each[:, :1]), each], axis=1)
+    return each.reshape(-1, *draws.shape[1:])
+
+
 @pytest.mark.parametrize("kind", ["inpaint", "colorize"])
 @pytest.mark.parametrize("case", CASES)
-def test_published(case, kind, denoise, monkeypatch, request):
-    if case.startswith("VE"):
-        # The official noise of its steps is not that of any two levels, and float32 has no λ_s that says so.
-        request.getfixturevalue("x64")
-    golden = load_golden(FILE)
-    predictor, corrector, num = CASES[case]
-    process, times, official = official_process(case, num)
-    chain = eqd.PredictorCorrector(
-        predictor=predictor,
-        corrector=corrector,
-        times=jnp.asarray(times),
-        ends=jnp.asarray(times - 1 / num) if isinstance(predictor, eqd.EulerMaruyama) else None,
-        final=eqd.FinalMean() if denoise else eqd.FinalSample(),
-    )
+def test_published(case, kind, monkeypatch):
+    golden, tape = load_golden(FILE), Tape(monkeypatch)
+    predictor, corrector, num_steps = CASES[case]
+    make = ve if case.startswith("VE") else vp_schedule if "cont0" in case else vp
+    process, steps, levels = make(num_steps)
     denoiser = sde_denoiser(process, golden["in/p"], float)
-    draws = golden[f"{kind}/{case}_denoise0/draws"]
-    keys = jax.random.split(jax.random.key(0), (2, num))
-    x1 = jnp.asarray(draws[0], float) * (50.0 if case.startswith("VE") else 1.0)
-    replay(monkeypatch, keys, draws, corrector is not None)
+    draws = jnp.asarray(golden[f"{kind}/{case}_denoise0/draws"], float)
+    x1 = draws[0] * (50.0 if case.startswith("VE") else 1.0)
 
-    def draw(x, data, mask, grey, keys):
+    def run(x, data, mask, grey, noise):
         known = eqd.Inpaint(data, mask) if kind == "inpaint" else eqd.Colourise(grey[0])
-        sampler = eqd.PublishedReplacement(chain, known)
-        times, this = sampler.steps(process)
+        kwargs = dict(predictor=predictor, corrector=corrector, known=known, levels=levels)
+        return draw(denoiser, steps, x, key=tape.play(noise), **kwargs)
 
-        def body(x, inputs):
-            t, this, key = inputs
-            return sampler.step(denoiser, t, this, x, None, key=key)[0], None
-
-        return jax.lax.scan(body, x, (times, official(this), keys))[0]
-
-    inputs = (jnp.asarray(golden[f"in/{name}"], float) for name in ("data", "mask", "gray"))
-    x = quick_jit(jax.vmap(draw, axis_name="batch"))(x1, *inputs, keys)
-    assert_golden(x, FILE, f"{kind}/{case}_denoise{denoise}/out")
+    inputs = [jnp.asarray(golden[f"in/{name}"], float) for name in ("data", "mask", "gray")]
+    noise = tape_of(draws, num_steps, corrector is not None)
+    batch = jax.vmap(run, in_axes=(0, 0, 0, 0, 1), axis_name="batch")
+    out = quick_jit(batch)(x1, *inputs, noise)
+    for denoise, x in enumerate(out):
+        assert_golden(x, FILE, f"{kind}/{case}_denoise{denoise}/out")

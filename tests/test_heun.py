@@ -1,11 +1,13 @@
 """EDM's stochastic sampler: against NVlabs/edm with its recorded noise, analytic flows and a fitted order."""
 
 import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import assert_golden, load_golden
+from tape import in_precision, PRECISIONS, Tape
 from toys import quick_jit
 
 import eqdiff as eqd
@@ -21,53 +23,51 @@ def golden(key):
 
 
 def toy(c_noise, x, args=None, *, key=None):
-    """The golden file's toy network, told c_noise."""
+    """The golden file's toy network."""
     p = load_golden(FILE)["in/p"]
     channel = jnp.arange(3, dtype=x.dtype).reshape(3, 1, 1) - 1
-    told = jnp.sign(label) * jnp.log1p(jnp.abs(label))
-    return jnp.tanh(float(p[0]) * x + float(p[1]) * told + float(p[2]) * channel)
+    c = jnp.sign(c_noise) * jnp.log1p(jnp.abs(c_noise))
+    return jnp.tanh(float(p[0]) * x + float(p[1]) * c + float(p[2]) * channel)
 
 
 EDM = eqd.Denoiser(toy, eqd.EDMSDE(t0=1e-4, t1=200.0), eqd.EDMPreconditioning())
 
 
-@pytest.fixture
-def steps_noise(monkeypatch):
-    """The i-th step of a chain draws the i-th recorded noise: keys are step numbers."""
-    tape = {}
+@pytest.fixture(params=PRECISIONS)
+def precision(request):
+    with in_precision(request.param):
+        yield
 
-    def split(key, num=2):
-        data = jnp.stack([jnp.zeros(num, jnp.uint32), jnp.arange(num, dtype=jnp.uint32)], axis=-1)
-        return jax.random.wrap_key_data(data, impl="threefry2x32")
 
-    def normal(key, shape, dtype):
-        return tape["noise"][jax.random.key_data(key)[1]].astype(dtype)
+class Recording(eqd.AbstractWrapper):
+    """Notes the level σ/α of each call, in order."""
 
-    monkeypatch.setattr(jax.random, "split", split)
-    monkeypatch.setattr(jax.random, "normal", normal)
-    return tape
+    denoiser: eqd.AbstractDenoiser
+    levels: list = eqx.field(static=True)
+
+    def __call__(self, t, x, args=None, *, key=None):
+        level = self.process.sigma(t) / self.process.alpha(t)
+        jax.debug.callback(self.levels.append, level, ordered=True)
+        return self.denoiser(t, x, args, key=key)
 
 
 def states(sampler, denoiser, x1, noise=None, tape=None):
     """Every state and estimate of both recorded examples."""
 
     def run(x, z):
-        if tape is not None:
-            tape["noise"] = z
-        path = sampler.trajectory(
-            denoiser, x, key=jax.random.wrap_key_data(jnp.zeros(2, jnp.uint32))
-        )
+        key = None if tape is None else tape.play(z)
+        path = sampler.trajectory(denoiser, x, key=key)
         return path.x, path.x0
 
-    noise = jnp.zeros((1, 2, 3, 4, 4)) if noise is None else noise
+    noise = jnp.zeros((1, 2)) if noise is None else noise
     return quick_jit(jax.vmap(run, in_axes=(0, 1), out_axes=1))(x1, noise)
 
 
-def check(case, x, x0, second):
-    """The last state, and the estimates at each step's start (every second call where there is a second slope)."""
+def check(case, x, x0):
+    """The last state, and the estimates at each step's start: every second call."""
     # The official state is float64 but its network float32: the tolerance of float32 numbers.
     assert_golden(x[-1].astype(jnp.float32), FILE, f"{case}/out")
-    expected = load_golden(FILE)[f"{case}/call_D"][:: 2 if second else 1]
+    expected = load_golden(FILE)[f"{case}/call_D"][::2]
     assert_golden(x0.astype(jnp.float32), FILE, f"{case}/call_D", expected=expected)
 
 
@@ -83,42 +83,51 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_edm_sampler(case, steps_noise):
+def test_edm_sampler(case, precision, monkeypatch):
     kwargs, grid = CASES[case]
-    times = eqd.karras_times(EDM.process, **grid)
-    sampler = eqd.StochasticHeun(times=times, **kwargs)
-    x1 = golden("in/latents") * times[0]
-    x, x0 = states(sampler, EDM, x1, golden("in/noise"), steps_noise)
-    check(case, x, x0, second=True)
-    calls = load_golden(FILE)[f"{case}/call_sigma"]
+    sampler = eqd.StochasticHeun(times=eqd.karras_times(EDM.process, **grid), **kwargs)
+    x1 = golden("in/latents") * grid["sigma_max"]
+    noise = golden("in/noise")[: grid["num_steps"]]
+    x, x0 = states(sampler, EDM, x1, noise, Tape(monkeypatch))
+    check(case, x, x0)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_levels_of_the_edm_sampler(case, precision):
+    """The official levels, those risen to and those of the second slopes among them."""
+    kwargs, grid = CASES[case]
+    sampler = eqd.StochasticHeun(times=eqd.karras_times(EDM.process, **grid), **kwargs)
+    x1, calls = golden("in/latents")[0], load_golden(FILE)[f"{case}/call_sigma"]
     assert sampler.num_calls == len(calls)
-    _, each = sampler.steps(EDM.process)
-    rtol = 1e-12 if times.dtype == jnp.float64 else 1e-5
-    np.testing.assert_allclose(each.churned_level, calls[::2], rtol=rtol)
-    np.testing.assert_allclose(each.middle_level[:-1], calls[1::2], rtol=rtol)
+    recording = Recording(EDM, [])
+    quick_jit(lambda x: sampler(recording, x, key=jax.random.key(0)))(x1)
+    jax.effects_barrier()
+    rtol = 1e-12 if x1.dtype == jnp.float64 else 1e-5
+    np.testing.assert_allclose(recording.levels, calls, rtol=rtol)
 
 
-CHAIN = eqd.cosine_schedule(1000)
+SCHEDULE = eqd.cosine_schedule(1000)
 
 
 @pytest.mark.parametrize("case", ["edm_sampler/iddpm_net", "ablation/iddpm_heun"])
-def test_on_a_discrete_chain(case):
-    """iDDPM's levels u_j are σ/α of the cosine schedule, so EDM's sampler for it is ours on the chain itself."""
+def test_on_a_schedule(case, precision):
+    """iDDPM's levels u_j are σ/α of the cosine schedule: EDM's sampler for it is ours on the schedule."""
     calls = load_golden(FILE)[f"{case}/call_sigma"][::2]
     low = float(calls[-1])
     if case.startswith("edm"):
-        times = eqd.karras_times(CHAIN, 9, sigma_min=low, sigma_max=80.0)
+        times = eqd.karras_times(SCHEDULE, 9, sigma_min=low, sigma_max=80.0)
     else:
-        times = eqd.schedule_times(CHAIN, 9, sigma_min=low, sigma_max=81.0)
-    level = jax.vmap(lambda t: CHAIN.sigma(t) / CHAIN.alpha(t))(times)
+        times = eqd.schedule_times(SCHEDULE, 9, sigma_min=low, sigma_max=81.0)
+    # The official sampler rounds each level to one of the table's; ours has times between the steps.
+    times = jnp.rint(times)
+    level = jax.vmap(lambda t: SCHEDULE.sigma(t) / SCHEDULE.alpha(t))(times)
     # Their table is a float32 recursion.
     np.testing.assert_allclose(level, calls, rtol=6e-4)
     np.testing.assert_allclose(level[:-3], calls[:-3], rtol=2e-6)
-    schedule = eqd.Schedule(CHAIN.betas, c_noise=np.arange(1000))
-    # iDDPMPrecond tells the network M − 1 − j for the level u_j: our index.
-    denoiser = eqd.Denoiser(toy, schedule, eqd.PredictNoise())
+    # iDDPMPrecond gives the network M − 1 − j for the level u_j: our step.
+    denoiser = eqd.Denoiser(toy, SCHEDULE, c_noise=lambda process, t: jnp.rint(t))
     sampler = eqd.StochasticHeun(times=times)
-    x1 = golden("in/latents") * float(calls[0]) * schedule.alpha(times[0])
+    x1 = golden("in/latents") * float(calls[0]) * SCHEDULE.alpha(times[0])
     x, _ = states(sampler, denoiser, x1)
     expected = golden(f"{case}/out")
     np.testing.assert_allclose(x[-1], expected, atol=2e-5 * float(jnp.abs(expected).max()))
@@ -133,7 +142,7 @@ def test_other_clocks_are_diffrax_solves(case, x64):
         times, sign = jnp.linspace(1.0, 1e-3, 9), 1
     else:
         process = eqd.KernelSDE(
-            jnp.ones_like, jnp.sqrt, t0=4e-4, t1=1e4, label=lambda t: jnp.log(0.5 * jnp.sqrt(t))
+            jnp.ones_like, jnp.sqrt, t0=4e-4, t1=1e4, c_noise=lambda t: jnp.log(0.5 * jnp.sqrt(t))
         )
         solver, each = diffrax.Heun(), 2
         # VEPrecond's c_out has the other sign.
@@ -141,7 +150,7 @@ def test_other_clocks_are_diffrax_solves(case, x64):
     levels = jax.vmap(lambda t: process.sigma(t) / process.alpha(t))(times)
     np.testing.assert_allclose(levels, calls[::each], rtol=1e-9)
     flow = eqd.ProbabilityFlow(solver, times=times)
-    denoiser = eqd.Denoiser(lambda c_noise, x, args, key: sign * toy(label, x), process)
+    denoiser = eqd.Denoiser(lambda c_noise, x, args, key: sign * toy(c_noise, x), process)
     scale = process.sigma(times[0])
     run = jax.vmap(lambda x: flow.solve(denoiser, x).ys[-1] / process.alpha(times[-1]))
     x = quick_jit(run)(golden("in/latents") * scale)
@@ -196,24 +205,52 @@ def test_churn_keeps_the_distribution(x64):
     np.testing.assert_allclose(x.std(0), STD, rtol=4 / np.sqrt(2 * n) + 0.01)
 
 
-def test_churn_never_leaves_the_process():
-    """Churn from the first time would go beyond t1: the level found there is what noise is added up to."""
-    for process in (eqd.VPSDE(), eqd.cosine_schedule(50)):
-        _, each = eqd.StochasticHeun(5, churn=2.0).steps(process)
-        assert each.churned_level[0] == each.level[0]
-        assert np.all(each.churned_level >= each.level * (1 - 1e-5))
+@pytest.mark.parametrize("process", [eqd.VPSDE(), SCHEDULE], ids=["vp", "schedule"])
+def test_churn_never_leaves_the_process(process):
+    """From the first time noise would lead beyond t1: it is added up to the level there."""
+    recording = Recording(eqd.GaussianDenoiser(process, MEAN, STD), [])
+    sampler = eqd.StochasticHeun(5, churn=2.0)
+    quick_jit(lambda x: sampler(recording, x, key=jax.random.key(0)))(jnp.asarray(X1, float))
+    jax.effects_barrier()
+    grid = eqd.karras_times(process, 5)
+    levels = [float(process.sigma(t) / process.alpha(t)) for t in grid]
+    np.testing.assert_allclose(recording.levels[0], levels[0], rtol=1e-5)
+    # √2 − 1 at most, and here 2/5.
+    risen = np.minimum(1.4 * np.array(levels[1:]), levels[0])
+    np.testing.assert_allclose(recording.levels[2::2], risen, rtol=1e-4)
 
 
-def test_refusals():
-    for kwargs in (dict(churn=-1.0), dict(noise=0.0), dict(churn_min=2.0, churn_max=1.0)):
-        with pytest.raises(ValueError, match="expected churn >= 0"):
-            eqd.StochasticHeun(**kwargs)
-    with pytest.raises(ValueError, match="Heun's method"):
-        eqd.StochasticHeun(midpoint=0.0)
-    with pytest.raises(ValueError, match="must decrease"):
-        eqd.StochasticHeun(times=jnp.array([0.1, 0.2]))
-    denoiser = eqd.GaussianDenoiser(eqd.VPSDE(), MEAN, STD)
-    with pytest.raises(ValueError, match="needs a key"):
-        eqd.StochasticHeun(churn=1.0)(denoiser, jnp.asarray(X1, float))
-    with pytest.raises(ValueError, match="outside"):
-        eqd.StochasticHeun(times=jnp.array([2.0, 0.2]))(denoiser, jnp.asarray(X1, float))
+@pytest.mark.parametrize("process", [eqd.VPSDE(), eqd.EDMSDE(), SCHEDULE])
+def test_no_noise_where_there_is_no_churn(process):
+    """In float32 under jit: exactly none, so that the samples are the deterministic sampler's own."""
+    with in_precision("float32"):
+        denoiser, x1 = eqd.GaussianDenoiser(process, MEAN, STD), jnp.asarray(X1, jnp.float32)
+
+        def draw(key, **kwargs):
+            sampler = eqd.StochasticHeun(9, **kwargs)
+            return jax.jit(lambda x, k: sampler.trajectory(denoiser, x, key=k).x)(x1, key)
+
+        keys = jax.random.split(jax.random.key(0))
+        # No level lies in the range that is churned.
+        a, b = (draw(key, churn=2.0, churn_min=1e6, churn_max=2e6) for key in keys)
+        np.testing.assert_array_equal(a, b)
+        np.testing.assert_allclose(a, draw(keys[0]), rtol=2e-5, atol=1e-6)
+        # And at the first time, from where no process goes on.
+        start = process.sigma(process.t1) / process.alpha(process.t1)
+        a, b = (draw(key, churn=2.0, churn_min=0.99 * float(start)) for key in keys)
+        np.testing.assert_array_equal(a, b)
+
+
+REFUSED = [
+    (lambda: eqd.StochasticHeun(churn=-1.0), "expected churn >= 0"),
+    (lambda: eqd.StochasticHeun(churn_min=2.0, churn_max=1.0), "0 <= churn_min <= churn_max"),
+    (lambda: eqd.StochasticHeun(noise=0.0), "expected a positive finite number"),
+    (lambda: eqd.StochasticHeun(midpoint=0.0), "expected a positive finite number"),
+    (lambda: eqd.StochasticHeun(midpoint=1.5), "1 is Heun's method"),
+]
+
+
+@pytest.mark.parametrize(("make", "match"), REFUSED)
+def test_refusals(make, match):
+    with pytest.raises(ValueError, match=match):
+        make()

@@ -1,0 +1,79 @@
+"""Song et al.'s predictor–corrector loop as published, made of the library's predictors and correctors.
+
+It differs from `eqdiff.PredictorCorrector`, which is what to use, in four ways:
+
+1. Euler–Maruyama takes N steps of 1/N, from times that are (1 − ε)/(N − 1) apart;
+2. a Langevin step's size is set by norms that are means over the batch;
+3. it ends in the predictor's last state (`denoise=False`) or its mean (`denoise=True`);
+4. after every step, whichever kind, known data are put at the level that the state had *before* it;
+   they start without noise; the mean of a constrained step has the mean of the known part and the
+   *noisy* rest; and colourisation starts from the prior with its first channel set to 0.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+import eqdiff as eqd
+
+
+class BatchLangevin(eqd.AbstractCorrector):
+    """The published step, ε = 2(a r ‖z‖/‖s‖)² with means over `jax.vmap(..., axis_name="batch")`."""
+
+    snr: float
+    steps: int = eqx.field(static=True)
+
+    def size(self, step, noise, score):
+        noise, score = jax.lax.pmean([jnp.sqrt(jnp.sum(v**2)) for v in (noise, score)], "batch")
+        return 2 * (step.transition()[0] * self.snr * noise / score) ** 2
+
+
+def step_between(process, t, s, last):
+    """The step from t to s, or from t into the data."""
+    t, s = jnp.asarray(t), jnp.asarray(s)
+    here, there = ([f(u) for f in (process.alpha, process.sigma, process.log_snr)] for u in (t, s))
+    data = (1.0, 0.0, jnp.inf)
+    there = [jnp.where(last, end, value) for end, value in zip(data, there, strict=True)]
+    fall = jnp.where(last, jnp.inf, process.log_snr_fall(s, t))
+    last = jnp.asarray(last)
+    return eqd.Step(t, s, *here, *there, fall, (~last).astype(jnp.int32), last)
+
+
+def steps_along(process, times, *, size=None):
+    """Steps between decreasing times and then into the data, or of one size from each."""
+    times = jnp.asarray(times)
+    last = jnp.arange(len(times)) == len(times) - 1
+    steps = jax.vmap(lambda *ends: step_between(process, *ends))(
+        times, jnp.append(times[1:], times[-1:]), last
+    )
+    return steps if size is None else eqx.tree_at(lambda step: step.s, steps, times - size)
+
+
+def draw(denoiser, steps, x, *, key, predictor=None, corrector=None, known=None, levels=None):
+    """One sample with its last noise (`denoise=False`), and without (`denoise=True`).
+
+    `known` is an `Inpaint` or `Colourise`, noised to `levels`: by default those of the steps' starts.
+    """
+    levels = (steps.alpha_t, steps.sigma_t) if levels is None else levels
+
+    def put(level, x, key):
+        (alpha, sigma), y = level, known.known(x)
+        noise = jax.random.normal(key, y.shape, x.dtype)
+        x = known.put(x, alpha * y + sigma * noise)
+        return x, known.put(x, alpha * y)
+
+    def body(state, inputs):
+        x, mean = state
+        step, level, key = inputs
+        for kind, key in zip((corrector, predictor), jax.random.split(key), strict=True):
+            move, constrain = jax.random.split(key)
+            if kind is not None:
+                x, mean, _ = kind(denoiser, step, x, None, key=move)
+            if known is not None:
+                x, mean = put(level, x, constrain)
+        return (x, mean), None
+
+    if known is not None:
+        start = jnp.zeros_like(x) if isinstance(known, eqd.Colourise) else x
+        x = known.put(start, known.known(x)) + (x.at[0].set(0) if start is not x else 0)
+    return jax.lax.scan(body, (x, x), (steps, levels, jax.random.split(key, len(steps.t))))[0]
