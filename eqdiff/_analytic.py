@@ -1,13 +1,14 @@
 r"""Denoisers known in closed form.
 
-For data $x_0 \sim \sum_k w_k \mathcal N(m_k, S_k)$ the noisy marginal is a mixture too, with covariances
-$C_k = \alpha^2 S_k + \sigma^2 I$, and with responsibilities $r_k(x) \propto w_k\,\mathcal N(x; \alpha m_k, C_k)$
+For data $x_0 \sim \sum_k w_k \mathcal N(m_k, S_k)$ the noisy marginal is a mixture too, with
+covariances $C_k = \alpha^2 S_k + \sigma^2 I$, and with responsibilities
+$r_k(x) \propto w_k\,\mathcal N(x; \alpha m_k, C_k)$
 
 $$\hat\varepsilon = \sum_k r_k\,\sigma C_k^{-1}(x - \alpha m_k), \qquad
   \hat x_0 = \sum_k r_k \left(m_k + \alpha S_k C_k^{-1}(x - \alpha m_k)\right). \tag{1}$$
 
-They are the truth that samplers, losses and likelihoods are tested against, and stand-ins for a network while the rest of
-an experiment is built.
+They are the truth that samplers, losses and likelihoods are tested against, and stand-ins for a
+network while the rest of an experiment is built.
 """
 
 import equinox as eqx
@@ -21,11 +22,11 @@ from ._gaussian import standard_normal_log_prob
 from ._parameterisation import AbstractParameterisation, PredictNoise
 from ._process import AbstractProcess
 from ._types import Args, Example, Key, Scalar, Time
-from ._variance import AbstractVariance, FixedSmall
+from ._variance import AbstractVariance, FixedLarge
 
 
 class _Component(eqx.Module):
-    """One Gaussian N(m, V diag(s²) Vᵀ), diagonalised once so that every C_k is diagonal in the same basis.
+    """One Gaussian N(m, V diag(s²) Vᵀ), diagonalised once: every C_k is diagonal in the same basis.
 
     Stored with a leading axis over k, and used under `vmap`.
     """
@@ -52,7 +53,9 @@ class _Component(eqx.Module):
 
 
 class GaussianMixtureDenoiser(AbstractDenoiser):
-    r"""The exact denoiser of data $x_0 \sim \sum_k w_k\mathcal N(m_k, S_k)$, equation (1), for vectors $x$."""
+    r"""The exact denoiser of $x_0 \sim \sum_k w_k\mathcal N(m_k, S_k)$, equation (1), for vectors
+    $x$.
+    """
 
     log_weights: Float[Array, " K"]
     components: _Component
@@ -68,7 +71,7 @@ class GaussianMixtureDenoiser(AbstractDenoiser):
         covariances: ArrayLike,
         *,
         parameterisation: AbstractParameterisation = PredictNoise(),
-        variance: AbstractVariance = FixedSmall(),
+        variance: AbstractVariance = FixedLarge(),
     ):
         r"""**Arguments:**
 
@@ -78,7 +81,8 @@ class GaussianMixtureDenoiser(AbstractDenoiser):
         - `covariances`: $S_k$, shape `(K, dim, dim)`, positive semi-definite.
         - `parameterisation`, `variance`: as for [`eqdiff.Denoiser`][].
 
-        **Raises:** `ValueError` for shapes that do not fit, or a covariance that is not positive semi-definite.
+        **Raises:** `ValueError` for shapes that do not fit, or a covariance that is not positive
+        semi-definite.
         """
         weights, means, covariances = (
             np.asarray(a, np.float64) for a in (weights, means, covariances)
@@ -86,14 +90,16 @@ class GaussianMixtureDenoiser(AbstractDenoiser):
         k, dim = means.shape if means.ndim == 2 else (0, 0)
         if weights.shape != (k,) or covariances.shape != (k, dim, dim) or k == 0:
             raise ValueError(
-                f"GaussianMixtureDenoiser: weights {weights.shape}, means {means.shape} and covariances "
-                f"{covariances.shape} do not fit; expected (K,), (K, dim) and (K, dim, dim)."
+                f"GaussianMixtureDenoiser: weights {weights.shape}, means {means.shape} and "
+                f"covariances {covariances.shape} do not fit; expected (K,), (K, dim) and "
+                "(K, dim, dim)."
             )
         variances, basis = np.linalg.eigh(covariances)
         scale = np.maximum(1.0, np.max(np.abs(variances)))
         if np.any(weights <= 0) or np.any(variances < -1e-12 * scale):
             raise ValueError(
-                "GaussianMixtureDenoiser: weights must be positive and covariances positive semi-definite."
+                "GaussianMixtureDenoiser: weights must be positive and covariances positive "
+                "semi-definite."
             )
         dtype = jnp.result_type(float)
         self.log_weights = jnp.asarray(np.log(weights / weights.sum()), dtype)
@@ -138,7 +144,8 @@ class GaussianMixtureDenoiser(AbstractDenoiser):
 
 
 class GaussianDenoiser(AbstractDenoiser):
-    r"""The exact denoiser of data $x_0 \sim \mathcal N(m, s^2)$ with independent elements, for $x$ of any shape.
+    r"""The exact denoiser of data $x_0 \sim \mathcal N(m, s^2)$ with independent elements, for $x$
+    of any shape.
 
     $$\hat\varepsilon = \frac{\sigma (x - \alpha m)}{\alpha^2 s^2 + \sigma^2}, \qquad
       \hat x_0 = m + \frac{\alpha s^2 (x - \alpha m)}{\alpha^2 s^2 + \sigma^2}.$$
@@ -159,7 +166,7 @@ class GaussianDenoiser(AbstractDenoiser):
         std: ArrayLike = 1.0,
         *,
         parameterisation: AbstractParameterisation = PredictNoise(),
-        variance: AbstractVariance = FixedSmall(),
+        variance: AbstractVariance = FixedLarge(),
     ):
         r"""**Arguments:**
 
@@ -188,4 +195,5 @@ class GaussianDenoiser(AbstractDenoiser):
         r"""$\log p_t(x)$ of the noisy marginal, in nats."""
         _, _, _, residual, total = self._moments(t, x)
         total = jnp.broadcast_to(total, x.shape)
-        return standard_normal_log_prob(residual / jnp.sqrt(total)) - 0.5 * jnp.sum(jnp.log(total))
+        log_prob = standard_normal_log_prob(residual / jnp.sqrt(total))
+        return log_prob - 0.5 * jnp.sum(jnp.log(total))

@@ -1,12 +1,15 @@
 r"""The one interface.
 
-A denoiser estimates from $x_t = \alpha_t x_0 + \sigma_t\varepsilon$ what was there before the noise, and the noise,
+A denoiser estimates from $x_t = \alpha_t x_0 + \sigma_t\varepsilon$ what was there before the
+noise, and the noise,
 
-$$\hat x_0 \approx \mathbb E[x_0 | x_t], \qquad \hat\varepsilon \approx \mathbb E[\varepsilon | x_t], \qquad
-  x_t = \alpha_t\hat x_0 + \sigma_t\hat\varepsilon, \qquad \nabla\log p_t(x_t) = -\hat\varepsilon / \sigma_t. \tag{1}$$
+$$\hat x_0 \approx \mathbb E[x_0 | x_t], \qquad
+  \hat\varepsilon \approx \mathbb E[\varepsilon | x_t], \qquad
+  x_t = \alpha_t\hat x_0 + \sigma_t\hat\varepsilon, \qquad
+    \nabla\log p_t(x_t) = -\hat\varepsilon / \sigma_t. \tag{1}$$
 
-Everything else — samplers, losses, likelihoods — takes any denoiser. Guidance and thresholding are denoisers that wrap
-one: moving $\hat x_0$ by δ moves $\hat\varepsilon$ by $-(\alpha/\sigma)\delta$.
+Everything else — samplers, losses, likelihoods — takes any denoiser. Guidance and thresholding are
+denoisers that wrap one: moving $\hat x_0$ by δ moves $\hat\varepsilon$ by $-(\alpha/\sigma)\delta$.
 """
 
 import abc
@@ -25,10 +28,12 @@ from ._variance import AbstractVariance, FixedLarge
 
 
 class Estimate(eqx.Module):
-    r"""What a denoiser returns: $\hat x_0$, $\hat\varepsilon$ and the raw variance outputs of the same call.
+    r"""What a denoiser returns: $\hat x_0$, $\hat\varepsilon$ and the raw variance outputs of the
+    same call.
 
     - `x0`, `noise`: the estimates, shaped like $x$.
-    - `raw_variance`: the network's extra outputs, shaped like $x$, or `None` where no variance is learned.
+    - `raw_variance`: the network's extra outputs, shaped like $x$, or `None` where no variance is
+        learned.
     """
 
     x0: Example
@@ -36,7 +41,9 @@ class Estimate(eqx.Module):
     raw_variance: Example | None = None
 
     def move(self, delta: Example, alpha: Scalar, sigma: Scalar) -> "Estimate":
-        r"""$\hat x_0 + \delta$ and $\hat\varepsilon - (\alpha/\sigma)\delta$: invariant (1) kept to full precision."""
+        r"""$\hat x_0 + \delta$ and $\hat\varepsilon - (\alpha/\sigma)\delta$: invariant (1) kept to
+        full precision.
+        """
         ratio = (alpha / sigma).astype(delta.dtype)
         return Estimate(self.x0 + delta, self.noise - ratio * delta, self.raw_variance)
 
@@ -44,8 +51,8 @@ class Estimate(eqx.Module):
 class AbstractDenoiser(eqx.Module):
     r"""`denoiser(t, x, args=None, *, key=None) -> Estimate`, for one example.
 
-    It carries the process whose noise it removes, and says how its errors are measured (`parameterisation`) and how a
-    reverse step's variance is found (`variance`).
+    It carries the process whose noise it removes, and says how its errors are measured
+    (`parameterisation`) and how a reverse step's variance is found (`variance`).
     """
 
     process: eqx.AbstractVar[AbstractProcess]
@@ -92,7 +99,9 @@ class AbstractWrapper(AbstractDenoiser):
         return self.denoiser.variance
 
     def moved(self, estimate: Estimate, t: Time, delta: Example) -> Estimate:
-        r"""The estimate with $\hat x_0$ moved by δ, and $\hat\varepsilon$ by $-(\alpha_t/\sigma_t)\delta$."""
+        r"""The estimate with $\hat x_0$ moved by δ, and $\hat\varepsilon$ by
+        $-(\alpha_t/\sigma_t)\delta$.
+        """
         return estimate.move(delta, self.process.alpha(t), self.process.sigma(t))
 
 
@@ -103,7 +112,9 @@ CNoise = Callable[[AbstractProcess, Time], Scalar]
 def time_input(
     process: AbstractProcess, c_noise: CNoise | None, t: Time, *, like: Example
 ) -> Scalar:
-    """$c_\text{noise}$ for an example, never in half precision, where steps 998 and 999 would be one."""
+    """$c_\text{noise}$ for an example, never in half precision, where steps 998 and 999 would be
+    one.
+    """
     value = process.c_noise(t) if c_noise is None else jnp.asarray(c_noise(process, t))
     # Not promote_types, which strict promotion refuses.
     return value.astype(like.dtype if jnp.finfo(like.dtype).bits >= 32 else jnp.float32)
@@ -113,8 +124,8 @@ class Denoiser(AbstractDenoiser):
     r"""A network with a meaning.
 
     The network is called as `net(c_noise, c_in * x, args, key=key)`; its output is read by the
-    parameterisation. Where the variance is learned, the network returns twice as many channels, the second
-    half being the raw variance. `c_noise` is float32 even where `x` is in half precision.
+    parameterisation. Where the variance is learned, the network returns twice as many channels, the
+    second half being the raw variance. `c_noise` is float32 even where `x` is in half precision.
     """
 
     net: Network
@@ -137,10 +148,10 @@ class Denoiser(AbstractDenoiser):
         - `net`: the network, `(c_noise, x, args, *, key) -> F`; any callable.
         - `process`: the process whose noise it removes.
         - `parameterisation`: what the output means.
-        - `variance`: of a reverse step on a schedule; elsewhere it only says whether the network has
-            variance outputs.
-        - `c_noise`: the network's time input as a function of the process and $t$; by default the process's
-            own ($1000\,t/T$ for a schedule, $999\,t$ for VP, $\log\sigma$ for VE).
+        - `variance`: of a reverse step on a schedule; elsewhere it only says whether the network
+            has variance outputs.
+        - `c_noise`: the network's time input as a function of the process and $t$; by default the
+            process's own ($1000\,t/T$ for a schedule, $999\,t$ for VP, $\log\sigma$ for VE).
         """
         self.net, self.process, self.parameterisation = net, process, parameterisation
         self.variance, self.c_noise = variance, c_noise
@@ -161,19 +172,19 @@ class Denoiser(AbstractDenoiser):
         factor = 2 if self.variance.learned else 1
         if self.variance.learned and x.ndim == 0:
             raise ValueError(
-                f"variance={type(self.variance).__name__}() needs a channel axis to double, but x is a number: "
-                "write x[None]."
+                f"variance={type(self.variance).__name__}() needs a channel axis to double, but x "
+                "is a number: write x[None]."
             )
         expected = (factor * x.shape[0], *x.shape[1:]) if x.ndim else ()
         if output.shape != expected:
             remedy = (
                 "a network with a learned variance returns twice its input's channels"
                 if self.variance.learned
-                else "if its second half is a learned variance, write variance=eqdiff.LearnedRange()"
+                else "if half of it is a learned variance, write variance=eqdiff.LearnedRange()"
             )
             raise ValueError(
-                f"The network returned shape {output.shape} for an input of shape {x.shape}, expected {expected} with "
-                f"variance={type(self.variance).__name__}(): {remedy}."
+                f"The network returned shape {output.shape} for an input of shape {x.shape}, "
+                f"expected {expected} with variance={type(self.variance).__name__}(): {remedy}."
             )
         # Solvers and losses work in the precision of x, whatever the network computes in.
         output = output.astype(x.dtype)
@@ -191,11 +202,13 @@ D = TypeVar("D")
 
 
 def on(denoiser: D, process: AbstractProcess) -> D:
-    """The same denoiser on another process, with all its parts: guidance, classifiers, what they wrap.
+    """The same denoiser on another process, with all its parts: guidance, classifiers, what they
+    wrap.
 
-    For a respaced schedule, or an interval of one's own:
-    `on(denoiser, respace(denoiser.process, steps))`. The network stays, and so does the meaning of its
-    output; whether it has been trained for the other process's levels and time inputs is yours to know.
+    For a respaced schedule, or another interval:
+    `on(denoiser, respace(denoiser.process, steps))`. The network stays, and so does the meaning of
+    its output; whether it has been trained for the other process's levels and time inputs is yours
+    to know.
 
     **Arguments:**
 

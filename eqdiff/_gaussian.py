@@ -3,12 +3,14 @@ r"""Small exact pieces of probability shared by every floor above (floor 0).
 The KL divergence of two diagonal Gaussians, in nats per element,
 
 $$\mathrm{KL}(\mathcal N(\mu_1, e^{\ell_1})\,\|\,\mathcal N(\mu_2, e^{\ell_2}))
-  = \tfrac12\left(\ell_2 - \ell_1 + e^{\ell_1 - \ell_2} - 1 + (\mu_1 - \mu_2)^2 e^{-\ell_2}\right), \tag{1}$$
+  = \tfrac12\left(\ell_2 - \ell_1 + e^{\ell_1 - \ell_2} - 1
+    + (\mu_1 - \mu_2)^2 e^{-\ell_2}\right), \tag{1}$$
 
-and the likelihood of a grid value under a Gaussian integrated over its bin (Ho et al. 2020, equation
-13; Nichol & Dhariwal 2021, official code), with outermost bins that reach to infinity,
+and the likelihood of a grid value under a Gaussian integrated over its bin (Ho et al. 2020,
+equation 13; Nichol & Dhariwal 2021, official code), with outermost bins that reach to infinity,
 
-$$P(x) = \Phi\!\left(\frac{x + h - \mu}{\varsigma}\right) - \Phi\!\left(\frac{x - h - \mu}{\varsigma}\right),
+$$P(x) = \Phi\!\left(\frac{x
+  + h - \mu}{\varsigma}\right) - \Phi\!\left(\frac{x - h - \mu}{\varsigma}\right),
   \qquad h = \frac{1}{L - 1}, \tag{2}$$
 
 for $L$ equally spaced grey levels on $[-1, 1]$.
@@ -53,8 +55,8 @@ def gaussian_kl(
 ) -> Float[Array, "..."]:
     r"""Equation (1) in nats per element, given $\mu_1 - \mu_2$.
 
-    The argument is the difference, not two means: those of a reverse step share the term in $x_t$, and
-    subtracting them after adding it would lose the digits in which they differ.
+    The argument is the difference, not two means: those of a reverse step share the term in $x_t$,
+    and subtracting them after adding it would lose the digits in which they differ.
     """
     ratio = log_variance1 - log_variance2
     # expm1(r) − r is the variance part of twice the KL: exact at r = 0, where the two terms cancel.
@@ -87,21 +89,22 @@ def discretised_gaussian_log_likelihood(
     - `mean`, `log_std`: of the Gaussian, shaped like `x`.
     - `levels`: the number of grey levels $L$ (256 for 8-bit images, 17 for scikit-learn's digits).
 
-    **Returns:** the log-probability of each element, clamped below at $\log 10^{-12}$ like the official
-    code.
+    **Returns:** the log-probability of each element, clamped below at $\log 10^{-12}$ like the
+    official code.
     """
     half = 1 / (levels - 1)
     inverse_std = jnp.exp(-log_std)
     z, reach = inverse_std * (x - mean), inverse_std * half
-    # ½(1 + tanh a) is sigmoid(2a), and sigmoid(A) − sigmoid(B) = sigmoid(A) sigmoid(−B) (1 − e^{B−A}):
-    # the official number, but as a sum of logarithms. The difference of two tanh loses every digit of
-    # a float32 in the tails.
+    # ½(1 + tanh a) is sigmoid(2a), and sigmoid(A) − sigmoid(B) = sigmoid(A) sigmoid(−B) (1 −
+    # e^{B−A}): the official number, but as a sum of logarithms. The difference of two tanh loses
+    # every digit of a float32 in the tails.
     upper, lower = _logit_cdf(z + reach), _logit_cdf(z - reach)
     width = _SLOPE * reach * (2 + _CUBIC * (6 * z**2 + 2 * reach**2))
     below, above = _log_sigmoid(upper), _log_sigmoid(-lower)
     # The official edge test |x| > 0.999 is a quarter of a bin inside the last level for 256 levels.
     edge = 1 - half / 4
-    # For a Gaussian so wide that the width underflows, the clamp must win without a gradient of 0 · ∞.
+    # For a Gaussian so wide that the width underflows, the clamp must win without a gradient of 0 ·
+    # ∞.
     inside = below + above + log1mexp(jnp.maximum(width, jnp.finfo(width.dtype).tiny))
     log_probability = jnp.where(x < -edge, below, jnp.where(x > edge, above, inside))
     return jnp.maximum(log_probability, math.log(_FLOOR))
@@ -112,8 +115,8 @@ def discretised_gaussian_log_likelihood_exact(
 ) -> Example:
     r"""Equation (2) in nats per element, with the exact $\Phi$ and no clamp.
 
-    It works in log-space from whichever tail is the smaller, so that it neither cancels nor underflows.
-    Arguments as for `discretised_gaussian_log_likelihood`.
+    It works in log-space from whichever tail is the smaller, so that it neither cancels nor
+    underflows. Arguments as for `discretised_gaussian_log_likelihood`.
     """
     half = 1 / (levels - 1)
     inverse_std = jnp.exp(-log_std)
@@ -121,7 +124,8 @@ def discretised_gaussian_log_likelihood_exact(
     centre = -jnp.abs(x - mean)
     log_upper = log_ndtr(inverse_std * (centre + half))
     log_lower = log_ndtr(inverse_std * (centre - half))
-    # The difference is positive, but rounding may make it 0 for a bin much narrower than the Gaussian.
+    # The difference is positive, but rounding may make it 0 for a bin much narrower than the
+    # Gaussian.
     gap = jnp.maximum(log_upper - log_lower, jnp.finfo(x.dtype).tiny)
     inside = log_upper + log1mexp(gap)
     edge = 1 - half / 4

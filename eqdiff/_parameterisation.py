@@ -1,16 +1,21 @@
 r"""What a network's output means.
 
-A parameterisation reads the output $F$ of a network as two estimates, each by its own affine map of $x$ and $F$,
+A parameterisation reads the output $F$ of a network as two estimates, each by its own affine map of
+$x$ and $F$,
 
-$$\hat x_0 = a\,x + b\,F, \qquad \hat\varepsilon = c\,x + d\,F, \qquad x = \alpha\hat x_0 + \sigma\hat\varepsilon, \tag{1}$$
+$$\hat x_0 = a\,x + b\,F, \qquad \hat\varepsilon = c\,x + d\,F, \qquad
+  x = \alpha\hat x_0 + \sigma\hat\varepsilon, \tag{1}$$
 
-where $F$ is the network at $c_\text{in} x$. Computing one estimate from the other through the third equation instead would
-lose it to rounding wherever α or σ is small: sub-VP has $\sigma = 10^{-6}$ at the data. Which of two numbers a network is
-trained to predict is then the only difference between "ε", "x0" and "v" models (Salimans & Ho 2022, section 4).
+where $F$ is the network at $c_\text{in} x$. Computing one estimate from the other through the third
+equation instead would lose it to rounding wherever α or σ is small: sub-VP has $\sigma = 10^{-6}$
+at the data. Which of two numbers a network is trained to predict is then the only difference
+between "ε", "x0" and "v" models (Salimans & Ho 2022, section 4).
 
-Karras et al. (2022, equation 7) write the same for noise that is only added, $y = x/\alpha$ at the level $s = \sigma/\alpha$,
+Karras et al. (2022, equation 7) write the same for noise that is only added, $y = x/\alpha$ at the
+level $s = \sigma/\alpha$,
 
-$$\hat x_0 = c_\text{skip}(s)\,y + c_\text{out}(s)\,F(c_\text{in}(s)\,y,\ c_\text{noise}(s)), \tag{2}$$
+$$\hat x_0 = c_\text{skip}(s)\,y + c_\text{out}(s)\,F(c_\text{in}(s)\,y,\ c_\text{noise}(s)),
+  \tag{2}$$
 
 and ask that $F$ see inputs, and be trained on targets, of unit variance.
 """
@@ -27,7 +32,7 @@ from ._types import Example, Scalar, Time
 
 
 class AbstractParameterisation(eqx.Module):
-    r"""How a network's output $F$ gives $\hat x_0$ and $\hat\varepsilon$, and what $F$ should be."""
+    r"""How a network's output $F$ gives $(\hat x_0, \hat\varepsilon)$, and what $F$ should be."""
 
     @abc.abstractmethod
     def c_in(self, process: AbstractProcess, t: Time) -> Scalar:
@@ -45,7 +50,9 @@ class AbstractParameterisation(eqx.Module):
 
 
 class PredictNoise(AbstractParameterisation):
-    r"""The network predicts the noise: $F = \hat\varepsilon$, $\hat x_0 = (x - \sigma F)/\alpha$ (Ho et al. 2020)."""
+    r"""The network predicts the noise: $F = \hat\varepsilon$, $\hat x_0 = (x - \sigma F)/\alpha$
+    (Ho et al. 2020).
+    """
 
     def c_in(self, process, t):
         return jnp.ones(())
@@ -82,7 +89,8 @@ class PredictVelocity(AbstractParameterisation):
 
     ??? cite "Reference"
 
-        Salimans & Ho, *Progressive Distillation for Fast Sampling of Diffusion Models*, ICLR 2022, appendix D.
+        Salimans & Ho, *Progressive Distillation for Fast Sampling of Diffusion Models*, ICLR 2022,
+        appendix D.
     """
 
     def c_in(self, process, t):
@@ -99,7 +107,8 @@ class PredictVelocity(AbstractParameterisation):
 
 
 class PredictScore(AbstractParameterisation):
-    r"""The network predicts the score: $F = \nabla_x\log p_t(x)$, so $\hat\varepsilon = -\sigma F$, $\hat x_0 = (x + \sigma^2 F)/\alpha$.
+    r"""The network predicts the score: $F = \nabla_x\log p_t(x)$, so $\hat\varepsilon = -\sigma F$,
+    $\hat x_0 = (x + \sigma^2 F)/\alpha$.
 
     What Song et al. (2021) train under VE; their VP and sub-VP networks predict noise.
     """
@@ -121,15 +130,18 @@ def _rates(process: AbstractProcess, t: Time, *, like: Example) -> tuple[Scalar,
 
 
 class PredictFlow(AbstractParameterisation):
-    r"""The network predicts the velocity of the path from data to noise: $F = \dot x_t = \dot\alpha x_0 + \dot\sigma\varepsilon$.
+    r"""The network predicts the velocity of the path from data to noise:
+    $F = \dot x_t = \dot\alpha x_0 + \dot\sigma\varepsilon$.
 
     Solved together with $x = \alpha x_0 + \sigma\varepsilon$,
 
     $$\hat x_0 = \frac{\dot\sigma x - \sigma F}{\alpha\dot\sigma - \dot\alpha\sigma}, \qquad
       \hat\varepsilon = \frac{\alpha F - \dot\alpha x}{\alpha\dot\sigma - \dot\alpha\sigma}.$$
 
-    On [`eqdiff.RectifiedFlow`][] the denominator is 1 and $F = \varepsilon - x_0$. The probability flow is then the network itself,
-    $\mathrm dx/\mathrm dt = F$, and $L_\text{simple} = \frac1D\|F - \dot x_t\|^2$ of [`eqdiff.l_simple`][] is the flow matching loss.
+    On [`eqdiff.RectifiedFlow`][] the denominator is 1 and $F = \varepsilon - x_0$. The probability
+    flow is then the network itself, $\mathrm dx/\mathrm dt = F$, and
+    $L_\text{simple} = \frac1D\|F - \dot x_t\|^2$ of [`eqdiff.l_simple`][] is the flow matching
+    loss.
 
     ??? cite "Reference"
 
@@ -155,25 +167,29 @@ class PredictFlow(AbstractParameterisation):
 
 
 class EDMPreconditioning(AbstractParameterisation):
-    r"""The preconditioning of EDM: network inputs and targets of unit variance at every noise level.
+    r"""The preconditioning of EDM: network inputs and targets of unit variance at every noise
+    level.
 
-    Table 1 of the paper at the level $s = \sigma/\alpha$ of $x/\alpha$, for any process, with $n^2 = \sigma^2 + \alpha^2\sigma_d^2$,
-    the variance of $x$:
+    Table 1 of the paper at the level $s = \sigma/\alpha$ of $x/\alpha$, for any process, with
+    $n^2 = \sigma^2 + \alpha^2\sigma_d^2$, the variance of $x$:
 
-    $$c_\text{in} = \frac1n, \qquad \hat x_0 = \frac{\alpha\sigma_d^2}{n^2}x + \frac{\sigma\sigma_d}{n}F, \qquad
+    $$c_\text{in} = \frac1n, \qquad
+      \hat x_0 = \frac{\alpha\sigma_d^2}{n^2}x + \frac{\sigma\sigma_d}{n}F, \qquad
       \hat\varepsilon = \frac{\sigma}{n^2}x - \frac{\alpha\sigma_d}{n}F, \qquad
       F \to \frac1n\left(\frac{\sigma}{\sigma_d}x_0 - \alpha\sigma_d\varepsilon\right).$$
 
-    [`eqdiff.l_simple`][] is then the paper's loss, with $\lambda(s) = (s^2 + \sigma_d^2)/(s\sigma_d)^2$, because the weight on $F$ is one;
-    [`eqdiff.EDMWeighting`][] is that loss for other parameterisations. For $\sigma_d = 1$ on a variance-preserving process, $F = -v$.
+    [`eqdiff.l_simple`][] is then the paper's loss, with
+    $\lambda(s) = (s^2 + \sigma_d^2)/(s\sigma_d)^2$, because the weight on $F$ is one;
+    [`eqdiff.EDMWeighting`][] is that loss for other parameterisations. For $\sigma_d = 1$ on a
+    variance-preserving process, $F = -v$.
 
-    The paper's $c_\text{noise} = \frac14\log s$ is that of [`eqdiff.EDMSDE`][]; on another process write
-    `c_noise=lambda process, t: -process.log_snr(t) / 8` for the same.
+    The paper's $c_\text{noise} = \frac14\log s$ is that of [`eqdiff.EDMSDE`][]; on another process
+    write `c_noise=lambda process, t: -process.log_snr(t) / 8` for the same.
 
     ??? cite "Reference"
 
-        Karras et al., *Elucidating the Design Space of Diffusion-Based Generative Models*, NeurIPS 2022, equation 7 and
-        table 1.
+        Karras et al., *Elucidating the Design Space of Diffusion-Based Generative Models*, NeurIPS
+        2022, equation 7 and table 1.
     """
 
     sigma_data: float | Array
@@ -181,7 +197,8 @@ class EDMPreconditioning(AbstractParameterisation):
     def __init__(self, sigma_data: float | Array = 0.5):
         r"""**Arguments:**
 
-        - `sigma_data`: $\sigma_d$, the standard deviation of the data: about 0.5 for images on $[-1, 1]$.
+        - `sigma_data`: $\sigma_d$, the standard deviation of the data: about 0.5 for images on
+            $[-1, 1]$.
 
         **Raises:** `ValueError` unless it is positive.
         """
@@ -211,10 +228,12 @@ class EDMPreconditioning(AbstractParameterisation):
 
 
 class PreviousMean(AbstractParameterisation):
-    r"""The network predicts the mean of $x_{t-1}$: $F = \hat\mu = \tilde\mu_t(x_t, \hat x_0)$, on a schedule.
+    r"""The network predicts the mean of $x_{t-1}$: $F = \hat\mu = \tilde\mu_t(x_t, \hat x_0)$, on a
+    schedule.
 
-    With $\tilde\mu_t = c_1 x_0 + c_2 x_t$ (equation 3 of the schedule), $\hat x_0 = (F - c_2 x)/c_1$ and
-    $\hat\varepsilon = (x - \alpha\hat x_0)/\sigma$. At $t = 0$, $F = \hat x_0$.
+    With $\tilde\mu_t = c_1 x_0 + c_2 x_t$ (equation 3 of the schedule),
+    $\hat x_0 = (F - c_2 x)/c_1$ and $\hat\varepsilon = (x - \alpha\hat x_0)/\sigma$. At $t = 0$,
+    $F = \hat x_0$.
     """
 
     def c_in(self, process, t):
@@ -225,8 +244,9 @@ class PreviousMean(AbstractParameterisation):
         alpha, sigma = schedule.levels(t, like=x)
         on_x0, on_x = (c.astype(x.dtype) for c in schedule.posterior_mean_coefficients(t))
         x0 = (output - on_x * x) / on_x0
-        # The division by c₁ amplifies the output's rounding a thousandfold. Taken from x̂0, the noise estimate carries
-        # the same error, so that (x̂0, ε̂) still give x, and the output, back to full precision.
+        # The division by c₁ amplifies the output's rounding a thousandfold. Taken from x̂0, the
+        # noise estimate carries the same error, so that (x̂0, ε̂) still give x, and the output,
+        # back to full precision.
         return x0, (x - alpha * x0) / sigma
 
     def target(self, process, t, x0, noise):

@@ -2,7 +2,8 @@ r"""One noising, one network call, one record.
 
 Every loss of the two papers is a function of the same few quantities,
 
-$$x_t = \alpha_t x_0 + \sigma_t\varepsilon, \qquad (\hat x_0, \hat\varepsilon, v) = \text{denoiser}(t, x_t), \tag{1}$$
+$$x_t = \alpha_t x_0 + \sigma_t\varepsilon, \qquad
+  (\hat x_0, \hat\varepsilon, v) = \text{denoiser}(t, x_t), \tag{1}$$
 
 so they are computed once, here, and the losses are written like the papers' equations.
 """
@@ -21,7 +22,8 @@ from ._variance import AbstractVariance
 class Prediction(eqx.Module):
     r"""A noised example and what the denoiser made of it.
 
-    - `t`: the time; `x0`, `noise`, `x`: the data, the noise and $x_t = \alpha_t x_0 + \sigma_t\varepsilon$.
+    - `t`: the time; `x0`, `noise`, `x`: the data, the noise and
+        $x_t = \alpha_t x_0 + \sigma_t\varepsilon$.
     - `estimate`: the denoiser's [`eqdiff.Estimate`][].
     - `process`, `parameterisation`, `variance`: the denoiser's.
     """
@@ -54,14 +56,14 @@ def predict(
     - `x0`: one example of data.
     - `args`: what conditions the network.
     - `noise`: ε, shaped like `x0`; drawn from `key` if not given.
-    - `key`: for the noise and for dropout; with `noise` given, for dropout alone (without a key there is
-        none).
+    - `key`: for the noise and for dropout; with `noise` given, for dropout alone (without a key
+        there is none).
 
     **Returns:** a [`eqdiff.Prediction`][], which every loss takes.
 
-    **Raises:** `ValueError` for integer data, noise of another shape, neither noise nor key, a known time
-    that is out of range, and a time that a training step drew from another process than the denoiser's.
-    A whole time outside a schedule that is traced gives NaN.
+    **Raises:** `ValueError` for integer data, noise of another shape, neither noise nor key, a
+    known time that is out of range, and a time that a training step drew from another process than
+    the denoiser's. A whole time outside a schedule that is traced gives NaN.
     """
     check_example("predict", x0)
     check_time(denoiser.process, t)
@@ -74,8 +76,8 @@ def predict(
         noise = jax.random.normal(noise_key, x0.shape, x0.dtype)
     if x0.shape != noise.shape:
         raise ValueError(
-            f"predict: the noise has shape {noise.shape}, the data {x0.shape}; they must agree. For a "
-            "batch write jax.vmap."
+            f"predict: the noise has shape {noise.shape}, the data {x0.shape}; they must agree. "
+            "For a batch write jax.vmap."
         )
     x = denoiser.process.perturb(t, x0, noise)
     estimate = denoiser(t, x, args, key=key)
@@ -87,8 +89,8 @@ def predict(
 def stop_mean(prediction: Prediction) -> Prediction:
     r"""Stops the gradient through $\hat x_0$ and $\hat\varepsilon$, not through the variance.
 
-    In $L_\text{hybrid}$ the bound is to teach the variance alone: the mean is learned by $L_\text{simple}$ (Nichol & Dhariwal
-    2021, section 3.1).
+    In $L_\text{hybrid}$ the bound is to teach the variance alone: the mean is learned by
+    $L_\text{simple}$ (Nichol & Dhariwal 2021, section 3.1).
     """
     estimate = prediction.estimate
     frozen = Estimate(

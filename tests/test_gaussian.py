@@ -90,14 +90,15 @@ def test_approximate_decoder_golden(x64):
     )
     actual = approximate(jnp.asarray(x), jnp.asarray(mean), jnp.asarray(log_std))
     truth = g["disc_ll/out64"]
-    # Where the probability is a difference of two numbers near one, the official float64 itself has few digits.
+    # Where the probability is a difference of two numbers near one, the official float64 itself has
+    # few digits.
     np.testing.assert_allclose(np.exp(actual), np.exp(truth), rtol=0, atol=1e-15)
     likely = truth > -10
     np.testing.assert_allclose(np.asarray(actual)[likely], truth[likely], rtol=1e-10, atol=1e-11)
 
 
 def test_approximate_decoder_float32_keeps_the_tails():
-    """The official float32 is off by up to 10 nats there; ours holds the official float64 numbers."""
+    """The official float32 is off by up to 10 nats there; ours holds the float64 numbers."""
     g = load_golden(PIECES)
     x, mean, log_std = np.meshgrid(
         *(g[f"disc_ll/{k}"] for k in ("levels", "means", "logs")), indexing="ij"
@@ -161,7 +162,8 @@ def test_exact_decoder_float32():
 @decoders
 def test_decoder_gradients_against_finite_differences(decoder, x64):
     x = jnp.asarray(grid(17))
-    # Wide enough that no bin's probability is a small difference, which finite differences cannot see.
+    # Wide enough that no bin's probability is a small difference, which finite differences cannot
+    # see.
     parameters = jnp.asarray([0.13, -0.5])
     decoder = getattr(eqd, decoder.__name__)
 
@@ -177,7 +179,9 @@ def test_decoder_gradients_against_finite_differences(decoder, x64):
 
 
 def test_hopeless_decoders_have_finite_gradients():
-    """A step other than the first evaluates the decoder too, and discards it: a NaN would survive that."""
+    """A step other than the first evaluates the decoder too, and discards it: a NaN would survive
+    that.
+    """
     log_std = jnp.asarray([-20.0, -8.0, 0.0, 30.0, 100.0], jnp.float32)
 
     def one(mean, log_std):
@@ -228,7 +232,8 @@ def test_the_float32_gradient_is_no_noisier_than_the_official_formulas(std, x64)
 def test_tanh_approximation_differs_from_the_normal_by_at_most_2e4(x64):
     g = load_golden(PIECES)
     z = g["approx_cdf/z"].astype(np.float64)
-    # The outermost bin is a bare Φ: P(x = −1) = Φ((−1 + h − μ)/ς), here with ς = 1 and μ = h − 1 − z.
+    # The outermost bin is a bare Φ: P(x = −1) = Φ((−1 + h − μ)/ς), here with ς = 1 and μ = h − 1 −
+    # z.
     half = 1 / 255
     log_p = approximate(jnp.full(z.shape, -1.0), jnp.asarray(half - 1 - z), jnp.zeros(z.shape))
     assert_golden(np.exp(log_p).astype(np.float32), PIECES, "approx_cdf/out")

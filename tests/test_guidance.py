@@ -1,4 +1,4 @@
-"""Guidance against exact conditional denoisers, NumPy, and the invariant that every wrapper keeps."""
+"""Guidance against exact conditional denoisers, NumPy, and the invariant that wrappers keep."""
 
 import functools as ft
 
@@ -10,6 +10,7 @@ import pytest
 from toys import quick_jit
 
 import eqdiff as eqd
+from eqdiff._sampler.base import steps_along
 
 
 WEIGHTS = np.array([0.2, 0.5, 0.3])
@@ -17,13 +18,14 @@ MEANS = np.array([[0.5, -1.0], [2.0, 0.3], [-1.0, 1.0]])
 COVARIANCES = np.array(
     [[[0.5, 0.3], [0.3, 0.4]], [[0.1, 0.0], [0.0, 0.2]], [[1.0, -0.6], [-0.6, 0.8]]]
 )
-CHAIN = eqd.cosine_schedule(100)
+SCHEDULE = eqd.cosine_schedule(100)
 CASES = {
     "vp": (eqd.VPSDE(), 0.3),
     "sub_vp": (eqd.SubVPSDE(), 0.4),
     "ve": (eqd.VESDE(), 0.5),
     "flow": (eqd.RectifiedFlow(t1=0.99), 0.6),
-    "chain": (CHAIN, 40),
+    "schedule": (SCHEDULE, 40),
+    "between": (SCHEDULE, 40.5),
 }
 X = np.array([0.7, -1.3])
 
@@ -33,7 +35,7 @@ def mixture(process):
 
 
 class Labelled(eqd.AbstractDenoiser):
-    """Exact for data labelled by their component `args`; `None` is the unconditional one."""
+    """Exact for data whose class is their component `args`; `None` is the unconditional one."""
 
     full: eqd.GaussianMixtureDenoiser
     process: eqd.AbstractProcess
@@ -122,7 +124,7 @@ def test_classifier_free_between_its_ends(name, x64):
 
 
 def test_guided_samples_are_the_conditional_ones(x64):
-    denoiser, x1, y = labelled(CHAIN), jnp.asarray(X), jnp.asarray(1)
+    denoiser, x1, y = labelled(SCHEDULE), jnp.asarray(X), jnp.asarray(1)
     sampler = eqd.DDIM(10)
 
     @quick_jit
@@ -143,9 +145,9 @@ def test_guided_samples_are_the_conditional_ones(x64):
 
 
 @pytest.mark.parametrize(("num_steps", "i"), [(None, 39), (10, 4)])
-def test_mean_guidance_shifts_the_mean_by_the_variance(num_steps, i, x64):
-    """With Σ = β the shift is β g, and √(1−β) times that of the score's guidance; also on a respaced chain."""
-    denoiser, x, y, key = labelled(CHAIN), jnp.asarray(X), jnp.asarray(2), jax.random.key(0)
+def test_mean_shift_is_by_the_variance(num_steps, i, x64):
+    """With Σ = β it is β g, and √(1−β) times that of the score's guidance; respaced as well."""
+    denoiser, x, y, key = labelled(SCHEDULE), jnp.asarray(X), jnp.asarray(2), jax.random.key(0)
     plain = eqx.tree_at(lambda d: d.variance, denoiser, eqd.FixedLarge())
     scored = eqd.ClassifierGuidance(eqd.FixedArgs(plain), denoiser.classify, 1.5)
     guidance = eqd.MeanShift(denoiser.classify, 1.5)
@@ -153,12 +155,13 @@ def test_mean_guidance_shifts_the_mean_by_the_variance(num_steps, i, x64):
     @quick_jit
     def run(x):
         def step(sampler, denoiser, args):
-            times, each = sampler.steps(CHAIN)
-            return sampler.step(denoiser, times[i], each[i], x, args, key=key)
+            each = steps_along(SCHEDULE, sampler.grid.times(SCHEDULE), like=x)
+            at = jax.tree.map(lambda leaf: leaf[i], each)
+            return sampler.step(denoiser, at, x, args, key=key)
 
         # The network is unconditional in each, the guidance is not.
         guided = eqd.Ancestral(num_steps, guidance=guidance)
-        t = guided.steps(CHAIN)[0][i]
+        t = guided.grid.times(SCHEDULE)[i]
         return (
             step(eqd.Ancestral(num_steps), eqd.FixedArgs(plain), y),
             step(eqd.Ancestral(num_steps), scored, y),
@@ -167,8 +170,8 @@ def test_mean_guidance_shifts_the_mean_by_the_variance(num_steps, i, x64):
         )
 
     (unguided, x0), (by_score, _), (by_mean, same_x0), g = run(x)
-    chain = CHAIN if num_steps is None else eqd.respace(CHAIN, CHAIN.spaced(num_steps))
-    beta = chain.betas[::-1][i]
+    visited = np.asarray(eqd.uniform_times(SCHEDULE, num_steps or 100))[::-1]
+    beta = eqd.respace(SCHEDULE, visited).betas[::-1][i]
     shift = by_mean - unguided
     np.testing.assert_allclose(shift, 1.5 * beta * g, rtol=1e-8)
     np.testing.assert_allclose(shift, np.sqrt(1 - beta) * (by_score - unguided), rtol=1e-8)
@@ -183,7 +186,7 @@ def numpy_threshold(x0, p, low, high):
     return middle + half * np.clip(u, -s, s) / s
 
 
-def constant(x0, process=CHAIN):
+def constant(x0, process=SCHEDULE):
     """A network that predicts the same data whatever it sees."""
     return eqd.Denoiser(
         lambda c_noise, x, args, key: jnp.asarray(x0, x.dtype), process, eqd.PredictData()
@@ -202,12 +205,12 @@ def test_dynamic_threshold_is_numpys(spread, p, low, high):
     np.testing.assert_allclose(estimate.x0, expected, rtol=1e-5, atol=1e-6)
     assert np.all((estimate.x0 >= low - 1e-6) & (estimate.x0 <= high + 1e-6))
     np.testing.assert_allclose(
-        CHAIN.alpha(40) * estimate.x0 + CHAIN.sigma(40) * estimate.noise, x, atol=1e-5
+        SCHEDULE.alpha(40) * estimate.x0 + SCHEDULE.sigma(40) * estimate.noise, x, atol=1e-5
     )
 
 
 def test_dynamic_threshold_by_hand():
-    """Half of the elements at 4, half at 1: the quantile is 4, what was 4 becomes 1 and what was 1 becomes ¼."""
+    """Half of the elements at 4, half at 1: the quantile is 4, and they become 1 and ¼."""
     x0 = np.repeat([4.0, -1.0], 50)
     estimate = eqd.DynamicThreshold(constant(x0))(40, jnp.zeros(100))
     np.testing.assert_allclose(estimate.x0, np.repeat([1.0, -0.25], 50), rtol=1e-6)
@@ -229,7 +232,7 @@ def test_dynamic_threshold_leaves_an_estimate_in_range_alone():
 def test_dynamic_threshold_is_per_example():
     x0 = jnp.stack([jnp.full(4, 5.0), jnp.full(4, 0.5)])
     denoiser = eqd.Denoiser(
-        lambda c_noise, x, args, key: args.astype(x.dtype), CHAIN, eqd.PredictData()
+        lambda c_noise, x, args, key: args.astype(x.dtype), SCHEDULE, eqd.PredictData()
     )
     batch = jax.vmap(lambda a: eqd.DynamicThreshold(denoiser)(40, jnp.zeros(4), a).x0)(x0)
     np.testing.assert_allclose(batch, [[1.0] * 4, [0.5] * 4], rtol=1e-6)
@@ -273,7 +276,7 @@ def test_every_wrapper_keeps_the_invariant(name, dtype):
 def test_wrappers_pass_on_what_the_denoiser_is():
     denoiser = eqd.Denoiser(
         lambda c_noise, x, args, key: jnp.concatenate([x, 2 * x + (0 if args is None else 1)]),
-        CHAIN,
+        SCHEDULE,
         eqd.PredictVelocity(),
         variance=eqd.LearnedRange(),
     )
@@ -288,7 +291,7 @@ def test_wrappers_pass_on_what_the_denoiser_is():
         eqd.FixedArgs(denoiser, 1),
     ):
         assert isinstance(wrapper, eqd.AbstractWrapper)
-        assert wrapper.process is CHAIN
+        assert wrapper.process is SCHEDULE
         assert isinstance(wrapper.parameterisation, eqd.PredictVelocity)
         assert isinstance(wrapper.variance, eqd.LearnedRange)
         # The raw variance is the conditional call's.
@@ -309,15 +312,16 @@ def test_interval_is_in_noise_levels():
     np.testing.assert_array_equal(inside(0.1, 10.0, times), [-1, -1, 1, 1, 1, -1, -1])
     np.testing.assert_array_equal(inside(0.1, np.inf, times), [-1, -1, 1, 1, 1, 1, 1])
     np.testing.assert_array_equal(inside(0.0, 10.0, times), [1, 1, 1, 1, 1, -1, -1])
-    # On a chain σ/α = e^{−λ/2}, at every step of it.
-    level = np.exp(-0.5 * np.array([float(CHAIN.log_snr(t)) for t in (20, 40)]))
-    chain = eqd.GuidanceInterval(constant(jnp.ones(2)), constant(-jnp.ones(2)), *(1.0001 * level))
-    steps = quick_jit(jax.vmap(lambda t: chain(t, x).x0[0]))(jnp.asarray([20, 21, 40, 41]))
+    # On a schedule σ/α = e^{−λ/2}, at every step.
+    level = np.exp(-0.5 * np.array([float(SCHEDULE.log_snr(t)) for t in (20, 40)]))
+    both = constant(jnp.ones(2)), constant(-jnp.ones(2))
+    interval = eqd.GuidanceInterval(*both, *(1.0001 * level))
+    steps = quick_jit(jax.vmap(lambda t: interval(t, x).x0[0]))(jnp.asarray([20, 21, 40, 41]))
     np.testing.assert_array_equal(steps, [-1, 1, 1, -1])
 
 
 def test_interval_calls_one_denoiser_only():
-    """Batching over examples leaves the branch a branch; the time of a chain is not batched."""
+    """Batching over examples leaves the branch a branch; a sampler's time is not batched."""
     denoiser = labelled(eqd.VPSDE())
     guided = eqd.GuidanceInterval(eqd.ClassifierFree(denoiser, 2.0), denoiser, 0.3, 5.0)
     batch = jax.vmap(lambda x: guided(jnp.asarray(0.5), x, jnp.asarray(1)).x0)
@@ -330,38 +334,49 @@ def test_a_scale_may_be_traced():
     @quick_jit
     def run(scale):
         calls.append(None)
-        return eqd.ClassifierFree(labelled(CHAIN), scale)(40, jnp.asarray(X), jnp.asarray(1)).x0
+        return eqd.ClassifierFree(labelled(SCHEDULE), scale)(40, jnp.asarray(X), jnp.asarray(1)).x0
 
     a, b = run(jnp.asarray(1.0)), run(jnp.asarray(2.0))
     assert len(calls) == 1 and not np.allclose(a, b)
 
 
-def test_guidance_refuses():
-    denoiser, x = labelled(CHAIN), jnp.asarray(X, float)
-    log_prob = denoiser.classify
-    for make in (
-        lambda s: eqd.ClassifierFree(denoiser, s),
-        lambda s: eqd.ClassifierGuidance(denoiser, log_prob, s),
-        lambda s: eqd.MeanShift(log_prob, s),
-    ):
-        for scale in (float("nan"), float("inf")):
-            with pytest.raises(ValueError, match="expected a finite number"):
-                make(scale)
-    with pytest.raises(ValueError, match="guides towards args, but was given none"):
-        eqd.ClassifierFree(denoiser, 2.0)(40, x)
-    with pytest.raises(ValueError, match=r"returned shape \(2,\), expected one number"):
-        eqd.ClassifierGuidance(denoiser, lambda t, x, y: x)(40, x)
-    with pytest.raises(ValueError, match=r"Write RectifiedFlow\(t1=0\.999\)"):
-        eqd.ClassifierGuidance(mixture(eqd.RectifiedFlow(t1=1.0)), log_prob)
-    with pytest.raises(ValueError, match="low < high"):
-        eqd.DynamicThreshold(denoiser, low=1.0, high=1.0)
-    for p in (0.0, 99.5):
-        with pytest.raises(ValueError, match=r"such as 0\.995"):
-            eqd.DynamicThreshold(denoiser, p)
-    with pytest.raises(ValueError, match="low < high"):
-        eqd.Clip(denoiser, 1.0, -1.0)
-    for low, high in ((2.0, 1.0), (-1.0, 1.0), (1.0, float("nan"))):
-        with pytest.raises(ValueError, match="0 <= low < high"):
-            eqd.GuidanceInterval(denoiser, denoiser, low, high)
-    with pytest.raises(ValueError, match="the same process"):
-        eqd.GuidanceInterval(denoiser, labelled(eqd.VPSDE()))
+ORACLE, AT = labelled(SCHEDULE), jnp.asarray(X, float)
+ENDLESS = mixture(eqd.RectifiedFlow(t1=1.0))
+REFUSED = [
+    *(
+        (lambda make=make, scale=scale: make(scale), "expected a finite number")
+        for make in (
+            lambda s: eqd.ClassifierFree(ORACLE, s),
+            lambda s: eqd.ClassifierGuidance(ORACLE, ORACLE.classify, s),
+            lambda s: eqd.MeanShift(ORACLE.classify, s),
+        )
+        for scale in (float("nan"), float("inf"))
+    ),
+    (lambda: eqd.ClassifierFree(ORACLE, 2.0)(40, AT), "guides towards args, but was given none"),
+    (
+        lambda: eqd.ClassifierGuidance(ORACLE, lambda t, x, y: x)(40, AT),
+        r"returned shape \(2,\), expected one number",
+    ),
+    (
+        lambda: eqd.ClassifierGuidance(ENDLESS, ORACLE.classify),
+        r"Write RectifiedFlow\(t1=0\.999\)",
+    ),
+    (lambda: eqd.DynamicThreshold(ORACLE, low=1.0, high=1.0), "low < high"),
+    *((lambda p=p: eqd.DynamicThreshold(ORACLE, p), r"such as 0\.995") for p in (0.0, 99.5)),
+    (lambda: eqd.Clip(ORACLE, 1.0, -1.0), "low < high"),
+    *(
+        (lambda ends=ends: eqd.GuidanceInterval(ORACLE, ORACLE, *ends), "0 <= low < high")
+        for ends in ((2.0, 1.0), (-1.0, 1.0), (1.0, float("nan")))
+    ),
+    (lambda: eqd.GuidanceInterval(ORACLE, labelled(eqd.VPSDE())), "the same process"),
+    (
+        lambda: eqd.GuidanceInterval(ORACLE, labelled(eqd.linear_schedule(100))),
+        "the same process.*Schedule of 100 steps",
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "match"), REFUSED)
+def test_refused(call, match):
+    with pytest.raises(ValueError, match=match):
+        call()

@@ -20,7 +20,8 @@ CASES = {
     "vp": (eqd.VPSDE(), (0.01, 0.3, 0.9)),
     "sub_vp": (eqd.SubVPSDE(), (0.1, 0.4, 0.9)),
     "ve": (eqd.VESDE(), (0.1, 0.5, 0.9)),
-    "chain": (eqd.cosine_schedule(100), (0, 40, 95)),
+    "schedule": (eqd.cosine_schedule(100), (0, 40, 95)),
+    "between": (eqd.cosine_schedule(100), (0.5, 40.5, 95.5)),
 }
 
 
@@ -86,7 +87,7 @@ def test_isotropic_covariance_is_exact_for_isotropic_data(std, x64):
 
 
 def test_zero_covariance_is_classifier_guidance_by_the_estimate(x64):
-    """DPS: the gradient of log N(y; A x̂0(x), σ_y²), which autodiff takes of the whole expression."""
+    """DPS: the gradient of log N(y; A x̂0(x), σ_y²), by autodiff of the whole expression."""
     process = eqd.VPSDE()
     denoiser = eqd.GaussianMixtureDenoiser(
         process,

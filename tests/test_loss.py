@@ -1,4 +1,4 @@
-"""Losses against the official numbers and their gradients, quadrature-free identities and call counts."""
+"""Losses against the official numbers and their gradients, identities and call counts."""
 
 import equinox as eqx
 import jax
@@ -20,47 +20,51 @@ import eqdiff as eqd
 
 LOSSES = "public_idiff_losses"
 SDE_LOSSES = "public_sde_losses"
-CHAINS = {
+SCHEDULES = {
     "base_cosine1000": without_rescaling(eqd.cosine_schedule(1000)),
     "spaced_cosine4000_100_rescaled": eqd.respace(
         eqd.cosine_schedule(4000), eqd.section_timesteps(4000, (100,))
     ),
 }
-chains = pytest.mark.parametrize("chain_name", CHAINS)
+schedules = pytest.mark.parametrize("name", SCHEDULES)
 
 
 def golden_float32(actual, key):
-    """Held to the official float32 error, whatever precision ours had (gradients are stored as float64)."""
+    """Held to the official float32 error, whatever precision ours had (gradients are stored as
+    float64).
+    """
     assert_golden(np.asarray(actual, np.float32), LOSSES, key)
 
 
 def terms(denoiser, t, x0, noise):
     """What improved-diffusion's `LossType`s are made of, per example."""
-    p = eqd.predict(denoiser, t, x0, noise)
+    p = eqd.predict(denoiser, t, x0, noise=noise)
     values = {"mse": eqd.l_simple(p), "kl": eqd.bound_term(p)}
     if denoiser.variance.learned:
         values["vb"] = eqd.bound_term(eqd.stop_mean(p))
     return values
 
 
-@chains
+@schedules
 @pytest.mark.parametrize("mean_type", PARAMETERISATIONS)
 @pytest.mark.parametrize("variance_type", VARIANCES)
-def test_golden_training_losses(chain_name, mean_type, variance_type):
-    """MSE, RESCALED_MSE, KL and RESCALED_KL are compositions; values and gradients are the official ones."""
-    g, chain = load_golden(LOSSES), CHAINS[chain_name]
-    base = f"losses/{chain_name}"
+def test_golden_training_losses(name, mean_type, variance_type):
+    """MSE, RESCALED_MSE, KL and RESCALED_KL are compositions; values and gradients are the official
+    ones.
+    """
+    g, schedule = load_golden(LOSSES), SCHEDULES[name]
+    base = f"losses/{name}"
     x0, noise = (jnp.asarray(g[f"{base}/{key}"], float) for key in ("x0", "noise"))
     t = jnp.asarray(g[f"{base}/t"], jnp.int32)
-    denoiser = idiff_denoiser(chain, g[f"{base}/toy_abcd"], mean_type, variance_type, float)
+    denoiser = idiff_denoiser(schedule, g[f"{base}/toy_abcd"], mean_type, variance_type, float)
 
     def batch(parameters):
         model = eqx.tree_at(lambda d: d.net.parameters, denoiser, parameters)
         values = jax.vmap(lambda *a: terms(model, *a))(t, x0, noise)
         return jax.tree.map(jnp.mean, values), values
 
-    gradients, values = quick_jit(jax.jacrev(batch, has_aux=True))(denoiser.net.parameters)
-    steps, learned = chain.num_steps, int(denoiser.variance.learned)
+    gradients, values = jax.jit(jax.jacrev(batch, has_aux=True))(denoiser.net.parameters)
+    steps, learned = schedule.num_steps, int(denoiser.variance.learned)
     # loss type -> weights of (mse, vb with the mean frozen, kl with nothing frozen)
     types = {
         "MSE": (1, learned, 0),
@@ -86,27 +90,28 @@ def test_golden_training_losses(chain_name, mean_type, variance_type):
         assert np.all(gradients["vb"][:4] == 0) and np.all(gradients["vb"][4:] != 0)
 
 
-@chains
+@schedules
 @pytest.mark.parametrize("mean_type", ["EPSILON", "START_X"])
 @pytest.mark.parametrize("variance_type", VARIANCES)
-def test_golden_vb_terms(chain_name, mean_type, variance_type):
+def test_golden_vb_terms(name, mean_type, variance_type):
     """`_vb_terms_bpd` at an x_t given outright: the noise that leads there is what is fed."""
-    g, chain, base = load_golden(LOSSES), CHAINS[chain_name], f"vb/{chain_name}"
+    g, schedule, base = load_golden(LOSSES), SCHEDULES[name], f"vb/{name}"
     x0, xt = (jnp.asarray(g[f"{base}/{key}"], float) for key in ("x0", "xt"))
     t = jnp.asarray(g[f"{base}/t"], jnp.int32)
     abcd = g["losses/base_cosine1000/toy_abcd"]
-    denoiser = idiff_denoiser(chain, abcd, mean_type, variance_type, float)
+    denoiser = idiff_denoiser(schedule, abcd, mean_type, variance_type, float)
 
     def one(denoiser, t, x0, xt):
-        noise = (xt - chain.alpha(t).astype(x0.dtype) * x0) / chain.sigma(t).astype(x0.dtype)
-        # The record by hand, so that x_t is exactly the one given, not rounded on the way there and back.
+        alpha, sigma = schedule.levels(t, like=x0)
+        noise = (xt - alpha * x0) / sigma
+        # The record by hand, so that x_t is exactly the one given, not rounded there and back.
         estimate = denoiser(t, xt)
         p = eqd.Prediction(
-            t, x0, noise, xt, estimate, chain, denoiser.parameterisation, denoiser.variance
+            t, x0, noise, xt, estimate, schedule, denoiser.parameterisation, denoiser.variance
         )
         return eqd.bound_term(p), jnp.mean(p.estimate.x0)
 
-    @quick_jit
+    @jax.jit
     @jax.vmap
     def run(t, x0, xt):
         return one(denoiser, t, x0, xt), one(eqd.Clip(denoiser), t, x0, xt)
@@ -127,13 +132,13 @@ def test_golden_score_matching(name, likelihood):
     weighting = eqd.LikelihoodWeighting() if likelihood else eqd.NoiseWeighting()
     dims = x0[0].size
 
-    @quick_jit
+    @jax.jit
     @jax.value_and_grad
     def loss(parameters, t, z):
         model = eqx.tree_at(lambda d: d.net.parameters, denoiser, parameters)
 
         def one(t, x0, z):
-            return eqd.score_matching(eqd.predict(model, t, x0, z), weighting)
+            return eqd.score_matching(eqd.predict(model, t, x0, noise=z), weighting)
 
         return jnp.mean(jax.vmap(one)(t, x0, z))
 
@@ -151,14 +156,13 @@ def test_golden_score_matching(name, likelihood):
 def test_golden_ddpm_loss_is_l_simple(reduce_mean):
     """score_sde's discrete loss under VP regresses on the noise, at DDPM's own levels."""
     g, case = load_golden(SDE_LOSSES), f"VPSDE/ddpm_rm{reduce_mean}"
-    chain = without_rescaling(eqd.linear_schedule(1000))
     net = sde_denoiser(eqd.VPSDE(), g["VPSDE/in/p"], jnp.float32).net
-    denoiser = eqd.Denoiser(net, chain)
+    denoiser = eqd.Denoiser(net, without_rescaling(eqd.linear_schedule(1000)))
     x0, z = (jnp.asarray(g[k], jnp.float32) for k in ("VPSDE/in/batch", f"{case}/z"))
     t = jnp.asarray(g[f"{case}/labels"], jnp.int32)
-    losses = quick_jit(
-        jax.vmap(lambda t, x, z: eqd.l_simple(eqd.predict(denoiser, t, x, z)))
-    )(t, x0, z)
+    losses = jax.jit(jax.vmap(lambda t, x, z: eqd.l_simple(eqd.predict(denoiser, t, x, noise=z))))(
+        t, x0, z
+    )
     factor = 1 if reduce_mean else x0[0].size / 2
     assert_golden(factor * jnp.mean(losses), SDE_LOSSES, f"{case}/loss")
 
@@ -217,15 +221,15 @@ def test_minimal_loss_of_a_gaussian(getkey, x64):
 )
 def test_l_simple_is_the_squared_error_of_the_raw_output(parameterisation, getkey, x64):
     """Whatever the network predicts, and although only (x̂0, ε̂) are handed on."""
-    chain = eqd.cosine_schedule(50)
+    schedule = eqd.cosine_schedule(50)
     x0, noise, output = jax.random.normal(getkey(), (3, 6))
-    denoiser = eqd.Denoiser(lambda *a, key: output, chain, parameterisation)
+    denoiser = eqd.Denoiser(lambda *a, key: output, schedule, parameterisation)
 
     @quick_jit
     @jax.vmap
     def run(t):
-        p = eqd.predict(denoiser, t, x0, noise)
-        target = parameterisation.target(chain, t, x0, noise)
+        p = eqd.predict(denoiser, t, x0, noise=noise)
+        target = parameterisation.target(schedule, t, x0, noise)
         return eqd.l_simple(p), jnp.mean((output - target) ** 2)
 
     actual, truth = run(jnp.asarray([0, 1, 25, 49]))
@@ -234,20 +238,20 @@ def test_l_simple_is_the_squared_error_of_the_raw_output(parameterisation, getke
 
 def test_bound_terms_by_their_definition(getkey, x64):
     """KL of two Gaussians given by mean and variance, each computed the long way."""
-    chain = eqd.cosine_schedule(50)
+    schedule = eqd.cosine_schedule(50)
     x0, noise, raw = jax.random.uniform(getkey(), (3, 6), minval=-1)
     net = lambda c_noise, x, args, *, key: jnp.concatenate([jnp.tanh(x), raw])  # noqa: E731
-    denoiser = eqd.Denoiser(net, chain, variance=eqd.LearnedRange())
+    denoiser = eqd.Denoiser(net, schedule, variance=eqd.LearnedRange())
     for t in (1, 20, 49):
-        p = eqd.predict(denoiser, t, x0, noise)
-        mean1 = chain.posterior_mean(t, x0, p.x)
-        mean2 = chain.posterior_mean(t, p.estimate.x0, p.x)
-        v1 = chain.posterior_variance[t]
-        v2 = jnp.exp(eqd.LearnedRange().log_variance(chain, t, raw))
+        p = eqd.predict(denoiser, t, x0, noise=noise)
+        mean1 = schedule.posterior_mean(t, x0, p.x)
+        mean2 = schedule.posterior_mean(t, p.estimate.x0, p.x)
+        v1 = schedule.posterior_variance[t]
+        v2 = jnp.exp(eqd.LearnedRange().log_variance(schedule, t, raw))
         kl = 0.5 * (v1 / v2 - 1 - jnp.log(v1 / v2) + (mean1 - mean2) ** 2 / v2)
         np.testing.assert_allclose(eqd.bound_term(p), jnp.mean(kl) / np.log(2), rtol=1e-7)
-    p = eqd.predict(denoiser, 0, x0, noise)
-    log_std = 0.5 * eqd.LearnedRange().log_variance(chain, 0, raw)
+    p = eqd.predict(denoiser, 0, x0, noise=noise)
+    log_std = 0.5 * eqd.LearnedRange().log_variance(schedule, 0, raw)
     log_p = eqd.discretised_gaussian_log_likelihood(x0, p.estimate.x0, log_std, levels=17)
     np.testing.assert_allclose(
         eqd.bound_term(p, levels=17), -jnp.mean(log_p) / np.log(2), rtol=1e-10
@@ -257,11 +261,11 @@ def test_bound_terms_by_their_definition(getkey, x64):
 
 def test_the_decoder_may_be_the_exact_one(getkey, x64):
     """The two differ by the tanh approximation of Φ alone, and only at t = 0."""
-    chain, exact = eqd.cosine_schedule(50), eqd.discretised_gaussian_log_likelihood_exact
+    schedule, exact = eqd.cosine_schedule(50), eqd.discretised_gaussian_log_likelihood_exact
     x0 = jnp.linspace(-1, 1, 17)
-    denoiser = eqd.Denoiser(lambda c_noise, x, args, *, key: 0.1 * x, chain)
+    denoiser = eqd.Denoiser(lambda c_noise, x, args, *, key: 0.1 * x, schedule)
     p = eqd.predict(denoiser, 0, x0, key=getkey())
-    log_std = jnp.full(17, 0.5 * eqd.FixedLarge().log_variance(chain, 0, None))
+    log_std = jnp.full(17, 0.5 * eqd.FixedLarge().log_variance(schedule, 0, None))
     truth = -jnp.mean(exact(x0, p.estimate.x0, log_std, levels=17)) / np.log(2)
     for scale, loss in ((1, eqd.bound_term), (50, eqd.l_vlb)):
         np.testing.assert_allclose(loss(p, levels=17, decoder=exact), scale * truth, rtol=1e-10)
@@ -271,27 +275,15 @@ def test_the_decoder_may_be_the_exact_one(getkey, x64):
     assert eqd.bound_term(p, decoder=exact) == eqd.bound_term(p)
 
 
-def test_what_a_hybrid_loss_and_a_decoder_cannot_do(getkey):
-    denoiser = eqd.GaussianDenoiser(eqd.cosine_schedule(9))
-    p = eqd.predict(denoiser, 5, jnp.zeros(3), key=getkey())
-    with pytest.raises(
-        ValueError, match=r"FixedSmall\(\), which the bound cannot teach.*LearnedRange"
-    ):
-        eqd.l_hybrid(p)
-    for loss in (eqd.bound_term, eqd.l_vlb):
-        with pytest.raises(ValueError, match="levels=1: expected at least 2"):
-            loss(p, levels=1)
-
-
 def test_stop_mean_lets_the_bound_reach_only_the_variance(getkey):
     class Two(eqx.Module):
         mean: jax.Array
         variance: jax.Array
 
-        def __call__(self, label, x, args, *, key=None):
+        def __call__(self, c_noise, x, args, *, key=None):
             return jnp.concatenate([self.mean * x, self.variance * jnp.ones_like(x)])
 
-    chain, x0, key = eqd.cosine_schedule(50), jnp.linspace(-1, 1, 6), getkey()
+    schedule, x0, key = eqd.cosine_schedule(50), jnp.linspace(-1, 1, 6), getkey()
     losses = {
         "frozen": lambda p: eqd.l_vlb(eqd.stop_mean(p)),
         "free": eqd.l_vlb,
@@ -305,7 +297,7 @@ def test_stop_mean_lets_the_bound_reach_only_the_variance(getkey):
     @jax.vmap
     def run(t):
         def all_of(net):
-            denoiser = eqd.Denoiser(net, chain, variance=eqd.LearnedRange())
+            denoiser = eqd.Denoiser(net, schedule, variance=eqd.LearnedRange())
             p = eqd.predict(denoiser, t, x0, key=key)
             values = {name: loss(p) for name, loss in losses.items()}
             return values, values
@@ -355,18 +347,53 @@ def test_the_noise_and_the_dropout_draw_from_different_keys(getkey):
     np.testing.assert_allclose(p.x, eqd.VPSDE().perturb(0.5, p.x0, p.noise))
     again = eqd.predict(eqd.Denoiser(net, eqd.VPSDE()), 0.5, jnp.zeros(1000), key=key)
     np.testing.assert_array_equal(p.noise, again.noise)
-    given = eqd.predict(eqd.Denoiser(net, eqd.VPSDE()), 0.5, p.x0, p.noise, key=keys[0])
+    given = eqd.predict(eqd.Denoiser(net, eqd.VPSDE()), 0.5, p.x0, noise=p.noise, key=keys[0])
     assert eqx.tree_equal(given.estimate, p.estimate)
 
 
-def test_the_bound_needs_a_chain(getkey):
-    p = eqd.predict(eqd.GaussianDenoiser(eqd.VPSDE()), 0.5, jnp.zeros(3), key=getkey())
-    for loss in (eqd.bound_term, eqd.l_vlb, eqd.l_hybrid):
-        with pytest.raises(
-            ValueError, match="discrete chain, but the process is VPSDE.*discretise"
-        ):
-            loss(p)
-    p = eqd.predict(eqd.GaussianDenoiser(eqd.cosine_schedule(9)), 5, jnp.zeros(3), key=getkey())
-    with pytest.raises(ValueError, match=r"schedule.continuous\(\)"):
-        eqd.score_matching(p, eqd.LikelihoodWeighting())
-    eqd.score_matching(p)
+def predicted(denoiser, t):
+    return eqd.predict(denoiser, t, jnp.zeros(3), noise=jnp.ones(3))
+
+
+ON_VP = predicted(eqd.GaussianDenoiser(eqd.VPSDE()), 0.5)
+ON_SCHEDULE = predicted(eqd.GaussianDenoiser(eqd.cosine_schedule(9)), 5)
+BETWEEN = predicted(
+    eqd.Denoiser(lambda *a, key: jnp.zeros(6), eqd.cosine_schedule(9), variance=eqd.LearnedRange()),
+    5.0,
+)
+REFUSED = [
+    *(
+        (lambda loss=loss: loss(ON_VP), "discrete schedule, but the process is VPSDE.*discretise")
+        for loss in (eqd.bound_term, eqd.l_vlb, eqd.l_hybrid)
+    ),
+    *(
+        (lambda loss=loss: loss(BETWEEN), r"whole times of a schedule.*jnp\.rint")
+        for loss in (eqd.bound_term, eqd.l_vlb, eqd.l_hybrid)
+    ),
+    *(
+        (lambda loss=loss: loss(ON_SCHEDULE, levels=1), "levels=1.*whole number of at least 2")
+        for loss in (eqd.bound_term, eqd.l_vlb)
+    ),
+    (lambda: eqd.l_hybrid(ON_SCHEDULE), "which the bound cannot teach.*LearnedRange"),
+]
+
+
+@pytest.mark.parametrize(("call", "match"), REFUSED)
+def test_refused(call, match):
+    with pytest.raises(ValueError, match=match):
+        call()
+
+
+def test_a_schedule_has_the_likelihood_weighting_at_whole_and_real_times(x64):
+    """g² is the process's, at its steps as between them: the integral of λ̇ is the fall of λ."""
+    schedule = eqd.cosine_schedule(9)
+    denoiser = eqd.GaussianDenoiser(schedule, 0.2, 0.7)
+    for t in (1, 5):
+        whole, real = (
+            eqd.score_matching(predicted(denoiser, u), eqd.LikelihoodWeighting())
+            for u in (t, float(t))
+        )
+        np.testing.assert_allclose(whole, real, rtol=1e-9)
+        slope = -jax.grad(schedule.log_snr)(float(t))
+        plain = eqd.score_matching(predicted(denoiser, t))
+        np.testing.assert_allclose(whole, slope * plain, rtol=1e-9)

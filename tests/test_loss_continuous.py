@@ -1,4 +1,4 @@
-"""Losses in continuous time against the official numbers and gradients, and weightings against their papers' formulas."""
+"""Losses in continuous time: the official numbers and gradients, and the papers' weightings."""
 
 import functools as ft
 
@@ -8,21 +8,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import assert_golden, load_golden
-from test_precondition_edm import edm_toy
+from test_parameterisation_edm import edm_toy
 from toys import quick_jit, sde_denoiser, without_rescaling
 
 import eqdiff as eqd
+from eqdiff._denoiser import time_input
 
 
 SDE_LOSSES, EDM_LOSSES = "public_sde_losses", "public_edm_losses"
 SDES = {"VESDE": eqd.VESDE(), "VPSDE": eqd.VPSDE(), "subVPSDE": eqd.SubVPSDE()}
-CHAIN = without_rescaling(eqd.linear_schedule(1000))
+SCHEDULE = without_rescaling(eqd.linear_schedule(1000))
 PROCESSES = {
     **SDES,
     "edm": eqd.EDMSDE(),
     "cosine": eqd.CosineVPSDE(),
     "flow": eqd.RectifiedFlow(),
-    "chain": eqd.cosine_schedule(50),
+    "schedule": eqd.cosine_schedule(50),
 }
 processes = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 
@@ -33,37 +34,38 @@ class Discrete(eqx.Module):
     net: eqx.Module
     exploding: bool = eqx.field(static=True)
 
-    def __call__(self, label, x, args=None, *, key=None):
+    def __call__(self, c_noise, x, args=None, *, key=None):
         if self.exploding:
-            # Labels count the levels from the noisiest; the toy scales its argument by 0.05.
-            return self.net(0.05 * label, x)
-        # The network is told 999 t, but its output is divided by the chain's level at the whole step below.
-        index = jnp.floor(label).astype(jnp.int32)
-        return -self.net(label, x) / CHAIN.sigma(index).astype(x.dtype)
+            # c_noise counts the levels from the noisiest; the toy scales its argument by 0.05.
+            return self.net(0.05 * c_noise, x)
+        # The input is 999 t, but the output is divided by the schedule's level at the whole step
+        # below.
+        index = jnp.floor(c_noise).astype(jnp.int32)
+        return -self.net(c_noise, x) / SCHEDULE.sigma(index).astype(x.dtype)
 
 
 def discrete_denoiser(name, parameters, dtype=jnp.float32):
     process = SDES[name]
     net = sde_denoiser(process, parameters, dtype).net
     if name == "subVPSDE":
-        # Has no chain: the official code reads it as in continuous time.
+        # Has no schedule: the official code reads it as in continuous time.
         return eqd.Denoiser(net, process)
     if name == "VESDE":
-        label = lambda t: jnp.rint(999 * (1 - t))  # noqa: E731
-        return eqd.Denoiser(Discrete(net, True), process, eqd.PredictScore(), label=label)
+        place = lambda process, t: jnp.rint(999 * (1 - t))  # noqa: E731
+        return eqd.Denoiser(Discrete(net, True), process, eqd.PredictScore(), c_noise=place)
     return eqd.Denoiser(Discrete(net, False), process, eqd.PredictScore())
 
 
 def batch_loss(denoiser, where, t, x0, z, weighting):
     """The official mean over a batch, and its gradient in the toy's parameters."""
 
-    @quick_jit
+    @jax.jit
     @jax.value_and_grad
     def loss(parameters):
         model = eqx.tree_at(where, denoiser, parameters)
 
         def one(t, x0, z):
-            return eqd.score_matching(eqd.predict(model, t, x0, z), weighting)
+            return eqd.score_matching(eqd.predict(model, t, x0, noise=z), weighting)
 
         return jnp.mean(jax.vmap(one)(t, x0, z))
 
@@ -104,7 +106,8 @@ def test_golden_score_matching_of_discrete_networks(name, likelihood):
 def test_golden_smld_is_score_matching_at_its_levels(reduce_mean, x64):
     g, case = load_golden(SDE_LOSSES), f"VESDE/smld_rm{reduce_mean}"
     x0, z = (jnp.asarray(g[k], float) for k in ("VESDE/in/batch", f"{case}/z"))
-    # The official labels index the levels from the noisiest down. The table itself is float32, which the loss feels.
+    # The official labels index the levels from the noisiest down. The table itself is float32,
+    # which the loss feels.
     level = load_golden("public_sde_basics")["VESDE/tables/discrete_sigmas"][
         999 - g[f"{case}/labels"]
     ]
@@ -116,11 +119,11 @@ def test_golden_smld_is_score_matching_at_its_levels(reduce_mean, x64):
 
 
 @pytest.mark.parametrize("reduce_mean", [1, 0])
-def test_golden_ddpm_is_score_matching_on_the_chain(reduce_mean):
+def test_golden_ddpm_is_score_matching_on_the_schedule(reduce_mean):
     g, case = load_golden(SDE_LOSSES), f"VPSDE/ddpm_rm{reduce_mean}"
     x0, z = (jnp.asarray(g[k], jnp.float32) for k in ("VPSDE/in/batch", f"{case}/z"))
     t = jnp.asarray(g[f"{case}/labels"], jnp.int32)
-    denoiser = eqd.Denoiser(sde_denoiser(SDES["VPSDE"], g["VPSDE/in/p"], jnp.float32).net, CHAIN)
+    denoiser = eqd.Denoiser(sde_denoiser(SDES["VPSDE"], g["VPSDE/in/p"], jnp.float32).net, SCHEDULE)
     value, gradient = batch_loss(denoiser, inner, t, x0, z, eqd.NoiseWeighting())
     check(value, gradient, case, x0[0].size, reduce_mean)
 
@@ -131,7 +134,7 @@ class EDMToy(eqx.Module):
 
     def __call__(self, c, x, args=None, *, key=None):
         out = edm_toy(self.parameters)(c, x, args)
-        # VEPrecond's network is σ times the score, and is told log(σ/2).
+        # VEPrecond's network is σ times the score, and takes log(σ/2).
         return out / (2 * jnp.exp(c)) if self.scaled else out
 
 
@@ -151,16 +154,18 @@ def edm_case(case, parameters):
     if case in ("0_EDMLoss", "1_EDMLoss"):
         return eqd.Denoiser(net, edm, eqd.EDMPreconditioning()), draw, eqd.EDMWeighting()
     if "VELoss" in case:
-        denoiser = eqd.Denoiser(net, edm, eqd.PredictScore(), label=lambda t: jnp.log(0.5 * t))
+        denoiser = eqd.Denoiser(net, edm, eqd.PredictScore(), c_noise=eqd.LogNoise(0.5))
         return denoiser, draw, eqd.NoiseWeighting()
     if "VPLoss" in case:
-        # The loss's own β is not the network's: it only draws σ, which the network's clock then reads.
+        # The loss's own β is not the network's: it only draws σ, which the network's time then
+        # reads.
         process = eqd.VPSDE(0.1, 20.0)
         other = process if case == "2_VPLoss" else eqd.VPSDE(0.2, 18.2)
         level = lambda u: jnp.exp(-0.5 * other.log_snr(draw(u)))  # noqa: E731
         return eqd.Denoiser(net, process), level, eqd.NoiseWeighting()
-    bridge = eqd.cosine_schedule(1000)
-    return eqd.Denoiser(net, bridge, label=jnp.rint), draw, eqd.EDMWeighting()
+    nearest = lambda process, t: jnp.rint(t)  # noqa: E731
+    denoiser = eqd.Denoiser(net, eqd.cosine_schedule(1000), c_noise=nearest)
+    return denoiser, draw, eqd.EDMWeighting()
 
 
 @pytest.mark.parametrize(
@@ -175,25 +180,25 @@ def test_golden_edm_losses(case, x64):
     process = denoiser.process
     t = jax.vmap(lambda n: process.time(-2 * jnp.log(level(n))))(draws[:, 0, 0, 0])
 
-    @quick_jit
+    @jax.jit
     @ft.partial(jax.value_and_grad, has_aux=True)
     def loss(parameters):
         model = eqx.tree_at(lambda d: d.net.parameters, denoiser, parameters)
 
         def one(t, x0, z, args):
-            p = eqd.predict(model, t, x0, z, args)
+            p = eqd.predict(model, t, x0, args, noise=z)
             squared = (p.estimate.noise - p.noise) ** 2
-            label = process.c_noise(t) if model.label is None else model.c_noise(t)
-            each = weighting.on_noise(process, t) * squared, eqd.l_simple(p), label
+            c_noise = time_input(process, model.c_noise, t, like=x0)
+            each = weighting.on_noise(process, t) * squared, eqd.l_simple(p), c_noise
             return eqd.score_matching(p, weighting), each
 
         losses, each = jax.vmap(one)(t, images, noise, labels)
         return jnp.sum(losses) * images[0].size, (losses, *each)
 
-    (_, (losses, elements, simple, label)), gradient = loss(denoiser.net.parameters)
+    (_, (losses, elements, simple, c_noise)), gradient = loss(denoiser.net.parameters)
     assert_golden(elements.astype(np.float32), EDM_LOSSES, f"{case}/loss")
     assert_golden(gradient.astype(np.float32), EDM_LOSSES, f"{case}/grad")
-    assert_golden(label.astype(np.float32), EDM_LOSSES, f"{case}/c_noise")
+    assert_golden(c_noise.astype(np.float32), EDM_LOSSES, f"{case}/c_noise")
     np.testing.assert_allclose(losses, jnp.mean(elements, (1, 2, 3)), rtol=1e-12)
     # The weighting is the parameterisation's own: the error of the raw output, unweighted.
     if case != "6_EDMLoss" and "VELoss" not in case:
@@ -221,7 +226,7 @@ def test_a_weighting_on_the_data_is_one_on_the_noise(process, getkey, x64):
     @quick_jit
     @jax.vmap
     def run(t):
-        p = eqd.predict(denoiser, t, x0, noise)
+        p = eqd.predict(denoiser, t, x0, noise=noise)
         snr = (process.alpha(t) / process.sigma(t)) ** 2
         on_data = jnp.mean((p.estimate.x0 - x0) ** 2)
         return {
@@ -246,7 +251,7 @@ def test_min_snr_for_each_target(process, getkey, x64):
             (eqd.PredictVelocity(), min(snr, gamma) / (snr + 1)),
         ):
             denoiser = eqd.Denoiser(lambda *_, key: output, process, parameterisation)
-            p = eqd.predict(denoiser, t, x0, noise)
+            p = eqd.predict(denoiser, t, x0, noise=noise)
             actual = eqd.score_matching(p, eqd.MinSNRWeighting(gamma))
             np.testing.assert_allclose(actual, weight * eqd.l_simple(p), rtol=1e-8)
 
@@ -289,19 +294,19 @@ def test_flow_matching_is_l_simple_with_flow(getkey, x64):
     process = eqd.RectifiedFlow()
     x0, noise, output = jax.random.normal(getkey(), (3, 4))
     denoiser = eqd.Denoiser(lambda *_, key: output, process, eqd.PredictFlow())
-    p = eqd.predict(denoiser, 0.3, x0, noise)
+    p = eqd.predict(denoiser, 0.3, x0, noise=noise)
     np.testing.assert_allclose(eqd.l_simple(p), jnp.mean((output - (noise - x0)) ** 2), rtol=1e-10)
     # Since x = (1 − t) x̂0 + t ε̂ for estimate and truth alike, F − v = (ε̂ − ε)/(1 − t).
     np.testing.assert_allclose(eqd.l_simple(p), eqd.score_matching(p) / (1 - 0.3) ** 2, rtol=1e-9)
 
 
-def test_errors(getkey):
-    chain = eqd.cosine_schedule(9)
-    p = eqd.predict(eqd.GaussianDenoiser(chain), 5, jnp.zeros(3), key=getkey())
-    for weighting in (eqd.SigmoidWeighting(), eqd.LikelihoodWeighting()):
-        with pytest.raises(ValueError, match=rf"{type(weighting).__name__} needs g\(t\)"):
-            eqd.score_matching(p, weighting)
-    with pytest.raises(ValueError, match=r"EDMWeighting\(sigma_data=0.0\)"):
-        eqd.EDMWeighting(0.0)
-    with pytest.raises(ValueError, match=r"MinSNRWeighting\(gamma=-1.0\)"):
-        eqd.MinSNRWeighting(-1.0)
+REFUSED = [
+    (lambda: eqd.EDMWeighting(0.0), r"EDMWeighting\(sigma_data=0.0\)"),
+    (lambda: eqd.MinSNRWeighting(-1.0), r"MinSNRWeighting\(gamma=-1.0\)"),
+]
+
+
+@pytest.mark.parametrize(("make", "match"), REFUSED)
+def test_refused(make, match):
+    with pytest.raises(ValueError, match=match):
+        make()

@@ -134,9 +134,10 @@ def test_float32_is_accurate_over_the_whole_interval(sde, x64):
             # Within a step its cubic amplifies the rounding of a time that runs to T.
             rtol, atol = 1e-5, 2e-5
         if name.startswith("d") or (sde is KERNEL and name.endswith("_dot")):
-            # Automatic differentiation of a difference near 1 cancels where the slope is small: that
-            # is what the closed forms are for. The diffusion is derived from α̇ and σ̇, so that its
-            # derivative is a second derivative of σ, singular at the data: nothing here takes it.
+            # Automatic differentiation of a difference near 1 cancels where the slope is small:
+            # that is what the closed forms are for. The diffusion is derived from α̇ and σ̇, so
+            # that its derivative is a second derivative of σ, singular at the data: nothing here
+            # takes it.
             share = 1e-4 if name == "ddiffusion/dt" else 2e-6
             atol = share * float(jnp.max(jnp.abs(high[name])))
         actual = np.asarray(low[name], np.float64)
@@ -244,9 +245,7 @@ def test_golden_score_and_reverse_drift(name):
             assert_golden(drift, BASICS, f"{name}/reverse_cont1_{which}/drift")
 
 
-@pytest.mark.parametrize(
-    "process", [*GOLDEN.values(), EDM, FLOW, KERNEL, SCHEDULE]
-)
+@pytest.mark.parametrize("process", [*GOLDEN.values(), EDM, FLOW, KERNEL, SCHEDULE])
 def test_prior_sample_has_the_priors_law(process, getkey):
     z = np.asarray(process.prior_sample((20000,), key=getkey()), np.float64)
     scale = float(process.prior_scale())

@@ -1,4 +1,6 @@
-"""Transitions between two times, the official discretisations, and the end where no signal is left."""
+"""Transitions between two times, the official discretisations, and the end where no signal is
+left.
+"""
 
 import equinox as eqx
 import jax
@@ -29,9 +31,7 @@ PROCESSES = {
     ),
     "cosine schedule": eqd.cosine_schedule(1000),
     "linear schedule": eqd.linear_schedule(1000),
-    "respaced": eqd.respace(
-        eqd.linear_schedule(1000), eqd.section_timesteps(1000, (100, 50, 20))
-    ),
+    "respaced": eqd.respace(eqd.linear_schedule(1000), eqd.section_timesteps(1000, (100, 50, 20))),
 }
 processes = pytest.mark.parametrize("sde", PROCESSES.values(), ids=PROCESSES)
 
@@ -95,7 +95,7 @@ def test_between_and_at_whole_times_a_step_is_the_same(x64):
     for schedule in (PROCESSES["cosine schedule"], PROCESSES["linear schedule"]):
         t = jnp.arange(1, schedule.num_steps)
         whole = quick_jit(jax.vmap(schedule.transition))(t - 1, t)
-        between = quick_jit(jax.vmap(schedule.transition))(t - 1.0, t.astype(float))
+        between = quick_jit(jax.vmap(schedule.transition))(*(u.astype(float) for u in (t - 1, t)))
         for one, other in zip(whole, between, strict=True):
             np.testing.assert_allclose(other, one, rtol=1e-9)
         np.testing.assert_allclose(whole[0], np.sqrt(1 - schedule.betas[1:]), rtol=1e-12)

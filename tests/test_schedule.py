@@ -1,4 +1,4 @@
-"""A schedule's tables, its spacing and its respacing: against the official tables and definitions."""
+"""A schedule's tables, spacing and respacing: against the official tables and definitions."""
 
 import equinox as eqx
 import jax
@@ -81,8 +81,8 @@ def test_golden_tables(case, x64):
         if table == "timestep_map":
             np.testing.assert_array_equal(schedule.timesteps, truth)
             continue
-        # Each entry on its own, not relative to the largest. log(1 − ᾱ) is a difference of two of our
-        # quantities; near t = 0 the official 1 − ᾱ itself cancels to some 1e-12.
+        # Each entry on its own, not relative to the largest. log(1 − ᾱ) is a difference of two of
+        # our quantities; near t = 0 the official 1 − ᾱ itself cancels to some 1e-12.
         atol = 1e-14 if table.startswith("log_one") else 1e-15
         np.testing.assert_allclose(tables[table], truth, rtol=1e-11, atol=atol, err_msg=key)
         if table in ("betas", "alphas_cumprod", "posterior_variance"):
@@ -149,7 +149,7 @@ def test_timesteps_that_the_official_code_refuses():
 
 
 def test_which_ddim_counts_exist():
-    """62 counts work at T = 1000: all that some whole stride gives, except a stride past the end."""
+    """62 counts work at T = 1000: all that a whole stride gives, except a stride past the end."""
 
     def works(count):
         try:
@@ -227,7 +227,7 @@ def test_respacing_keeps_the_marginals_and_composes(x64):
 
 
 def test_a_schedule_of_one_step(x64):
-    """x_T drawn from one jump: the posterior at t = 0 is x0, and β is the only variance there is."""
+    """x_T drawn from one jump: the posterior at t = 0 is x0, and β is the only variance."""
     chain = eqd.respace(eqd.linear_schedule(1000), eqd.section_timesteps(1000, (1,)))
     assert chain.num_steps == 1 and chain.timesteps[0] == 999 and chain.c_noises[0] == 999
     np.testing.assert_allclose(

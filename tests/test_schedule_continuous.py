@@ -1,4 +1,6 @@
-"""A schedule between its steps: what the type of a time decides, the curve through them, and discretisation."""
+"""A schedule between its steps: what the type of a time decides, the curve through them, and
+discretisation.
+"""
 
 import diffrax
 import jax
@@ -54,7 +56,9 @@ def test_both_answers_agree_to_rounding_in_float64(schedule, x64):
 
 @pytest.mark.parametrize("name", [*METHODS, "alpha_dot", "sigma_dot", "diffusion"])
 def test_outside_a_schedule_a_traced_time_is_nan(name):
-    """Not the nearest entry of a table: that is how Uniform(4000) trained on 1000 steps in silence."""
+    """Not the nearest entry of a table: that is how Uniform(4000) trained on 1000 steps in
+    silence.
+    """
     schedule = SCHEDULES["cosine"]
     function = getattr(schedule, name)
     if name in METHODS:
@@ -187,7 +191,9 @@ def test_where_a_spline_overshoots_the_curve_is_steffens(x64):
 
 
 def test_the_smooth_curve_saves_steps(x64, monkeypatch):
-    """What a continuous second derivative is for: at 1e-8 Steffen's curve costs four times as many."""
+    """What a continuous second derivative is for: at 1e-8 Steffen's curve costs four times as
+    many.
+    """
 
     def steps(schedule):
         flow = eqd.terms.probability_flow(eqd.GaussianDenoiser(schedule, 0.3, 0.5))
@@ -248,7 +254,7 @@ def _ddpm_error(num_steps):
 
 
 def test_discretised_vp_is_ddpm_up_to_one_over_n():
-    """Equal rates in the limit (Song et al. 2021, appendix B); at finite T both differ by O(1/T)."""
+    """Equal rates in the limit (Song et al. 2021, appendix B); both differ by O(1/T)."""
     schedule, ddpm, coarse = _ddpm_error(1000)
     assert coarse < 5e-3
     np.testing.assert_allclose(schedule.betas[100:], ddpm.betas[100:], rtol=0.02)

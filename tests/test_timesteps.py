@@ -157,7 +157,9 @@ def test_likelihood_importance_has_uniform_log_snr(name, getkey):
 
 @sdes
 def test_likelihood_importance_is_unbiased(name, getkey):
-    """The weighted mean of any function of t is its mean over uniform t; here a moment with a known value."""
+    """The weighted mean of any function of t is its mean over uniform t; here a moment with a known
+    value.
+    """
     process = SDES[name]
     strategy = eqd.LikelihoodImportance(process)
 

@@ -1,4 +1,6 @@
-"""Times drawn by the size of past losses: the official sampler, a sequential FIFO, and the smoothed strategy."""
+"""Times drawn by the size of past losses: the official sampler, a sequential FIFO, and the smoothed
+strategy.
+"""
 
 import equinox as eqx
 import jax
@@ -54,7 +56,9 @@ def probabilities_of(strategy, state):
 
 
 def runner(strategy):
-    """`run(state, ts, losses)` takes in one batch after the other and returns every state's probabilities."""
+    """`run(state, ts, losses)` takes in one batch after the other and returns every state's
+    probabilities.
+    """
 
     @quick_jit
     def run(state, ts, losses):
@@ -168,7 +172,8 @@ def test_learns_the_second_moment(name, profile, getkey):
     p = np.asarray(probabilities_of(strategy, state), np.float64)
     np.testing.assert_allclose(p.sum(), 1, rtol=RTOL)
     assert p.min() >= (1 - 1e-5) * strategy.uniform_mix / 30
-    # E[L²] of an exponential of scale s is 2 s²; Σ E[L²]/p is what the variance of the estimate is made of.
+    # E[L²] of an exponential of scale s is 2 s²; Σ E[L²]/p is what the variance of the estimate is
+    # made of.
     second = 2 * scale**2
     assert (second / p).sum() < 1.3 * np.sqrt(second).sum() ** 2
     assert (second / p).sum() < 0.4 * 30 * second.sum()
@@ -252,7 +257,9 @@ def test_extreme_losses_give_probabilities(name):
 
 
 def test_a_rare_step_is_drawn_as_often_as_promised(getkey):
-    """In float32 a cumulative sum cannot tell apart the steps to which only η/T is left; here it need not."""
+    """In float32 a cumulative sum cannot tell apart the steps to which only η/T is left; here it
+    need not.
+    """
     num_steps = 4000
     strategy = eqd.LossSecondMoment(short_schedule(num_steps), history=1, uniform_mix=0.5)
     t = jnp.arange(num_steps, dtype=jnp.int32)
@@ -310,7 +317,9 @@ def test_smoothed_by_hand():
 
 
 def test_unseen_steps_borrow_from_their_neighbours(getkey):
-    """With a third of 1000 steps ever seen, p is close to the best where LossSecondMoment knows nothing yet."""
+    """With a third of 1000 steps ever seen, p is close to the best where LossSecondMoment knows
+    nothing yet.
+    """
     strategy = eqd.SmoothedSecondMoment(short_schedule(1000))
     root = 1 / (1 + np.arange(1000)) ** 1.5
     t = np.unique(np.random.default_rng(0).integers(0, 1000, 400))
@@ -326,7 +335,7 @@ def test_unseen_steps_borrow_from_their_neighbours(getkey):
 
 
 def test_smoothed_follows_a_change():
-    """The memory is about `history` losses a bin, so an outlier and an old profile are forgotten."""
+    """The memory is about `history` losses a bin: outliers and old profiles are forgotten."""
     strategy = eqd.SmoothedSecondMoment(short_schedule(30), history=20.0)
     run = runner(strategy)
     ts = jnp.tile(jnp.arange(30, dtype=jnp.int32), (300, 1))

@@ -28,7 +28,7 @@ def test_exact_trace_is_jacfwds(shape, chunk, getkey):
 
 
 def all_signs(key, shape, dtype):
-    """Each of the 2^D sign vectors once: averages over them are expectations, without Monte Carlo."""
+    """Each of the 2^D sign vectors once: averages over them are expectations, not estimates."""
     signs = np.array(np.meshgrid(*[[-1, 1]] * shape[-1])).reshape(shape[-1], -1).T
     return jnp.asarray(signs, dtype)
 
@@ -46,9 +46,9 @@ def test_hutchinson_is_unbiased_with_the_stated_variance(getkey, x64):
     np.testing.assert_allclose(estimates.var(), 2 * jnp.sum(off_diagonal**2), rtol=1e-10)
 
 
-@pytest.mark.parametrize("distribution", [eqd.rademacher, jax.random.normal])
+@pytest.mark.parametrize("distribution", [(), (jax.random.normal,)], ids=["signs", "normal"])
 def test_probes_have_unit_covariance(distribution, getkey):
-    trace = eqd.Hutchinson(20000, distribution)
+    trace = eqd.Hutchinson(20000, *distribution)
     probes = trace.probes(jnp.zeros((2, 2), jnp.float32), key=getkey())
     assert probes.shape == (20000, 2, 2) and probes.dtype == jnp.float32
     flat = np.asarray(probes).reshape(-1, 4)
@@ -56,18 +56,29 @@ def test_probes_have_unit_covariance(distribution, getkey):
     np.testing.assert_allclose(flat.T @ flat / 20000, np.eye(4), atol=5 * (2 / 20000) ** 0.5)
 
 
-def test_traces_refuse_what_they_cannot_do(getkey):
-    with pytest.raises(ValueError, match=r"needs a key: write key=jax\.random\.key\(0\)"):
-        eqd.Hutchinson().probes(jnp.zeros(2), key=None)
-    with pytest.raises(ValueError, match="at least one probe"):
-        eqd.Hutchinson(0)
-    with pytest.raises(ValueError, match="at least 1"):
-        eqd.ExactTrace(chunk=0)
+def too_few(key, shape, dtype):
+    return jnp.ones(2, dtype)
 
-    with pytest.raises(ValueError, match=r"drew float.* of shape \(2,\) when asked for"):
-        eqd.Hutchinson(3, lambda key, shape, dtype: jnp.ones(2, dtype)).probes(
-            jnp.zeros(2), key=getkey()
-        )
+
+KEY = jax.random.key(0)
+REFUSED = [
+    (
+        lambda: eqd.Hutchinson().probes(jnp.zeros(2), key=None),
+        r"needs a key: write key=jax\.random\.key\(0\)",
+    ),
+    (lambda: eqd.Hutchinson(0), "num_probes=0.*positive whole number"),
+    (lambda: eqd.ExactTrace(chunk=0), "chunk=0.*positive whole number"),
+    (
+        lambda: eqd.Hutchinson(3, too_few).probes(jnp.zeros(2), key=KEY),
+        r"drew float.* of shape \(2,\) when asked for",
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "match"), REFUSED)
+def test_refused(call, match):
+    with pytest.raises(ValueError, match=match):
+        call()
 
 
 @pytest.mark.parametrize("trace", [eqd.ExactTrace(), eqd.Hutchinson()])
@@ -93,7 +104,7 @@ def _broken(x):
 
 
 def test_memory_of_the_exact_trace_is_bounded_by_its_chunk():
-    """Scratch memory of the compiled program: that of a chunk's products, however many dimensions there are."""
+    """Scratch memory of the program: that of a chunk's products, whatever the dimension."""
 
     def scratch(size, chunk):
         def divergence(x, matrix):

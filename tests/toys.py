@@ -1,6 +1,8 @@
-"""The toy networks that the golden vectors were made with (`golden/README.md`): elementwise, two dozen flops.
+"""The toy networks that the golden vectors were made with (`golden/README.md`): elementwise, two
+dozen flops.
 
-They look like any network of eqdiff, `net(c_noise, x, args, *, key)`, on one channels-first example.
+They look like any network of eqdiff, `net(c_noise, x, args, *, key)`, on one channels-first
+example.
 """
 
 import functools as ft
@@ -57,7 +59,9 @@ class IdiffToy(eqx.Module):
 
 
 class SdeToy(eqx.Module):
-    """score_sde's toys: `exploding` is the VE network (which takes σ), the other VP's and sub-VP's."""
+    """score_sde's toys: `exploding` is the VE network (which takes σ), the other VP's and
+    sub-VP's.
+    """
 
     parameters: Float[Array, "3"]
     exploding: bool = eqx.field(static=True)
@@ -88,7 +92,9 @@ VARIANCES = {
 
 
 def idiff_denoiser(schedule, abcd, mean_type, variance_type, dtype=None):
-    """The denoiser that improved-diffusion's `(ModelMeanType, ModelVarType)` of the toy stands for."""
+    """The denoiser that improved-diffusion's `(ModelMeanType, ModelVarType)` of the toy stands
+    for.
+    """
     return eqd.Denoiser(
         IdiffToy(abcd, mean_type, variance_type, dtype),
         schedule,
@@ -108,5 +114,7 @@ def sde_denoiser(process, p, dtype=None):
     net = SdeToy(jnp.asarray(p, dtype), exploding)
     if exploding:
         # The official VE network's time input is σ itself, and it returns the score.
-        return eqd.Denoiser(net, process, eqd.PredictScore(), c_noise=lambda process, t: process.sigma(t))
+        return eqd.Denoiser(
+            net, process, eqd.PredictScore(), c_noise=lambda process, t: process.sigma(t)
+        )
     return eqd.Denoiser(net, process, eqd.PredictNoise())

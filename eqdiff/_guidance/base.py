@@ -1,11 +1,13 @@
 r"""Denoisers made of denoisers.
 
-Guidance replaces a denoiser by another of the same process. Whatever it does, it returns estimates with
+Guidance replaces a denoiser by another of the same process. Whatever it does, it returns estimates
+with
 
 $$x = \alpha\hat x_0 + \sigma\hat\varepsilon, \tag{1}$$
 
-so that samplers and likelihoods need not know: moving $\hat x_0$ by δ moves $\hat\varepsilon$ by $-(\alpha/\sigma)\delta$, and in
-terms of the score by a multiple of δ, $\nabla\log p_t \mathrel{+}= (\alpha/\sigma^2)\,\delta$.
+so that samplers and likelihoods need not know: moving $\hat x_0$ by δ moves $\hat\varepsilon$ by
+$-(\alpha/\sigma)\delta$, and in terms of the score by a multiple of δ,
+$\nabla\log p_t \mathrel{+}= (\alpha/\sigma^2)\,\delta$.
 """
 
 from .._denoiser import AbstractDenoiser, AbstractWrapper, Estimate
@@ -14,10 +16,12 @@ from .._types import Args, Example, Key, Time
 
 
 class FixedArgs(AbstractWrapper):
-    r"""The denoiser with its conditioning fixed: `FixedArgs(denoiser, y)(t, x, args)` is `denoiser(t, x, y)`.
+    r"""The denoiser with its conditioning fixed: `FixedArgs(denoiser, y)(t, x, args)` is
+    `denoiser(t, x, y)`.
 
-    For a network that does not know the `args` that its guidance needs: [`eqdiff.ClassifierGuidance`][] of an unconditional
-    network is `ClassifierGuidance(FixedArgs(denoiser), log_prob)`, whose `args` the classifier alone is shown.
+    For a network that does not know the `args` that its guidance needs:
+    [`eqdiff.ClassifierGuidance`][] of an unconditional network is
+    `ClassifierGuidance(FixedArgs(denoiser), log_prob)`, whose `args` go to the classifier alone.
     """
 
     denoiser: AbstractDenoiser
@@ -27,7 +31,8 @@ class FixedArgs(AbstractWrapper):
         """**Arguments:**
 
         - `denoiser`: the denoiser to wrap.
-        - `args`: what it is shown in place of what it is called with; `None` for an unconditional network.
+        - `args`: what it is given in place of what it is called with; `None` for an unconditional
+            network.
         """
         self.denoiser, self.args = denoiser, args
 
@@ -38,7 +43,9 @@ class FixedArgs(AbstractWrapper):
 
 
 def refuse_no_signal(owner: str, denoiser: AbstractDenoiser, why: str) -> None:
-    """Raises `ValueError` for a process whose end has α = 0, where `why`. A learned process is not looked at."""
+    """Raises `ValueError` for a process whose end has α = 0, where `why`. A learned process is not
+    looked at.
+    """
     process = denoiser.process
     if has_no_signal(process):
         name = type(process).__name__

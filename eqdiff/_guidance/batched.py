@@ -1,8 +1,8 @@
 r"""One differential equation for a whole batch.
 
-`jax.vmap` of a solve gives every example its own steps: each result is independent of the batch it was computed in, but the
-loop runs until the slowest example has arrived. A batch as *one* state $X = (x_1, \dots, x_B)$ has one clock and one step size,
-so that every example sees the same times.
+`jax.vmap` of a solve gives every example its own steps: each result is independent of the batch it
+was computed in, but the loop runs until the slowest example has arrived. A batch as *one* state
+$X = (x_1, \dots, x_B)$ has one clock and one step size, so that every example sees the same times.
 """
 
 from collections.abc import Callable
@@ -15,13 +15,15 @@ from .._types import Args, Example, Key, Time
 
 
 class Batched(AbstractWrapper):
-    r"""A denoiser of batches: $x$ and `args` have a leading axis of examples, $t$ is theirs in common.
+    r"""A denoiser of batches: $x$ and `args` have a leading axis of examples, $t$ is theirs in
+    common.
 
     With it a solver takes shared steps over the batch:
     `eqd.ProbabilityFlow()(eqd.Batched(denoiser), batch)` instead of
-    `jax.vmap(lambda x: eqd.ProbabilityFlow()(denoiser, x))(batch)`. Likelihoods and encodings of a batched denoiser are those of
-    each example, each held to the tolerance; samplers control the root mean square over the batch. It must be the outermost
-    wrapper. Page *Adaptive solves* says which to choose.
+    `jax.vmap(lambda x: eqd.ProbabilityFlow()(denoiser, x))(batch)`. Likelihoods and encodings of a
+    batched denoiser are those of each example, each held to the tolerance; samplers control the
+    root mean square over the batch. It must be the outermost wrapper. Page *Adaptive solves* says
+    which to choose.
     """
 
     denoiser: AbstractDenoiser
@@ -48,15 +50,18 @@ def check_batch(x: Example, args: Args) -> None:
     shapes = [jax.numpy.shape(leaf) for leaf in jax.tree.leaves(args)]
     if any(shape[:1] != x.shape[:1] for shape in shapes):
         raise ValueError(
-            f"Batched: x has {x.shape[0]} examples, but args has arrays of shape {shapes}: each needs a leading axis of "
-            f"{x.shape[0]}. What all examples share is repeated, for example jnp.full({x.shape[0]}, class_label)."
+            f"Batched: x has {x.shape[0]} examples, but args has arrays of shape {shapes}: each "
+            f"needs a leading axis of {x.shape[0]}. What all examples share is repeated, for "
+            f"example jnp.full({x.shape[0]}, class_label)."
         )
 
 
 def over_examples(
     denoiser: AbstractDenoiser,
 ) -> tuple[AbstractDenoiser, Callable[[Callable[..., Any]], Callable[..., Any]]]:
-    """The denoiser of single examples, and what maps a function of one example over those of the state."""
+    """The denoiser of single examples, and what maps a function of one example over those of the
+    state.
+    """
     if isinstance(denoiser, Batched):
         return denoiser.denoiser, jax.vmap
     return denoiser, lambda function: function

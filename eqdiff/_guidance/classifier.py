@@ -4,18 +4,21 @@ By Bayes' rule the score of the data that a classifier $p(y|x_t)$ accepts is a s
 
 $$\nabla\log p_t(x|y) = \nabla\log p_t(x) + \nabla_x\log p_t(y|x), \tag{1}$$
 
-where the classifier has learned to see through the noise, and a scale $s$ on its gradient $g = \nabla_x\log p_t(y|x)$ samples
-from $p_t(x)\,p_t(y|x)^s$. In terms of the estimates, (1) is
+where the classifier has learned to see through the noise, and a scale $s$ on its gradient
+$g = \nabla_x\log p_t(y|x)$ samples from $p_t(x)\,p_t(y|x)^s$. In terms of the estimates, (1) is
 
-$$\hat\varepsilon \leftarrow \hat\varepsilon - s\,\sigma g, \qquad \hat x_0 \leftarrow \hat x_0 + s\,\frac{\sigma^2}{\alpha} g \tag{2}$$
+$$\hat\varepsilon \leftarrow \hat\varepsilon - s\,\sigma g, \qquad
+  \hat x_0 \leftarrow \hat x_0 + s\,\frac{\sigma^2}{\alpha} g \tag{2}$$
 
-(Dhariwal & Nichol 2021, algorithm 2 and equation 14), which serves every sampler. In ancestral sampling their
-algorithm 1 shifts the mean of a step instead, to first order in its (learned) variance Σ,
+(Dhariwal & Nichol 2021, algorithm 2 and equation 14), which serves every sampler. In ancestral
+sampling their algorithm 1 shifts the mean of a step instead, to first order in its (learned)
+variance Σ,
 
-$$p(x_{t-1}|x_t, y) \propto \mathcal N(x_{t-1}; \mu, \Sigma)\,p(y|x_{t-1})^s \approx \mathcal N(x_{t-1}; \mu + s\,\Sigma g, \Sigma), \tag{3}$$
+$$p(x_{t-1}|x_t, y) \propto \mathcal N(x_{t-1}; \mu, \Sigma)\,p(y|x_{t-1})^s
+  \approx \mathcal N(x_{t-1}; \mu + s\,\Sigma g, \Sigma), \tag{3}$$
 
-with $g$ taken at $x_t$, as their code does, where the expansion asks for μ. The shift of (2) is the same with
-$\beta_t/\sqrt{1-\beta_t}$ in place of Σ.
+with $g$ taken at $x_t$, as their code does, where the expansion asks for μ. The shift of (2) is the
+same with $\beta_t/\sqrt{1-\beta_t}$ in place of Σ.
 """
 
 from collections.abc import Callable
@@ -36,7 +39,8 @@ LogProb = Callable[[Time, Example, Args], Scalar]
 
 
 class ClassifierGuidance(AbstractWrapper):
-    r"""Adds a classifier's gradient to the score, $\hat\varepsilon \leftarrow \hat\varepsilon - s\,\sigma\nabla_x\log p(y|x_t)$: equation (2).
+    r"""Adds a classifier's gradient to the score,
+    $\hat\varepsilon \leftarrow \hat\varepsilon - s\,\sigma\nabla_x\log p(y|x_t)$: equation (2).
 
     ```python
     def log_prob(t, x, y):
@@ -46,13 +50,14 @@ class ClassifierGuidance(AbstractWrapper):
     sample = eqd.DDIM(50)(guided, x1, y)
     ```
 
-    Clipping goes inside, `ClassifierGuidance(Clip(denoiser), ...)`, for the official samples, where the guided estimate is not
-    clipped again.
+    Clipping goes inside, `ClassifierGuidance(Clip(denoiser), ...)`, for the official samples, where
+    the guided estimate is not clipped again.
 
     ??? cite "Reference"
 
-        Dhariwal & Nichol, *Diffusion Models Beat GANs on Image Synthesis*, NeurIPS 2021, algorithm 2; Song et al.,
-        *Score-Based Generative Modeling through Stochastic Differential Equations*, ICLR 2021, section 5.
+        Dhariwal & Nichol, *Diffusion Models Beat GANs on Image Synthesis*, NeurIPS 2021, algorithm
+        2; Song et al., *Score-Based Generative Modeling through Stochastic Differential Equations*,
+        ICLR 2021, section 5.
     """
 
     denoiser: AbstractDenoiser
@@ -62,15 +67,15 @@ class ClassifierGuidance(AbstractWrapper):
     def __init__(self, denoiser: AbstractDenoiser, log_prob: LogProb, scale: float | Array = 1.0):
         r"""**Arguments:**
 
-        - `denoiser`: the denoiser to guide. It is shown the same `args` as the classifier; wrap it in
-            [`eqdiff.FixedArgs`][] if it takes none.
-        - `log_prob`: $\log p(y|x_t)$ in nats, as `log_prob(t, x, args)`: $t$ is the process's time, `args` is $y$, and the
-            result is one number, differentiable in `x`. Make it an `eqx.Module` if it holds arrays, such as an
-            [`eqdiff.Classifier`][].
+        - `denoiser`: the denoiser to guide. It is given the same `args` as the classifier; wrap it
+            in [`eqdiff.FixedArgs`][] if it takes none.
+        - `log_prob`: $\log p(y|x_t)$ in nats, as `log_prob(t, x, args)`: $t$ is the process's time,
+            `args` is $y$, and the result is one number, differentiable in `x`. Make it an
+            `eqx.Module` if it holds arrays, such as an [`eqdiff.Classifier`][].
         - `scale`: $s$; 1 is Bayes' rule, 0 is unguided.
 
-        **Raises:** `ValueError` for a scale that is not finite, or a process that ends without signal ($\alpha = 0$, where
-        the shift of $\hat x_0$ is infinite).
+        **Raises:** `ValueError` for a scale that is not finite, or a process that ends without
+        signal ($\alpha = 0$, where the shift of $\hat x_0$ is infinite).
         """
         check_finite(self, scale=scale)
         refuse_no_signal(
@@ -92,12 +97,14 @@ class ClassifierGuidance(AbstractWrapper):
 class MeanShift(eqx.Module):
     r"""Shifts the mean of every ancestral step by $s\,\Sigma\nabla_x\log p(y|x_t)$: equation (3).
 
-    An option of the sampler, which alone knows Σ: `Ancestral(250, guidance=MeanShift(log_prob))(denoiser, x1, y, key=key)`.
-    The denoiser and its clipping stay as they are, and Σ is that of the respaced chain.
+    An option of the sampler, which alone knows Σ:
+    `Ancestral(250, guidance=MeanShift(log_prob))(denoiser, x1, y, key=key)`. The denoiser and its
+    clipping stay as they are, and Σ is that of the respaced schedule.
 
     ??? cite "Reference"
 
-        Dhariwal & Nichol, *Diffusion Models Beat GANs on Image Synthesis*, NeurIPS 2021, algorithm 1.
+        Dhariwal & Nichol, *Diffusion Models Beat GANs on Image Synthesis*, NeurIPS 2021, algorithm
+        1.
     """
 
     log_prob: LogProb
@@ -125,8 +132,9 @@ def _gradient(
         value = jnp.asarray(log_prob(t, x, args))
         if value.shape != ():
             raise ValueError(
-                f"{owner}: log_prob returned shape {value.shape}, expected one number, log p(y|x). For the logits of a "
-                "classifier write lambda t, x, y: jax.nn.log_softmax(classifier(t, x))[y]."
+                f"{owner}: log_prob returned shape {value.shape}, expected one number, log "
+                "p(y|x). For the logits of a classifier write lambda t, x, y: "
+                "jax.nn.log_softmax(classifier(t, x))[y]."
             )
         return value
 

@@ -1,14 +1,16 @@
 r"""Classifier-free guidance.
 
-A network that was trained with its conditioning $y$ and, for some of the examples, with a null in its place knows two
-scores. Their difference is the gradient of an implicit classifier, $\nabla\log p_t(x|y) - \nabla\log p_t(x) = \nabla_x\log p_t(y|x)$,
-and going $s$ times as far,
+A network that was trained with its conditioning $y$ and, for some of the examples, with a null in
+its place knows two scores. Their difference is the gradient of an implicit classifier,
+$\nabla\log p_t(x|y) - \nabla\log p_t(x) = \nabla_x\log p_t(y|x)$, and going $s$ times as far,
 
-$$\hat\varepsilon = \hat\varepsilon_\varnothing + s\,(\hat\varepsilon_y - \hat\varepsilon_\varnothing), \qquad
+$$\hat\varepsilon = \hat\varepsilon_\varnothing
+  + s\,(\hat\varepsilon_y - \hat\varepsilon_\varnothing), \qquad
   \hat x_0 = \hat x_{0,\varnothing} + s\,(\hat x_{0,y} - \hat x_{0,\varnothing}), \tag{1}$$
 
-is classifier guidance without a classifier. Here **s = 0 is the unconditional model and s = 1 the conditional one,
-unguided**; Ho & Salimans (2022, equation 6) write $(1 + w)\,\hat\varepsilon_y - w\,\hat\varepsilon_\varnothing$ with $w = s - 1$.
+is classifier guidance without a classifier. Here **s = 0 is the unconditional model and s = 1 the
+conditional one, unguided**; Ho & Salimans (2022, equation 6) write
+$(1 + w)\,\hat\varepsilon_y - w\,\hat\varepsilon_\varnothing$ with $w = s - 1$.
 """
 
 import jax
@@ -21,12 +23,14 @@ from .._types import Args, Example, Key, Time
 
 
 class ClassifierFree(AbstractWrapper):
-    r"""Extrapolates from the null estimate through the conditional one, equation (1): scale 1 is unguided.
+    r"""Extrapolates from the null estimate through the conditional one, equation (1): scale 1 is
+    unguided.
 
     Two network calls. A learned variance is the conditional call's.
 
-    Networks with `num_classes` need a class for "none": build them with one more, and in the loss replace the class by it
-    for about a tenth of the examples, `jnp.where(jax.random.bernoulli(key, 0.1), null, y)`.
+    Networks with `num_classes` need a class for "none": build them with one more, and in the loss
+    replace the class by it for about a tenth of the examples,
+    `jnp.where(jax.random.bernoulli(key, 0.1), null, y)`.
 
     ??? cite "Reference"
 
@@ -41,7 +45,8 @@ class ClassifierFree(AbstractWrapper):
         r"""**Arguments:**
 
         - `denoiser`: a denoiser trained with and without conditioning.
-        - `scale`: $s$ of equation (1): 0 is unconditional, 1 conditional, more is guided; Ho & Salimans's $w$ is $s - 1$.
+        - `scale`: $s$ of equation (1): 0 is unconditional, 1 conditional, more is guided; Ho &
+            Salimans's $w$ is $s - 1$.
         - `null`: what stood for "no condition" in training, in place of `args`.
 
         **Raises:** `ValueError` for a scale that is not finite.
@@ -54,13 +59,14 @@ class ClassifierFree(AbstractWrapper):
     ) -> Estimate:
         if args is None:
             raise ValueError(
-                "ClassifierFree guides towards args, but was given none: write sampler(denoiser, x1, args), or use the "
-                "denoiser unwrapped for unconditional samples."
+                "ClassifierFree guides towards args, but was given none: write sampler(denoiser, "
+                "x1, args), or use the denoiser unwrapped for unconditional samples."
             )
         given = self.denoiser(t, x, args, key=key)
         null = self.denoiser(t, x, self.null, key=key)
         scale = jnp.asarray(self.scale, x.dtype)
-        # At scale 1 this is the conditional estimate to the last digit, which null + scale * (given − null) is not.
+        # At scale 1 this is the conditional estimate to the last digit, which null + scale * (given
+        # − null) is not.
         x0, noise = jax.tree.map(
             lambda a, b: a + (scale - 1) * (a - b), (given.x0, given.noise), (null.x0, null.noise)
         )

@@ -2,7 +2,8 @@ r"""Static thresholding.
 
 $$\hat x_0 \leftarrow \min(\max(\hat x_0, \text{low}), \text{high}), \tag{1}$$
 
-and $\hat\varepsilon$ moved so that $x = \alpha\hat x_0 + \sigma\hat\varepsilon$ still holds (Ho et al. 2020, official code).
+and $\hat\varepsilon$ moved so that $x = \alpha\hat x_0 + \sigma\hat\varepsilon$ still holds (Ho et
+al. 2020, official code).
 """
 
 import equinox as eqx
@@ -15,12 +16,13 @@ from .._types import Args, Example, Key, Time
 class Clip(AbstractWrapper):
     r"""Clips $\hat x_0$ to the range of the data, equation (1).
 
-    What both papers' samplers do with images. Not for likelihoods or encoding: a clipped flow is not invertible.
+    What both papers' samplers do with images. Not for likelihoods or encoding: a clipped flow is
+    not invertible.
 
-    The official code leaves one mean as it is when it clips: where the network predicts the mean itself
-    ([`eqdiff.PreviousMean`][]) it clips the $\hat x_0$ that it reports, not the mean that it samples from. Here the estimate is
-    clipped for every parameterisation, and every sampler steps from it. For the official samples leave such a denoiser
-    unwrapped.
+    The official code leaves one mean as it is when it clips: where the network predicts the mean
+    itself ([`eqdiff.PreviousMean`][]) it clips the $\hat x_0$ that it reports, not the mean that it
+    samples from. Here the estimate is clipped for every parameterisation, and every sampler steps
+    from it. For the official samples leave such a denoiser unwrapped.
     """
 
     denoiser: AbstractDenoiser

@@ -1,12 +1,13 @@
 r"""Dynamic thresholding.
 
-Strong guidance drives $\hat x_0$ beyond the range of the data, and clipping it saturates the image. Instead, with
-$u = (\hat x_0 - m)/r$ the estimate on a scale where the range of the data is $[-1, 1]$ (m its middle and r half its width),
+Strong guidance drives $\hat x_0$ beyond the range of the data, and clipping it saturates the image.
+Instead, with $u = (\hat x_0 - m)/r$ the estimate on a scale where the range of the data is
+$[-1, 1]$ (m its middle and r half its width),
 
 $$s = \max(1, \mathrm{quantile}_p |u|), \qquad u \leftarrow \min(\max(u, -s), s) / s, \tag{1}$$
 
-each example with an $s$ of its own: saturated elements are drawn inwards and the rest keep their contrast (Saharia et al.
-2022, section 2.3).
+each example with its own $s$: saturated elements are drawn inwards and the rest keep their
+contrast (Saharia et al. 2022, section 2.3).
 """
 
 import equinox as eqx
@@ -17,14 +18,16 @@ from .._types import Args, Example, Key, Time
 
 
 class DynamicThreshold(AbstractWrapper):
-    r"""Clips $\hat x_0$ to a quantile of its own magnitude and rescales it to the range of the data, equation (1).
+    r"""Clips $\hat x_0$ to a quantile of its own magnitude and rescales it to the range of the
+    data, equation (1).
 
-    $\hat\varepsilon$ moves with it. An estimate that is within the range, but for a fraction $1 - p$, is at most clipped.
+    $\hat\varepsilon$ moves with it. An estimate that is within the range, but for a fraction
+    $1 - p$, is at most clipped.
 
     ??? cite "Reference"
 
-        Saharia et al., *Photorealistic Text-to-Image Diffusion Models with Deep Language Understanding* (Imagen), NeurIPS
-        2022, section 2.3.
+        Saharia et al., *Photorealistic Text-to-Image Diffusion Models with Deep Language
+        Understanding* (Imagen), NeurIPS 2022, section 2.3.
     """
 
     denoiser: AbstractDenoiser
@@ -49,7 +52,8 @@ class DynamicThreshold(AbstractWrapper):
         """
         if not 0 < percentile <= 1:
             raise ValueError(
-                f"DynamicThreshold(percentile={percentile}): expected a fraction between 0 and 1, such as 0.995 for 99.5 %."
+                f"DynamicThreshold(percentile={percentile}): expected a fraction between 0 and 1, "
+                "such as 0.995 for 99.5 %."
             )
         if not low < high:
             raise ValueError(f"DynamicThreshold(low={low}, high={high}): expected low < high.")

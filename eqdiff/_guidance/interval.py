@@ -1,9 +1,11 @@
 r"""Guidance in a limited interval of noise levels.
 
-At high noise guidance collapses samples onto a few modes, and at low noise it has no effect but its cost. So it is applied
-where the noise level $\sigma/\alpha$ (EDM's σ) lies between two bounds (Kynkäänniemi et al. 2024, equation 4):
+At high noise guidance collapses samples onto a few modes, and at low noise it has no effect but its
+cost. So it is applied where the noise level $\sigma/\alpha$ (EDM's σ) lies between two bounds
+(Kynkäänniemi et al. 2024, equation 4):
 
-$$\hat x_0 = \begin{cases} \text{guided} & \text{low} < \sigma_t/\alpha_t \le \text{high} \\ \text{unguided} & \text{elsewhere.}
+$$\hat x_0 = \begin{cases} \text{guided} & \text{low} < \sigma_t/\alpha_t \le \text{high} \\
+  \text{unguided} & \text{elsewhere.}
   \end{cases} \tag{1}$$
 """
 
@@ -19,7 +21,8 @@ from .._types import Args, Example, Key, Time
 
 
 class GuidanceInterval(AbstractWrapper):
-    r"""One denoiser for noise levels $\sigma/\alpha$ in (low, high], another elsewhere: equation (1).
+    r"""One denoiser for noise levels $\sigma/\alpha$ in (low, high], another elsewhere: equation
+    (1).
 
     ```python
     eqd.GuidanceInterval(eqd.ClassifierFree(denoiser, 3.0), denoiser, low=0.3, high=5.0)
@@ -29,8 +32,8 @@ class GuidanceInterval(AbstractWrapper):
 
     ??? cite "Reference"
 
-        Kynkäänniemi et al., *Applying Guidance in a Limited Interval Improves Sample and Distribution Quality in Diffusion
-        Models*, NeurIPS 2024.
+        Kynkäänniemi et al., *Applying Guidance in a Limited Interval Improves Sample and
+        Distribution Quality in Diffusion Models*, NeurIPS 2024.
     """
 
     guided: AbstractDenoiser
@@ -50,19 +53,21 @@ class GuidanceInterval(AbstractWrapper):
         - `guided`, `unguided`: the denoisers within and without the interval, of the same process.
         - `low`, `high`: noise levels $\sigma/\alpha$; `low` is outside the interval, `high` inside.
 
-        **Raises:** `ValueError` unless `0 <= low < high`, or for denoisers with different processes or kinds of variance.
+        **Raises:** `ValueError` unless `0 <= low < high`, or for denoisers with different processes
+        or kinds of variance.
         """
         if not 0 <= low < high:
             raise ValueError(
-                f"GuidanceInterval(low={low}, high={high}): expected noise levels sigma/alpha with 0 <= low < high."
+                f"GuidanceInterval(low={low}, high={high}): expected noise levels sigma/alpha "
+                "with 0 <= low < high."
             )
         variances = type(guided.variance), type(unguided.variance)
         if variances[0] is not variances[1] or known_to_differ(guided.process, unguided.process):
             raise ValueError(
-                "GuidanceInterval: both denoisers must have the same process and variance, but they "
-                f"are on {described(guided.process)} with {variances[0].__name__}() and on "
-                f"{described(unguided.process)} with {variances[1].__name__}(). Make both from one "
-                "denoiser."
+                "GuidanceInterval: both denoisers must have the same process and variance, but "
+                f"they are on {described(guided.process)} with {variances[0].__name__}() and on "
+                f"{described(unguided.process)} with {variances[1].__name__}(). Make both from "
+                "one denoiser."
             )
         self.guided, self.unguided = guided, unguided
         self.low, self.high = float(low), float(high)

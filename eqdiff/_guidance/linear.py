@@ -1,8 +1,8 @@
 r"""Linear operators as callables.
 
-A measurement $y = A x_0$ is given by the function $x \mapsto Ax$ alone, and JAX finds its transpose,
-$\langle u, Ax \rangle = \langle A^\top u, x \rangle$. That a function is linear is checked where it costs nothing: on two probes, while
-the program around it is traced.
+A measurement $y = A x_0$ is given by the function $x \mapsto Ax$ alone, and JAX finds its
+transpose, $\langle u, Ax \rangle = \langle A^\top u, x \rangle$. That a function is linear is
+checked where it costs nothing: on two probes, while the program around it is traced.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,8 @@ def output_shape(owner: str, operator: LinearOperator, x: Example) -> tuple[int,
     out = jax.eval_shape(operator, jax.ShapeDtypeStruct(x.shape, x.dtype))
     if not (isinstance(out, jax.ShapeDtypeStruct) and jnp.issubdtype(out.dtype, jnp.floating)):
         raise ValueError(
-            f"{owner}: for x of shape {x.shape} the operator returned {out}, expected one floating-point array, A x."
+            f"{owner}: for x of shape {x.shape} the operator returned {out}, expected one "
+            "floating-point array, A x."
         )
     return out.shape
 
@@ -41,28 +42,32 @@ def transpose_of(operator: LinearOperator, x: Example) -> LinearOperator:
 def check_linear(owner: str, operator: LinearOperator, x: Example) -> None:
     """Raises `ValueError` for an operator that two probes show not to be linear.
 
-    An operator that depends on traced arrays is not looked at; one that cannot be transposed still is an error of JAX.
+    An operator that depends on traced arrays is not looked at; one that cannot be transposed still
+    is an error of JAX.
     """
     with jax.ensure_compile_time_eval():
         u, v = _probes(x)
         together, apart = operator(u - 2 * v), operator(u) - 2 * operator(v)
         if _differ(together, apart):
             raise ValueError(
-                f"{owner}: the operator is not linear: A(u - 2v) is not A(u) - 2 A(v). Move constants into y: for y = Ax + b "
-                "write y - b and the operator x -> Ax."
+                f"{owner}: the operator is not linear: A(u - 2v) is not A(u) - 2 A(v). Move "
+                "constants into y: for y = Ax + b write y - b and the operator x -> Ax."
             )
 
 
 def check_partial_isometry(owner: str, operator: LinearOperator, x: Example) -> None:
-    r"""Raises `ValueError` for an operator whose rows are not orthonormal (or 0): one with $AA^\top A \ne A$."""
+    r"""Raises `ValueError` for an operator whose rows are not orthonormal (or 0): one with
+    $AA^\top A \ne A$.
+    """
     with jax.ensure_compile_time_eval():
         u, _ = _probes(x)
         once = operator(u)
         twice = operator(transpose_of(operator, u)(once))
         if _differ(twice, once):
             raise ValueError(
-                f"{owner}: the rows of the operator are not orthonormal: A Aᵀ A is not A. Divide A and y by the length of the rows "
-                "(for a mean of n elements multiply both by √n), or use eqdiff.PosteriorGuidance, which takes any A."
+                f"{owner}: the rows of the operator are not orthonormal: A Aᵀ A is not A. Divide "
+                "A and y by the length of the rows (for a mean of n elements multiply both by "
+                "√n), or use eqdiff.PosteriorGuidance, which takes any A."
             )
 
 

@@ -1,7 +1,7 @@
 r"""Noise-conditional classifiers.
 
-Guidance needs $\log p(y|x_t)$ at every noise level (Song et al. 2021, section 5): a classifier that is shown noisy data and told how
-noisy they are, trained by [`eqdiff.classifier_loss`][].
+Guidance needs $\log p(y|x_t)$ at every noise level (Song et al. 2021, section 5): a classifier that
+sees noisy data and how noisy they are, trained by [`eqdiff.classifier_loss`][].
 """
 
 import equinox as eqx
@@ -15,7 +15,8 @@ from .._types import Args, Array, Example, Float, Key, Network, Scalar, Time
 
 
 class Classifier(eqx.Module):
-    r"""$\log p(y|x_t)$ by a network that returns logits: `classifier(t, x, y)`, which is what guidance takes.
+    r"""$\log p(y|x_t)$ by a network that returns logits: `classifier(t, x, y)`, which is what
+    guidance takes.
 
     ```python
     classifier = eqd.Classifier(net, sde)
@@ -39,7 +40,8 @@ class Classifier(eqx.Module):
     ):
         """**Arguments:**
 
-        - `net`: the network, `(c_noise, x, args, *, key) -> logits`, one for each class; for vectors `nn.MLP(in_size, num_classes)`.
+        - `net`: the network, `(c_noise, x, args, *, key) -> logits`, one for each class; for
+            vectors `nn.MLP(in_size, num_classes)`.
         - `process`: whose noise it sees through.
         - `c_noise`: the network's time input, as for [`eqdiff.Denoiser`][].
         """
@@ -54,7 +56,8 @@ class Classifier(eqx.Module):
         - `x`: one noisy example.
         - `key`: for dropout; without one there is none.
 
-        **Raises:** `ValueError` for integer data, a time that is known and out of range, or a network that does not return one
+        **Raises:** `ValueError` for integer data, a time that is known and out of range, or a
+        network that does not return one
             vector.
         """
         check_example("The classifier", x)
@@ -63,8 +66,9 @@ class Classifier(eqx.Module):
         logits = self.net(c_noise, x, None, key=key)
         if logits.ndim != 1:
             raise ValueError(
-                f"The classifier's network returned shape {logits.shape} for x of shape {x.shape}, expected one vector of logits, "
-                "(classes,). For a batch write jax.vmap."
+                f"The classifier's network returned shape {logits.shape} for x of shape "
+                f"{x.shape}, expected one vector of logits, (classes,). For a batch write "
+                "jax.vmap."
             )
         return logits.astype(x.dtype)
 
@@ -74,9 +78,11 @@ class Classifier(eqx.Module):
         **Arguments:**
 
         - `t`, `x`, `key`: as for `logits`.
-        - `args`: the class $y$, one integer. One that is traced and that the network does not have gives NaN.
+        - `args`: the class $y$, one integer. One that is traced and that the network does not have
+            gives NaN.
 
-        **Raises:** `ValueError` for a class that is not one integer or, where it is known, one that the network does not have; and
+        **Raises:** `ValueError` for a class that is not one integer or, where it is known, one that
+        the network does not have; and
             as `logits`.
         """
         if args is None:
@@ -85,15 +91,18 @@ class Classifier(eqx.Module):
             )
         if jnp.shape(args) != () or not jnp.issubdtype(jnp.result_type(args), jnp.integer):
             raise ValueError(
-                f"The class of one example is one integer, got {jnp.result_type(args)} of shape {jnp.shape(args)}. Batch with "
-                "jax.vmap; turn one-hot vectors into integers with jnp.argmax."
+                f"The class of one example is one integer, got {jnp.result_type(args)} of shape "
+                f"{jnp.shape(args)}. Batch with jax.vmap; turn one-hot vectors into integers with "
+                "jnp.argmax."
             )
         log_probs = jax.nn.log_softmax(self.logits(t, x, key=key))
         known = not is_traced(args)
         if known and not 0 <= int(args) < log_probs.size:
             raise ValueError(
-                f"The class is {int(args)}, but the classifier has {log_probs.size}: expected 0 to {log_probs.size - 1}."
+                f"The class is {int(args)}, but the classifier has {log_probs.size}: expected 0 "
+                f"to {log_probs.size - 1}."
             )
-        # Indexing would take a class that does not exist for the last one: it gives NaN, as in the networks.
+        # Indexing would take a class that does not exist for the last one: it gives NaN, as in the
+        # networks.
         place = jnp.where(jnp.asarray(args) < 0, log_probs.size, jnp.asarray(args))
         return log_probs.at[place].get(mode="fill", fill_value=jnp.nan)

@@ -1,9 +1,10 @@
 r"""Training a noise-conditional classifier.
 
-$$L = \mathbb E_{t, (x_0, y), \varepsilon}\left[-\log p(y|\alpha_t x_0 + \sigma_t\varepsilon)\right], \tag{1}$$
+$$L = \mathbb E_{t, (x_0, y), \varepsilon}\left[-\log p(y|\alpha_t x_0
+  + \sigma_t\varepsilon)\right], \tag{1}$$
 
-whose minimum over all classifiers is the true $p_t(y|x_t)$, at every noise level that $t$ is drawn from (Song et al. 2021, section 5 and
-appendix I.1; Dhariwal & Nichol 2021, section 4).
+whose minimum over all classifiers is the true $p_t(y|x_t)$, at every noise level that $t$ is drawn
+from (Song et al. 2021, section 5 and appendix I.1; Dhariwal & Nichol 2021, section 4).
 """
 
 import jax
@@ -35,9 +36,11 @@ def classifier_loss(
     - `class_label`: its class $y$, one integer.
     - `key`: for the noise and for dropout.
 
-    **Returns:** a number of nats; at the noisiest times it cannot fall below the entropy of the classes.
+    **Returns:** a number of nats; at the noisiest times it cannot fall below the entropy of the
+    classes.
 
-    **Raises:** `ValueError` for integer data, a time that is known and out of range, or a class that is not one integer the network
+    **Raises:** `ValueError` for integer data, a time that is known and out of range, or a class
+    that is not one integer the network
         has.
     """
     check_example("classifier_loss", x0)

@@ -1,6 +1,7 @@
 r"""The losses of a discrete schedule.
 
-With the squared error in whatever the network predicts, and one term of the variational bound per step,
+With the squared error in whatever the network predicts, and one term of the variational bound per
+step,
 
 $$L_\text{simple} = \tfrac1D\|F - \hat F\|^2, \tag{1}$$
 
@@ -8,13 +9,15 @@ $$L_t = \mathrm{KL}(q(x_{t-1}|x_t,x_0)\,\|\,p(x_{t-1}|x_t)) \quad (t > 0), \qqua
   L_0 = -\log p(x_0|x_1), \tag{2}$$
 
 $$L_\text{vlb} = T \cdot \frac{L_t}{D \log 2}, \qquad
-  L_\text{hybrid} = L_\text{simple} + \lambda\, L_\text{vlb}(\text{stop\_mean}), \quad \lambda = 10^{-3} \tag{3}$$
+  L_\text{hybrid} = L_\text{simple} + \lambda\, L_\text{vlb}(\text{stop\_mean}), \quad \lambda
+    = 10^{-3} \tag{3}$$
 
 (Nichol & Dhariwal 2021, equations 4–7 and 16).
 
-**Units.** $L_t/(D\log 2)$ is in bits per dimension; its *sum* over $t$ (plus the prior term) is the bound that papers
-quote. At a uniformly drawn $t$, $T$ times one term is an unbiased estimate of that sum, which is why (3) carries the factor
-$T$, the length of the schedule the denoiser is on. Ports that drop it train the variance $T$ times too weakly.
+**Units.** $L_t/(D\log 2)$ is in bits per dimension; its *sum* over $t$ (plus the prior term) is the
+bound that papers quote. At a uniformly drawn $t$, $T$ times one term is an unbiased estimate of
+that sum, which is why (3) carries the factor $T$, the length of the schedule the denoiser is on.
+Ports that drop it train the variance $T$ times too weakly.
 
 **The official loss types**, for a prediction $p$ on a schedule of $T$ steps:
 
@@ -39,13 +42,16 @@ from .._types import Example, Scalar
 
 
 def l_simple(prediction: Prediction) -> Scalar:
-    r"""$L_\text{simple} = \frac1D\|F - \hat F\|^2$: the mean squared error of what the network predicts.
+    r"""$L_\text{simple} = \frac1D\|F - \hat F\|^2$: the mean squared error of what the network
+    predicts.
 
-    ε for [`eqdiff.PredictNoise`][], $x_0$ for [`eqdiff.PredictData`][] and so on, whatever the process. Equation 14 of Ho et al. (2020).
+    ε for [`eqdiff.PredictNoise`][], $x_0$ for [`eqdiff.PredictData`][] and so on, whatever the
+    process. Equation 14 of Ho et al. (2020).
     """
     p = prediction
     target = p.parameterisation.target(p.process, p.t, p.x0, p.noise)
-    # (x̂0, ε̂) satisfy x = αx̂0 + σε̂, so the target map applied to them gives the network's output back.
+    # (x̂0, ε̂) satisfy x = αx̂0 + σε̂, so the target map applied to them gives the network's output
+    # back.
     output = p.parameterisation.target(p.process, p.t, p.estimate.x0, p.estimate.noise)
     return jnp.mean((target - output) ** 2)
 
@@ -66,10 +72,12 @@ def bound_term(
 
     - `prediction`: made on a schedule, at a whole time.
     - `levels`: the number of grey levels of the data, which lie on $-1, -1 + 2/(L-1), \dots, 1$.
-    - `decoder`: the log-likelihood of the step $t = 0$: the official one, with a tanh approximation of the normal
-        distribution function, or [`eqdiff.discretised_gaussian_log_likelihood_exact`][].
+    - `decoder`: the log-likelihood of the step $t = 0$: the official one, with a tanh approximation
+        of the normal distribution function, or
+        [`eqdiff.discretised_gaussian_log_likelihood_exact`][].
 
-    **Returns:** at $t > 0$ the KL divergence, at $t = 0$ the negative log-likelihood of the discretised decoder.
+    **Returns:** at $t > 0$ the KL divergence, at $t = 0$ the negative log-likelihood of the
+    discretised decoder.
 
     **Raises:** `ValueError` if the process is not a schedule, or for fewer than two levels.
     """
@@ -94,10 +102,12 @@ def l_vlb(
     levels: int = 256,
     decoder: Decoder = discretised_gaussian_log_likelihood,
 ) -> Scalar:
-    r"""$L_\text{vlb} = T L_t / (D\log 2)$: an unbiased estimate, at a uniform $t$, of the bound in bits per dimension.
+    r"""$L_\text{vlb} = T L_t / (D\log 2)$: an unbiased estimate, at a uniform $t$, of the bound in
+    bits per dimension.
 
-    $T$ is the length of the schedule the denoiser is on (of the respaced schedule, if it is respaced). The prior term, which
-    has no gradient, is left out. Arguments and errors as for [`eqdiff.bound_term`][].
+    $T$ is the length of the schedule the denoiser is on (of the respaced schedule, if it is
+    respaced). The prior term, which has no gradient, is left out. Arguments and errors as for
+    [`eqdiff.bound_term`][].
     """
     schedule = require_schedule(prediction.process, "l_vlb")
     return schedule.num_steps * bound_term(prediction, levels=levels, decoder=decoder)
@@ -120,18 +130,20 @@ def l_hybrid(
     - `vlb_weight`: λ.
     - `levels`, `decoder`: as for [`eqdiff.bound_term`][].
 
-    **Raises:** `ValueError` if the process is not a schedule, or the variance is not learned: the bound with the mean
-    frozen would have no gradient.
+    **Raises:** `ValueError` if the process is not a schedule, or the variance is not learned: the
+    bound with the mean frozen would have no gradient.
 
     ??? cite "Reference"
 
-        Nichol & Dhariwal, *Improved Denoising Diffusion Probabilistic Models*, ICML 2021, equation 16.
+        Nichol & Dhariwal, *Improved Denoising Diffusion Probabilistic Models*, ICML 2021, equation
+        16.
     """
     require_schedule(prediction.process, "l_hybrid")
     if not prediction.variance.learned:
         raise ValueError(
-            f"l_hybrid: the variance is {type(prediction.variance).__name__}(), which the bound cannot teach. Write "
-            "eqdiff.Denoiser(..., variance=eqdiff.LearnedRange()), or l_simple for a fixed variance."
+            f"l_hybrid: the variance is {type(prediction.variance).__name__}(), which the bound "
+            "cannot teach. Write eqdiff.Denoiser(..., variance=eqdiff.LearnedRange()), or "
+            "l_simple for a fixed variance."
         )
     vlb = l_vlb(stop_mean(prediction), levels=levels, decoder=decoder)
     return l_simple(prediction) + vlb_weight * vlb

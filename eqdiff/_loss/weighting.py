@@ -1,17 +1,20 @@
 r"""How much each time counts in denoising score matching.
 
-With $\nabla\log p_t(x_t|x_0) = -\varepsilon/\sigma_t$ the loss of Song et al. (2021, equation 7) is an error in ε,
+With $\nabla\log p_t(x_t|x_0) = -\varepsilon/\sigma_t$ the loss of Song et al. (2021, equation 7) is
+an error in ε,
 
-$$\lambda(t)\,\|s(x_t, t) + \varepsilon/\sigma_t\|^2 = \frac{\lambda(t)}{\sigma_t^2}\,\|\hat\varepsilon - \varepsilon\|^2, \tag{1}$$
+$$\lambda(t)\,\|s(x_t, t) + \varepsilon/\sigma_t\|^2
+  = \frac{\lambda(t)}{\sigma_t^2}\,\|\hat\varepsilon - \varepsilon\|^2, \tag{1}$$
 
-so a weighting is the factor on the right: no score, large where σ is small, is ever formed. Since $x = \alpha\hat x_0 + \sigma\hat\varepsilon$, an
-error in any other quantity is one in ε too,
+so a weighting is the factor on the right: no score, large where σ is small, is ever formed. Since
+$x = \alpha\hat x_0 + \sigma\hat\varepsilon$, an error in any other quantity is one in ε too,
 
 $$\|\hat x_0 - x_0\|^2 = \frac{\sigma^2}{\alpha^2}\,\|\hat\varepsilon - \varepsilon\|^2, \qquad
-  \|\hat v - v\|^2 = \left(\frac{\alpha^2 + \sigma^2}{\alpha}\right)^2\|\hat\varepsilon - \varepsilon\|^2, \tag{2}$$
+  \|\hat v - v\|^2 = \left(\frac{\alpha^2
+    + \sigma^2}{\alpha}\right)^2\|\hat\varepsilon - \varepsilon\|^2, \tag{2}$$
 
-and a weighting means the same whatever the network predicts: a published weight on the error in $x_0$ is multiplied by
-$\sigma^2/\alpha^2 = e^{-\lambda_t}$, the inverse signal-to-noise ratio.
+and a weighting means the same whatever the network predicts: a published weight on the error in
+$x_0$ is multiplied by $\sigma^2/\alpha^2 = e^{-\lambda_t}$, the inverse signal-to-noise ratio.
 """
 
 import abc
@@ -35,7 +38,9 @@ class AbstractWeighting(eqx.Module):
 
 
 class NoiseWeighting(AbstractWeighting):
-    r"""$\lambda(t) = \sigma_t^2$: every time counts the same in ε. The paper's default, best for samples."""
+    r"""$\lambda(t) = \sigma_t^2$: every time counts the same in ε. The paper's default, best for
+    samples.
+    """
 
     def on_noise(self, process: AbstractProcess, t: Time) -> Scalar:
         return jnp.ones(())
@@ -46,7 +51,8 @@ class LikelihoodWeighting(AbstractWeighting):
 
     ??? cite "Reference"
 
-        Song et al., *Maximum Likelihood Training of Score-Based Diffusion Models*, NeurIPS 2021, theorem 1.
+        Song et al., *Maximum Likelihood Training of Score-Based Diffusion Models*, NeurIPS 2021,
+        theorem 1.
     """
 
     def on_noise(self, process: AbstractProcess, t: Time) -> Scalar:
@@ -54,15 +60,18 @@ class LikelihoodWeighting(AbstractWeighting):
 
 
 class EDMWeighting(AbstractWeighting):
-    r"""EDM's weight $\frac{s^2 + \sigma_d^2}{(s\,\sigma_d)^2}$ on $\|\hat x_0 - x_0\|^2$ at the noise level $s = \sigma_t/\alpha_t$.
+    r"""EDM's weight $\frac{s^2 + \sigma_d^2}{(s\,\sigma_d)^2}$ on $\|\hat x_0 - x_0\|^2$ at the
+    noise level $s = \sigma_t/\alpha_t$.
 
-    On ε it is $(s^2 + \sigma_d^2)/\sigma_d^2$. It makes the loss of an untrained network with [`eqdiff.EDMPreconditioning`][]'s preconditioning the same at
-    every noise level; for such a network it is [`eqdiff.l_simple`][]. Draw the times from [`eqdiff.LogNormal`][], as the paper does.
-    Infinite where no signal is left.
+    On ε it is $(s^2 + \sigma_d^2)/\sigma_d^2$. It makes the loss of an untrained network with
+    [`eqdiff.EDMPreconditioning`][]'s preconditioning the same at every noise level; for such a
+    network it is [`eqdiff.l_simple`][]. Draw the times from [`eqdiff.LogNormal`][], as the paper
+    does. Infinite where no signal is left.
 
     ??? cite "Reference"
 
-        Karras et al., *Elucidating the Design Space of Diffusion-Based Generative Models*, NeurIPS 2022, table 1.
+        Karras et al., *Elucidating the Design Space of Diffusion-Based Generative Models*, NeurIPS
+        2022, table 1.
     """
 
     sigma_data: float | Array
@@ -83,10 +92,12 @@ class EDMWeighting(AbstractWeighting):
 
 
 class MinSNRWeighting(AbstractWeighting):
-    r"""Min-SNR-γ: $\min(\mathrm{SNR}, \gamma)$ on $\|\hat x_0 - x_0\|^2$, with $\mathrm{SNR} = \alpha_t^2/\sigma_t^2$.
+    r"""Min-SNR-γ: $\min(\mathrm{SNR}, \gamma)$ on $\|\hat x_0 - x_0\|^2$, with
+    $\mathrm{SNR} = \alpha_t^2/\sigma_t^2$.
 
-    On ε it is $\min(1, \gamma/\mathrm{SNR})$, on $v$ $\min(\mathrm{SNR}, \gamma)/(\mathrm{SNR} + 1)$: the same loss, as the paper defines it.
-    Times that are almost noiseless, and too easy, count less than under [`eqdiff.NoiseWeighting`][].
+    On ε it is $\min(1, \gamma/\mathrm{SNR})$, on $v$
+    $\min(\mathrm{SNR}, \gamma)/(\mathrm{SNR} + 1)$: the same loss, as the paper defines it. Times
+    that are almost noiseless, and too easy, count less than under [`eqdiff.NoiseWeighting`][].
 
     ??? cite "Reference"
 
@@ -113,16 +124,19 @@ class MinSNRWeighting(AbstractWeighting):
 
 
 class SigmoidWeighting(AbstractWeighting):
-    r"""$\operatorname{sigmoid}(b - \lambda_t)\,\frac{g^2}{\sigma^2}$ on ε: the variational bound, noisier data counting more.
+    r"""$\operatorname{sigmoid}(b - \lambda_t)\,\frac{g^2}{\sigma^2}$ on ε: the variational bound,
+    noisier data counting more.
 
-    Since $g^2/\sigma^2 = -\dot\lambda$, the loss is an integral over the log-SNR, the same for every process:
-    $\int\operatorname{sigmoid}(b - \lambda)\,\|\hat\varepsilon - \varepsilon\|^2\,\mathrm d\lambda$. The weight falls with λ, so
-    it is the likelihood bound of data with noise added. As $b \to \infty$ it becomes [`eqdiff.LikelihoodWeighting`][].
+    Since $g^2/\sigma^2 = -\dot\lambda$, the loss is an integral over the log-SNR, the same for
+    every process:
+    $\int\operatorname{sigmoid}(b-\lambda)\|\hat\varepsilon-\varepsilon\|^2\mathrm d\lambda$.
+    The weight falls with λ, so it is the likelihood bound of data with noise added. As
+    $b \to \infty$ it becomes [`eqdiff.LikelihoodWeighting`][].
 
     ??? cite "Reference"
 
-        Kingma & Gao, *Understanding Diffusion Objectives as the ELBO with Simple Data Augmentation*, NeurIPS 2023;
-        Hoogeboom et al., *Simpler Diffusion (SiD2)*, 2024.
+        Kingma & Gao, *Understanding Diffusion Objectives as the ELBO with Simple Data
+        Augmentation*, NeurIPS 2023; Hoogeboom et al., *Simpler Diffusion (SiD2)*, 2024.
     """
 
     bias: float | Array
@@ -130,7 +144,8 @@ class SigmoidWeighting(AbstractWeighting):
     def __init__(self, bias: float | Array = 0.0):
         r"""**Arguments:**
 
-        - `bias`: $b$, the log-SNR at which the weight is one half of the bound's. Larger images want a smaller one.
+        - `bias`: $b$, the log-SNR at which the weight is one half of the bound's. Larger images
+            want a smaller one.
         """
         self.bias = bias
 

@@ -1,9 +1,11 @@
 r"""The linear rate β(t) that VP and sub-VP share.
 
 $$\beta(t) = \beta_{\min} + t(\beta_{\max} - \beta_{\min}), \qquad
-  B(t) = \int_0^t \beta(s)\,\mathrm ds = t\beta_{\min} + \tfrac12 t^2 (\beta_{\max} - \beta_{\min}) \tag{1}$$
+  B(t) = \int_0^t \beta(s)\,\mathrm ds
+    = t\beta_{\min} + \tfrac12 t^2 (\beta_{\max} - \beta_{\min}) \tag{1}$$
 
-(Song et al. 2021, equation 32). Its inverse is the root of (1) written so that nothing cancels for small $B$.
+(Song et al. 2021, equation 32). Its inverse is the root of (1) written so that nothing cancels for
+small $B$.
 """
 
 import jax.numpy as jnp

@@ -1,13 +1,14 @@
 r"""A smooth monotone curve through numbers known at whole times.
 
-On each unit interval the curve is a cubic, $y(i + u) = y_i + u(c_1 + u(c_2 + u c_3))$. Where the cubic
-spline through all numbers (not-a-knot ends) is monotone between each two of them, it is the curve: its
-second derivative is continuous, which solvers of high order rely on. Where the spline overshoots, as at
-the kinks of a schedule respaced in sections, the curve is Steffen's (1990): the slope at a number is the
-parabola's through its neighbours, limited so that no interval overshoots. Its second derivative jumps.
+On each unit interval the curve is a cubic, $y(i + u) = y_i + u(c_1 + u(c_2 + u c_3))$. Where the
+cubic spline through all numbers (not-a-knot ends) is monotone between each two of them, it is the
+curve: its second derivative is continuous, which solvers of high order rely on. Where the spline
+overshoots, as at the kinks of a schedule respaced in sections, the curve is Steffen's (1990): the
+slope at a number is the parabola's through its neighbours, limited so that no interval overshoots.
+Its second derivative jumps.
 
-What that is worth, in accepted + rejected steps of the probability flow of a Gaussian mixture (float64,
-mean of eight solves, tolerances `rtol` = `atol`):
+What that is worth, in accepted + rejected steps of the probability flow of a Gaussian mixture
+(float64, mean of eight solves, tolerances `rtol` = `atol`):
 
 | schedule of 1000 steps | solver | | 1e-6 | 1e-8 | 1e-10 |
 |---|---|---|---|---|---|
@@ -42,6 +43,11 @@ def evaluate(u: Float[Array, ""], c: Float[Array, "4"]) -> Float[Array, ""]:
     return u * (c[1] + u * (c[2] + u * c[3]))
 
 
+def rise(u: Float[Array, ""], v: Float[Array, ""], c: Float[Array, "4"]) -> Float[Array, ""]:
+    """The rise of a cubic from u to v, which does not cancel where they are close."""
+    return (v - u) * (c[1] + c[2] * (u + v) + c[3] * (u * u + u * v + v * v))
+
+
 def slope(u: Float[Array, ""], c: Float[Array, "4"]) -> Float[Array, ""]:
     """The slope of a cubic."""
     return c[1] + u * (2 * c[2] + u * 3 * c[3])
@@ -50,7 +56,9 @@ def slope(u: Float[Array, ""], c: Float[Array, "4"]) -> Float[Array, ""]:
 def halves(
     table: Float[np.ndarray, " n"], dtype: np.dtype
 ) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
-    """A float64 table as the sum of two of a lower precision, so that differences keep their digits."""
+    """A float64 table as the sum of two of a lower precision, so that differences keep their
+    digits.
+    """
     high = table.astype(dtype)
     low = (table - high.astype(np.float64)).astype(dtype)
     return jnp.asarray(high), jnp.asarray(low)

@@ -1,7 +1,8 @@
 """An immutable array that can be a static field.
 
-JAX compares static fields by `==` and `hash`, which NumPy arrays do not have. A table hashes its bytes once, so two
-schedules with equal rates share one compilation, and derived tables are computed once per set of rates.
+JAX compares static fields by `==` and `hash`, which NumPy arrays do not have. A table hashes its
+bytes once, so two schedules with equal rates share one compilation, and derived tables are computed
+once per set of rates.
 """
 
 from collections.abc import Callable

@@ -4,8 +4,8 @@ Everything eqdiff knows about a diffusion is its Gaussian perturbation kernel
 
 $$p(x_t \mid x_0) = \mathcal N(\alpha_t x_0,\ \sigma_t^2 I), \tag{1}$$
 
-with log signal-to-noise ratio $\lambda_t = \log(\alpha_t^2 / \sigma_t^2)$, decreasing in $t$. It is the
-kernel of the linear SDE
+with log signal-to-noise ratio $\lambda_t = \log(\alpha_t^2 / \sigma_t^2)$, decreasing in $t$. It is
+the kernel of the linear SDE
 
 $$\mathrm dx = f(t)\,x\,\mathrm dt + g(t)\,\mathrm dw, \qquad
   f = \frac{\dot\alpha}\alpha, \qquad
@@ -19,7 +19,8 @@ $$p(x_t|x_s) = \mathcal N(a\,x_s, b^2 I), \qquad a = \frac{\alpha_t}{\alpha_s}, 
   b^2 = \sigma_t^2 - a^2\sigma_s^2 = -\sigma_t^2\,\mathrm{expm1}(\lambda_t - \lambda_s). \tag{3}$$
 
 The difference of two rounded λ has lost the digits that matter on a fine grid: in float32, steps of
-$10^{-3}$ would have noise that is off by $10^{-5}$. So a process computes $\lambda_s - \lambda_t$ in closed form.
+$10^{-3}$ would have noise that is off by $10^{-5}$. So a process computes $\lambda_s - \lambda_t$
+in closed form.
 """
 
 import abc
@@ -41,10 +42,11 @@ def as_time(t: Time) -> Float[Array, ""]:
 
 
 class AbstractProcess(eqx.Module):
-    r"""A Gaussian perturbation kernel $p(x_t|x_0) = \mathcal N(\alpha_t x_0, \sigma_t^2 I)$, $t \in [t_0, t_1]$.
+    r"""A Gaussian perturbation kernel $p(x_t|x_0) = \mathcal N(\alpha_t x_0, \sigma_t^2 I)$,
+    $t \in [t_0, t_1]$.
 
-    Solves run between `t0`, at the data, and `t1`, at the noise. A process of your own is these two
-    and the abstract methods below; or two functions, by [`eqdiff.KernelSDE`][].
+    Solves run between `t0`, at the data, and `t1`, at the noise. To write your own process, give it
+    these two and the abstract methods below; or two functions, with [`eqdiff.KernelSDE`][].
     """
 
     t0: eqx.AbstractVar[float | Array]
@@ -68,7 +70,9 @@ class AbstractProcess(eqx.Module):
 
     @abc.abstractmethod
     def log_snr_fall(self, s: Time, t: Time) -> Scalar:
-        r"""$\lambda_s - \lambda_t$, positive for $s < t$, in a form that does not cancel where $s \approx t$."""
+        r"""$\lambda_s - \lambda_t$, positive for $s < t$, in a form that does not cancel where
+        $s \approx t$.
+        """
 
     @abc.abstractmethod
     def time(self, log_snr: Scalar) -> Scalar:
@@ -80,7 +84,9 @@ class AbstractProcess(eqx.Module):
 
     @abc.abstractmethod
     def prior_scale(self) -> Scalar:
-        r"""The standard deviation of the prior $\mathcal N(0, s^2 I)$ that stands for $p(x_{t_1})$."""
+        r"""The standard deviation of the prior $\mathcal N(0, s^2 I)$ that stands for
+        $p(x_{t_1})$.
+        """
 
     def log_snr(self, t: Time) -> Scalar:
         r"""$\lambda_t = \log(\alpha_t^2/\sigma_t^2)$."""
@@ -93,8 +99,8 @@ class AbstractProcess(eqx.Module):
     def drift(self, t: Time, x: Example) -> Example:
         r"""$f(t)\,x$ of equation (2).
 
-        **Raises:** a runtime error where no signal is left ($\alpha_t = 0$), as at $t = 1$ of a rectified
-        flow: there $f$ is infinite.
+        **Raises:** a runtime error where no signal is left ($\alpha_t = 0$), as at $t = 1$ of a
+        rectified flow: there $f$ is infinite.
         """
         t = _with_signal(self, t)
         return (self.alpha_dot(t) / self.alpha(t)).astype(x.dtype) * x
@@ -123,10 +129,11 @@ class AbstractProcess(eqx.Module):
         return alpha * x0 + sigma * noise
 
     def transition(self, s: Time, t: Time) -> tuple[Scalar, Scalar]:
-        r"""The kernel between two times, $p(x_t|x_s) = \mathcal N(a\,x_s, b^2 I)$ for $s < t$: equation (3).
+        r"""The kernel between two times, $p(x_t|x_s) = \mathcal N(a\,x_s, b^2 I)$ for $s < t$:
+        equation (3).
 
-        On a schedule, one step has $a = \sqrt{1-\beta_t}$ and $b = \sqrt{\beta_t}$; under VE it is SMLD's
-        $b = \sqrt{\sigma_t^2 - \sigma_s^2}$ (Song et al. 2021, equations 8 and 10).
+        On a schedule, one step has $a = \sqrt{1-\beta_t}$ and $b = \sqrt{\beta_t}$; under VE it is
+        SMLD's $b = \sqrt{\sigma_t^2 - \sigma_s^2}$ (Song et al. 2021, equations 8 and 10).
 
         **Arguments:**
 
@@ -157,14 +164,14 @@ def has_no_signal(process: AbstractProcess) -> bool:
 
 
 def _with_signal(process: AbstractProcess, t: Time) -> Time:
-    """The time itself; at run time an error where α is 0. Free for a process that never is there."""
+    """The time itself; at run time an error where α is 0. Free for a process where it never is."""
     if not has_no_signal(process):
         return t
     name = type(process).__name__
     return eqx.error_if(
         as_time(t),
         process.alpha(t) == 0,
-        f"{name}: at t = {process.t1} no signal is left (alpha = 0), and the drift and diffusion of "
-        f"its SDE are infinite. Write {name}(t1=0.999); the probability flow with a PredictFlow() or "
-        "PredictVelocity() network may start there.",
+        f"{name}: at t = {process.t1} no signal is left (alpha = 0), and the drift and diffusion "
+        f"of its SDE are infinite. Write {name}(t1=0.999); the probability flow with a "
+        "PredictFlow() or PredictVelocity() network may start there.",
     )

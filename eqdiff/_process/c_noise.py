@@ -1,10 +1,11 @@
 r"""Time inputs that can be written to a file.
 
-A process has a time input for its network, and a denoiser may have another: any function of the process
-and $t$. A function cannot be saved; these can,
+A process has a time input for its network, and a denoiser may have another: any function of the
+process and $t$. A function cannot be saved; these can,
 
 $$c_\text{noise} = k\,t, \qquad
-  c_\text{noise} = \log\left(k\,\frac{\sigma_t}{\alpha_t}\right) = \log k - \tfrac12\lambda_t. \tag{1}$$
+  c_\text{noise} = \log\left(k\,\frac{\sigma_t}{\alpha_t}\right)
+    = \log k - \tfrac12\lambda_t. \tag{1}$$
 """
 
 import equinox as eqx
@@ -17,7 +18,8 @@ from .base import AbstractProcess, as_time
 
 
 class ScaledTime(eqx.Module):
-    r"""$c_\text{noise} = k\,t$: the $(N-1)\,t$ of a VP network that was trained on $N$ discrete steps.
+    r"""$c_\text{noise} = k\,t$: the $(N-1)\,t$ of a VP network that was trained on $N$ discrete
+    steps.
 
     ```python
     denoiser = eqd.Denoiser(net, eqd.VPSDE(), c_noise=eqd.ScaledTime(499.0))
@@ -41,7 +43,8 @@ class ScaledTime(eqx.Module):
 
 
 class LogNoise(eqx.Module):
-    r"""$c_\text{noise} = \log(k\,\sigma_t/\alpha_t)$: the noise level in units of the data, times a number.
+    r"""$c_\text{noise} = \log(k\,\sigma_t/\alpha_t)$: the noise level in units of the data, times a
+    number.
 
     ```python
     denoiser = eqd.Denoiser(net, eqd.EDMSDE(), c_noise=eqd.LogNoise(0.5))  # EDM's VE networks

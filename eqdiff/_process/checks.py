@@ -84,5 +84,5 @@ def _far(x: float, y: float | None) -> bool:
 
 def described(process: AbstractProcess) -> str:
     """A process in an error text."""
-    name = type(process).__name__
-    return f"a {name} of {process.num_steps} steps" if isinstance(process, Schedule) else f"a {name}"
+    steps = f" of {process.num_steps} steps" if isinstance(process, Schedule) else ""
+    return f"a {type(process).__name__}{steps}"

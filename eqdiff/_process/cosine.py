@@ -3,13 +3,15 @@ r"""The cosine process in continuous time.
 $$\alpha_t = \cos\frac{\pi t}{2}, \qquad \sigma_t = \sin\frac{\pi t}{2}, \qquad
   \lambda_t = -2\log\tan\frac{\pi t}{2} + \text{shift} \tag{1}$$
 
-(Nichol & Dhariwal 2021, equation 17, without the offset of the discrete chain; Salimans & Ho 2022). The last term is zero for
-small images. Averaging $m\times m$ pixels divides the noise by $m$ but hardly changes the picture, so that an image of $d$ pixels a side
-is, at its coarse scales, $2\log(d/64)$ further from noise than one of 64: a shift of $2\log(64/d)$ makes up for it (Hoogeboom et
-al. 2023). With $k = e^{-\text{shift}/2}$, $u = \pi t/2$ and $n^2 = \cos^2 u + k^2\sin^2 u$,
+(Nichol & Dhariwal 2021, equation 17, without the offset of the discrete schedule; Salimans & Ho
+2022). The last term is zero for small images. Averaging $m\times m$ pixels divides the noise by $m$
+but hardly changes the picture, so that an image of $d$ pixels a side is, at its coarse scales,
+$2\log(d/64)$ further from noise than one of 64: a shift of $2\log(64/d)$ makes up for it (Hoogeboom
+et al. 2023). With $k = e^{-\text{shift}/2}$, $u = \pi t/2$ and $n^2 = \cos^2 u + k^2\sin^2 u$,
 
 $$\alpha = \frac{\cos u}{n}, \qquad \sigma = \frac{k\sin u}{n}, \qquad
-  \dot\alpha = -\frac\pi2\frac{k^2\sin u}{n^3}, \qquad \dot\sigma = \frac\pi2\frac{k\cos u}{n^3}. \tag{2}$$
+  \dot\alpha = -\frac\pi2\frac{k^2\sin u}{n^3}, \qquad
+    \dot\sigma = \frac\pi2\frac{k\cos u}{n^3}. \tag{2}$$
 
 The rate $\beta = -2\dot\alpha/\alpha$ is infinite at $t = 1$.
 """
@@ -25,15 +27,17 @@ from .base import AbstractProcess, as_time
 
 
 class CosineVPSDE(AbstractProcess):
-    r"""The cosine process, $\alpha_t = \cos\frac{\pi t}2$, $\sigma_t = \sin\frac{\pi t}2$, optionally shifted for large images.
+    r"""The cosine process, $\alpha_t = \cos\frac{\pi t}2$, $\sigma_t = \sin\frac{\pi t}2$,
+    optionally shifted for large images.
 
-    At the default ends $|\lambda| = 12.9$. $c_\text{noise} = 1000\,t$. For Improved DDPM's schedule,
-    with its offset, see [`eqdiff.cosine_schedule`][].
+    At the default ends $|\lambda| = 12.9$. $c_\text{noise} = 1000\,t$. For Improved DDPM's
+    schedule, with its offset, see [`eqdiff.cosine_schedule`][].
 
     ??? cite "Reference"
 
-        Nichol & Dhariwal, *Improved Denoising Diffusion Probabilistic Models*, ICML 2021, equation 17; Hoogeboom, Heek &
-        Salimans, *simple diffusion: End-to-end diffusion for high resolution images*, ICML 2023 (the shift).
+        Nichol & Dhariwal, *Improved Denoising Diffusion Probabilistic Models*, ICML 2021, equation
+        17; Hoogeboom, Heek & Salimans, *simple diffusion: End-to-end diffusion for high resolution
+        images*, ICML 2023 (the shift).
     """
 
     log_snr_shift: float | Array
@@ -49,19 +53,22 @@ class CosineVPSDE(AbstractProcess):
     ):
         r"""**Arguments:**
 
-        - `log_snr_shift`: what is added to $\lambda_t$: $2\log(64/d)$ for images of $d$ pixels a side, so $-2.77$ for 256.
-        - `t0`, `t1`: the interval on which the process is used. $t_1 = 1$ is allowed, but then drift and diffusion raise an
-            error at $t = 1$, so that only the probability flow can start there, with a [`eqdiff.PredictVelocity`][] or
-            [`eqdiff.PredictFlow`][] network.
+        - `log_snr_shift`: what is added to $\lambda_t$: $2\log(64/d)$ for images of $d$ pixels a
+            side, so $-2.77$ for 256.
+        - `t0`, `t1`: the interval on which the process is used. $t_1 = 1$ is allowed, but then
+            drift and diffusion raise an error at $t = 1$, so that only the probability flow can
+            start there, with a [`eqdiff.PredictVelocity`][] or [`eqdiff.PredictFlow`][] network.
 
-        **Raises:** `ValueError` for a shift that is not finite or times outside $0 < t_0 < t_1 \le 1$.
+        **Raises:** `ValueError` for a shift that is not finite or times outside
+        $0 < t_0 < t_1 \le 1$.
         """
         check_finite(self, log_snr_shift=log_snr_shift)
         check_interval(self, t0, t1, end=1.0)
         self.log_snr_shift, self.t0, self.t1 = log_snr_shift, t0, t1
 
     def _stretch(self) -> float | Array:
-        # A Python number stays weakly typed, so that it does not decide the precision of the caller's arrays.
+        # A Python number stays weakly typed, so that it does not decide the precision of the
+        # caller's arrays.
         if isinstance(self.log_snr_shift, (int, float)):
             return math.exp(-0.5 * self.log_snr_shift)
         return jnp.exp(-0.5 * self.log_snr_shift)

@@ -2,9 +2,9 @@ r"""The process of Karras et al. (2022): noise is added and nothing else.
 
 $$\mathrm dx = \sqrt{2t}\,\mathrm dw, \qquad \alpha_t = 1, \qquad \sigma_t = t \tag{1}$$
 
-(their section 3 and table 1, right column): the time *is* the noise level. Every other process is this one with $x$ divided by
-$\alpha$ and the clock $t = \sigma/\alpha$, so that its probability flow has straight lines where the denoiser is constant,
-$\mathrm dx/\mathrm dt = \hat\varepsilon$.
+(their section 3 and table 1, right column): the time *is* the noise level. Every other process is
+this one with $x$ divided by $\alpha$ and the clock $t = \sigma/\alpha$, so that its probability
+flow has straight lines where the denoiser is constant, $\mathrm dx/\mathrm dt = \hat\varepsilon$.
 """
 
 import jax.numpy as jnp
@@ -20,12 +20,13 @@ class EDMSDE(AbstractProcess):
 
     $c_\text{noise} = \frac14\log\sigma_t$. The prior is $\mathcal N(0, t_1^2 I)$.
 
-    `grid` and `place` are uniform in $t = \sigma$, which is not how this process is used: train with the times of
-    [`eqdiff.LogNormal`][], and sample with levels that crowd at the data.
+    [`eqdiff.uniform_times`][] are uniform in $t = \sigma$, which is not how this process is used:
+    train with the times of [`eqdiff.LogNormal`][], and sample with [`eqdiff.karras_times`][].
 
     ??? cite "Reference"
 
-        Karras et al., *Elucidating the Design Space of Diffusion-Based Generative Models*, NeurIPS 2022, table 1.
+        Karras et al., *Elucidating the Design Space of Diffusion-Based Generative Models*, NeurIPS
+        2022, table 1.
     """
 
     t0: float | Array

@@ -1,15 +1,17 @@
 r"""A process from any α(t) and σ(t).
 
-The kernel $\mathcal N(\alpha_t x_0, \sigma_t^2 I)$ determines the SDE (equation 2 of the base). With
-$\dot\lambda = 2(\dot\alpha/\alpha - \dot\sigma/\sigma)$,
+The kernel $\mathcal N(\alpha_t x_0, \sigma_t^2 I)$ determines the SDE (equation 2 of the base).
+With $\dot\lambda = 2(\dot\alpha/\alpha - \dot\sigma/\sigma)$,
 
-$$f = \frac{\dot\alpha}{\alpha}, \qquad g^2 = 2\sigma\dot\sigma - 2f\sigma^2 = -\sigma^2\dot\lambda. \tag{1}$$
+$$f = \frac{\dot\alpha}{\alpha}, \qquad
+  g^2 = 2\sigma\dot\sigma - 2f\sigma^2 = -\sigma^2\dot\lambda. \tag{1}$$
 
-The derivatives are found by automatic differentiation. The inverse $t(\lambda)$ is found by bisection,
-which cannot fail for a monotone λ, and differentiated as an implicit function of λ and of whatever
-parameters θ the two functions hold,
+The derivatives are found by automatic differentiation. The inverse $t(\lambda)$ is found by
+bisection, which cannot fail for a monotone λ, and differentiated as an implicit function of λ and
+of whatever parameters θ the two functions hold,
 
-$$\mathrm dt = \frac{\mathrm d\lambda - \partial_\theta\lambda_t\,\mathrm d\theta}{\dot\lambda_t}. \tag{2}$$
+$$\mathrm dt = \frac{\mathrm d\lambda
+  - \partial_\theta\lambda_t\,\mathrm d\theta}{\dot\lambda_t}. \tag{2}$$
 
 Nothing is known of λ but its values, whose difference cancels over a short step. There
 
@@ -37,7 +39,8 @@ _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(5)
 
 
 class KernelSDE(AbstractProcess):
-    r"""The SDE with the perturbation kernel $\mathcal N(\alpha(t)\,x_0, \sigma(t)^2 I)$, for your own functions.
+    r"""The SDE with the perturbation kernel $\mathcal N(\alpha(t)\,x_0, \sigma(t)^2 I)$, for your
+    own functions.
 
     ```python
     def alpha(t):
@@ -46,11 +49,11 @@ class KernelSDE(AbstractProcess):
     process = eqd.KernelSDE(alpha, lambda t: jnp.sqrt(-jnp.expm1(-2 * t**2)), t0=1e-3, t1=3.0)
     ```
 
-    Drift, diffusion and $\dot\alpha, \dot\sigma$ follow by automatic differentiation, and so does the
-    inverse of λ. They are as accurate as the functions: write $1 - e^{-a}$ as `-jnp.expm1(-a)`. The
-    functions may be closures over parameters, or [Equinox](https://docs.kidger.site/equinox) modules
-    that hold them; everything here is differentiable in these. A file cannot hold functions: to save a
-    model, write the process as an [`eqdiff.AbstractProcess`][] of your own.
+    Drift, diffusion and $\dot\alpha, \dot\sigma$ follow by automatic differentiation, and so does
+    the inverse of λ. They are as accurate as the functions: write $1 - e^{-a}$ as `-jnp.expm1(-a)`.
+    The functions may be closures over parameters, or [Equinox](https://docs.kidger.site/equinox)
+    modules that hold them; everything here is differentiable in these. A file cannot hold
+    functions: to save a model, write the process as an [`eqdiff.AbstractProcess`][] of your own.
     """
 
     _alpha: Callable[[Scalar], Scalar]
@@ -74,15 +77,15 @@ class KernelSDE(AbstractProcess):
 
         - `alpha`, `sigma`: $\alpha(t)$ and $\sigma(t)$, functions of one 0-d array that JAX can
             differentiate.
-        - `t0`, `t1`: the interval on which the process is used. On it α and σ must be positive and the
-            log-SNR must fall.
-        - `prior_scale`: the standard deviation of the prior that stands for $p(x_{t_1})$; by default
-            $\sigma(t_1)$.
+        - `t0`, `t1`: the interval on which the process is used. On it α and σ must be positive and
+            the log-SNR must fall.
+        - `prior_scale`: the standard deviation of the prior that stands for $p(x_{t_1})$; by
+            default $\sigma(t_1)$.
         - `c_noise`: the network's time input, a function of $t$; by default $1000\,t/t_1$.
 
-        **Raises:** `ValueError` for times that are not finite and increasing, for functions that do not
-        return one number, and where α or σ is not positive or the log-SNR does not fall (seen at 65
-        times, unless the functions hold traced values).
+        **Raises:** `ValueError` for times that are not finite and increasing, for functions that do
+        not return one number, and where α or σ is not positive or the log-SNR does not fall (seen
+        at 65 times, unless the functions hold traced values).
         """
         low, high = known_number(t0), known_number(t1)
         if low is not None and high is not None:
@@ -114,7 +117,9 @@ class KernelSDE(AbstractProcess):
         return 2 * (self.alpha_dot(t) / self.alpha(t) - self.sigma_dot(t) / self.sigma(t))
 
     def time(self, log_snr: Scalar) -> Scalar:
-        r"""The inverse of `log_snr`, by bisection; beyond the ends of $[t_0, t_1]$, the nearer end."""
+        r"""The inverse of `log_snr`, by bisection; beyond the ends of $[t_0, t_1]$, the nearer
+        end.
+        """
         log_snr = jnp.asarray(log_snr)
         ends = (jnp.asarray(end).astype(log_snr.dtype) for end in (self.t0, self.t1))
         return _inverse(_Curve(_closed(self.log_snr, log_snr), *ends), log_snr)
@@ -175,16 +180,16 @@ def _check(process: KernelSDE) -> None:
         if bad.size:
             raise ValueError(
                 f"KernelSDE: {name}(t) is {values[bad[0]]:g} at t = {times[bad[0]]:g}, expected a "
-                "positive number on [t0, t1]. Choose t0 above the time where the noise vanishes, and "
-                "t1 below the one where the signal does."
+                "positive number on [t0, t1]. Choose t0 above the time where the noise vanishes, "
+                "and t1 below the one where the signal does."
             )
     rising = np.flatnonzero(~(np.diff(log_snr) < 0))
     if rising.size:
         i = rising[0]
         raise ValueError(
-            f"KernelSDE: the log-SNR log(alpha²/sigma²) must fall, but goes from {log_snr[i]:g} at "
-            f"t = {times[i]:g} to {log_snr[i + 1]:g} at t = {times[i + 1]:g}. Time runs from data at "
-            "t0 to noise at t1."
+            f"KernelSDE: the log-SNR log(alpha²/sigma²) must fall, but goes from {log_snr[i]:g} "
+            f"at t = {times[i]:g} to {log_snr[i + 1]:g} at t = {times[i + 1]:g}. Time runs from "
+            "data at t0 to noise at t1."
         )
 
 
@@ -197,7 +202,9 @@ class _Curve(eqx.Module):
 
 
 def _bisect(curve: _Curve, value: Scalar) -> Scalar:
-    """Halves [t0, t1] until no number lies between its ends: the precision of t, however small t is."""
+    """Halves [t0, t1] until no number lies between its ends: the precision of t, however small t
+    is.
+    """
 
     def unfinished(state):
         left, middle, right = state

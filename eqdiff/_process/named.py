@@ -1,16 +1,20 @@
 r"""Named schedules.
 
-Linear rates, scaled so that fewer steps noise as much (Ho et al. 2020; scaled as in the official code),
+Linear rates, scaled so that fewer steps noise as much (Ho et al. 2020; scaled as in the official
+code),
 
 $$\beta_t = \tfrac{1000}{T}\,\mathrm{linspace}(10^{-4}, 0.02, T)_t; \tag{1}$$
 
-and rates from any cumulative signal level $\bar\alpha(u)$, $u \in [0, 1]$, by the official ratio formula
+and rates from any cumulative signal level $\bar\alpha(u)$, $u \in [0, 1]$, by the official ratio
+formula
 
-$$\beta_t = \min\left(1 - \frac{\bar\alpha((t+1)/T)}{\bar\alpha(t/T)},\ \beta_{\max}\right), \tag{2}$$
+$$\beta_t = \min\left(1 - \frac{\bar\alpha((t+1)/T)}{\bar\alpha(t/T)},\ \beta_{\max}\right),
+  \tag{2}$$
 
 of which the cosine schedule is one (Nichol & Dhariwal 2021, equation 17),
 
-$$\bar\alpha(u) = \frac{f(u)}{f(0)}, \qquad f(u) = \cos^2\left(\frac{u + s}{1 + s}\cdot\frac{\pi}{2}\right). \tag{3}$$
+$$\bar\alpha(u) = \frac{f(u)}{f(0)}, \qquad
+  f(u) = \cos^2\left(\frac{u + s}{1 + s}\cdot\frac{\pi}{2}\right). \tag{3}$$
 """
 
 import math
@@ -25,14 +29,16 @@ from .schedule import MAX_BETA, Schedule
 def linear_schedule(
     num_steps: int = 1000, *, beta_min: float = 1e-4, beta_max: float = 0.02
 ) -> Schedule:
-    r"""The linear schedule, $\beta_t = \frac{1000}{T}\,\mathrm{linspace}(\beta_{\min}, \beta_{\max}, T)_t$.
+    r"""The linear schedule,
+    $\beta_t = \frac{1000}{T}\,\mathrm{linspace}(\beta_{\min}, \beta_{\max}, T)_t$.
 
     **Arguments:**
 
     - `num_steps`: $T$.
     - `beta_min`, `beta_max`: the first and last rate at $T = 1000$.
 
-    **Raises:** `ValueError` where a scaled rate leaves $(0, 1)$, which is at $T \le 20$ for the defaults.
+    **Raises:** `ValueError` where a scaled rate leaves $(0, 1)$, which is at $T \le 20$ for the
+    defaults.
     """
     num_steps = whole("linear_schedule", "num_steps", num_steps)
     scale = 1000 / num_steps
@@ -40,13 +46,14 @@ def linear_schedule(
 
 
 def cosine_schedule(num_steps: int = 1000, *, offset: float = 0.008) -> Schedule:
-    r"""The cosine schedule, $\bar\alpha(u) \propto \cos^2\left(\frac{u+s}{1+s}\frac\pi2\right)$, clipped at $\beta \le 0.999$.
+    r"""The cosine schedule, $\bar\alpha(u) \propto \cos^2\left(\frac{u+s}{1+s}\frac\pi2\right)$,
+    clipped at $\beta \le 0.999$.
 
     **Arguments:**
 
     - `num_steps`: $T$.
-    - `offset`: $s$, which keeps the first $\beta$ from vanishing; the paper chose $\sqrt{\beta_0}$ slightly below
-        the width 1/127.5 of a pixel's bin.
+    - `offset`: $s$, which keeps the first $\beta$ from vanishing; the paper chose $\sqrt{\beta_0}$
+        slightly below the width 1/127.5 of a pixel's bin.
     """
 
     def alpha_bar(u: float) -> float:
@@ -62,8 +69,8 @@ def alpha_bar_schedule(
 
     **Arguments:**
 
-    - `alpha_bar`: the cumulative signal level, a positive decreasing function of $u = t/T$. Only ratios matter, so it need
-        not be 1 at 0.
+    - `alpha_bar`: the cumulative signal level, a positive decreasing function of $u = t/T$. Only
+        ratios matter, so it need not be 1 at 0.
     - `num_steps`: $T$.
     - `max_beta`: the largest rate allowed.
 
@@ -74,7 +81,7 @@ def alpha_bar_schedule(
     if not (np.all(levels[:-1] > 0) and np.all(np.diff(levels) < 0)):
         i = int(np.argmax(~((np.diff(levels) < 0) & (levels[:-1] > 0))))
         raise ValueError(
-            f"alpha_bar_schedule: alpha_bar must be positive and decreasing, but alpha_bar({i}/{num_steps}) = "
-            f"{levels[i]:g} is followed by {levels[i + 1]:g}."
+            "alpha_bar_schedule: alpha_bar must be positive and decreasing, but "
+            f"alpha_bar({i}/{num_steps}) = {levels[i]:g} is followed by {levels[i + 1]:g}."
         )
     return Schedule(np.minimum(1 - levels[1:] / levels[:-1], max_beta))

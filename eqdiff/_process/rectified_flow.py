@@ -3,13 +3,13 @@ r"""Straight lines between data and noise.
 $$x_t = (1 - t)\,x_0 + t\,\varepsilon, \qquad \alpha_t = 1 - t, \qquad \sigma_t = t, \qquad
   \dot x_t = \varepsilon - x_0 \tag{1}$$
 
-(Liu et al. 2023; Lipman et al. 2023, with $\sigma_{\min} = 0$ and time reversed). With independent $x_0$ and ε its
-velocity $\mathbb E[\varepsilon - x_0|x_t]$ is the probability flow of the SDE
+(Liu et al. 2023; Lipman et al. 2023, with $\sigma_{\min} = 0$ and time reversed). With independent
+$x_0$ and ε its velocity $\mathbb E[\varepsilon - x_0|x_t]$ is the probability flow of the SDE
 
 $$\mathrm dx = -\frac{x}{1 - t}\,\mathrm dt + \sqrt{\frac{2t}{1 - t}}\,\mathrm dw: \tag{2}$$
 
-a diffusion like any other, in the clock $\sigma/\alpha = t/(1-t)$. At $t = 1$ no signal is left. The SDE is singular
-there, the velocity is not.
+a diffusion like any other, in the clock $\sigma/\alpha = t/(1-t)$. At $t = 1$ no signal is left.
+The SDE is singular there, the velocity is not.
 """
 
 import jax
@@ -22,16 +22,19 @@ from .base import AbstractProcess, as_time
 
 
 class RectifiedFlow(AbstractProcess):
-    r"""Rectified flow: $\alpha_t = 1 - t$, $\sigma_t = t$; also known as flow matching with linear paths.
+    r"""Rectified flow: $\alpha_t = 1 - t$, $\sigma_t = t$; also known as flow matching with linear
+    paths.
 
-    Use it with [`eqdiff.PredictFlow`][], whose network predicts $\varepsilon - x_0$, and [`eqdiff.l_simple`][], which then is the
-    flow matching loss. It is an SDE as well, $\mathrm dx = -\frac{x}{1-t}\mathrm dt + \sqrt{2t/(1-t)}\,\mathrm dw$, so that
-    stochastic samplers and likelihoods apply. $c_\text{noise} = 1000\,t$.
+    Use it with [`eqdiff.PredictFlow`][], whose network predicts $\varepsilon - x_0$, and
+    [`eqdiff.l_simple`][], which then is the flow matching loss. It is an SDE as well,
+    $\mathrm dx = -\frac{x}{1-t}\mathrm dt + \sqrt{2t/(1-t)}\,\mathrm dw$, so that stochastic
+    samplers and likelihoods apply. $c_\text{noise} = 1000\,t$.
 
     ??? cite "Reference"
 
-        Liu, Gong & Liu, *Flow Straight and Fast: Learning to Generate and Transfer Data with Rectified Flow*, ICLR 2023;
-        Lipman et al., *Flow Matching for Generative Modeling*, ICLR 2023.
+        Liu, Gong & Liu, *Flow Straight and Fast: Learning to Generate and Transfer Data with
+        Rectified Flow*, ICLR 2023; Lipman et al., *Flow Matching for Generative Modeling*, ICLR
+        2023.
     """
 
     t0: float | Array
@@ -40,9 +43,10 @@ class RectifiedFlow(AbstractProcess):
     def __init__(self, *, t0: float | Array = 1e-3, t1: float | Array = 0.999):
         r"""**Arguments:**
 
-        - `t0`, `t1`: the interval on which the process is used. $t_1 = 1$ is allowed, and makes the prior exact; then
-            drift and diffusion raise an error at $t = 1$, so that only the probability flow can start there, with a
-            [`eqdiff.PredictFlow`][] or [`eqdiff.PredictVelocity`][] network.
+        - `t0`, `t1`: the interval on which the process is used. $t_1 = 1$ is allowed, and makes the
+            prior exact; then drift and diffusion raise an error at $t = 1$, so that only the
+            probability flow can start there, with a [`eqdiff.PredictFlow`][] or
+            [`eqdiff.PredictVelocity`][] network.
 
         **Raises:** `ValueError` for times outside $0 < t_0 < t_1 \le 1$.
         """

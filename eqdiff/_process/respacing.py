@@ -1,11 +1,14 @@
 r"""Fewer steps: respacing.
 
-A schedule restricted to times $S_0 < S_1 < \dots$ is again a schedule, with rates (Nichol & Dhariwal 2021, section 4)
+A schedule restricted to times $S_0 < S_1 < \dots$ is again a schedule, with rates (Nichol &
+Dhariwal 2021, section 4)
 
-$$\beta'_k = 1 - \frac{\bar\alpha_{S_k}}{\bar\alpha_{S_{k-1}}}, \qquad \bar\alpha_{S_{-1}} = 1. \tag{1}$$
+$$\beta'_k = 1 - \frac{\bar\alpha_{S_k}}{\bar\alpha_{S_{k-1}}}, \qquad
+  \bar\alpha_{S_{-1}} = 1. \tag{1}$$
 
-Its posterior variances follow from $\beta'$ like any schedule's, so learned-range variances, which interpolate between
-$\tilde\beta'$ and $\beta'$, are rescaled for free. The network's time input at each step is still the original one.
+Its posterior variances follow from $\beta'$ like any schedule's, so learned-range variances, which
+interpolate between $\tilde\beta'$ and $\beta'$, are rescaled for free. The network's time input at
+each step is still the original one.
 """
 
 from collections.abc import Sequence
@@ -25,7 +28,8 @@ def respace(schedule: Schedule, timesteps: Sequence[int] | Int[np.ndarray, " K"]
     - `timesteps`: the indices to keep, increasing; for example `section_timesteps(T, (25,))` or
         `ddim_timesteps(T, 50)`.
 
-    **Returns:** a schedule of `len(timesteps)` steps, which remembers the original indices and time inputs.
+    **Returns:** a schedule of `len(timesteps)` steps, which remembers the original indices and time
+    inputs.
 
     **Raises:** `ValueError` for indices that are out of range or not increasing.
     """

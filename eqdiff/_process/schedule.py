@@ -1,7 +1,7 @@
 r"""The discrete schedule of DDPM, as a process in continuous time.
 
-A schedule is its rates $\beta_0, \dots, \beta_{T-1}$ (time is 0-based: $t = 0$ is one noising step). With
-$\bar\alpha_t = \prod_{s \le t} (1 - \beta_s)$ and $\bar\alpha_{-1} = 1$,
+A schedule is its rates $\beta_0, \dots, \beta_{T-1}$ (time is 0-based: $t = 0$ is one noising
+step). With $\bar\alpha_t = \prod_{s \le t} (1 - \beta_s)$ and $\bar\alpha_{-1} = 1$,
 
 $$q(x_t \mid x_0) = \mathcal N(\sqrt{\bar\alpha_t}\, x_0,\ (1 - \bar\alpha_t) I), \tag{1}$$
 
@@ -11,15 +11,18 @@ $$q(x_{t-1} \mid x_t, x_0) = \mathcal N(\tilde\mu_t, \tilde\beta_t I), \qquad
 $$\tilde\mu_t = \frac{\sqrt{\bar\alpha_{t-1}}\,\beta_t}{1 - \bar\alpha_t} x_0
   + \frac{\sqrt{1 - \beta_t}\,(1 - \bar\alpha_{t-1})}{1 - \bar\alpha_t} x_t \tag{3}$$
 
-(Nichol & Dhariwal 2021, equations 8–12). All tables are float64 NumPy, computed once, and cast once where
-they are used: $\log(1 - \bar\alpha)$ and the cumulative product in float32 would lose the first steps,
-which carry most of the bound.
+(Nichol & Dhariwal 2021, equations 8–12). All tables are float64 NumPy, computed once, and cast once
+where they are used: $\log(1 - \bar\alpha)$ and the cumulative product in float32 would lose the
+first steps, which carry most of the bound.
 
-Between whole times the log-SNR $\lambda_t = \log\bar\alpha_t - \log(1 - \bar\alpha_t)$ is a smooth monotone
-curve through all of them, which makes (1) a variance-preserving process in continuous time,
+Between whole times the log-SNR $\lambda_t = \log\bar\alpha_t - \log(1 - \bar\alpha_t)$ is a smooth
+monotone curve through all of them, which makes (1) a variance-preserving process in continuous
+time,
 
-$$\alpha_t^2 = \operatorname{sigmoid}(\lambda_t), \qquad \sigma_t^2 = \operatorname{sigmoid}(-\lambda_t), \qquad
-  \dot\alpha = \tfrac12\alpha\sigma^2\dot\lambda, \qquad \dot\sigma = -\tfrac12\sigma\alpha^2\dot\lambda. \tag{4}$$
+$$\alpha_t^2 = \operatorname{sigmoid}(\lambda_t), \qquad
+  \sigma_t^2 = \operatorname{sigmoid}(-\lambda_t), \qquad
+  \dot\alpha = \tfrac12\alpha\sigma^2\dot\lambda, \qquad
+    \dot\sigma = -\tfrac12\sigma\alpha^2\dot\lambda. \tag{4}$$
 
 So a network trained on whole times has a probability flow, a reverse SDE and an exact likelihood.
 """
@@ -31,7 +34,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
 from .._types import Example, Scalar, Time
-from ._interpolant import cubics, evaluate, halves, slope
+from ._interpolant import cubics, evaluate, halves, rise, slope
 from ._table import Table
 from .base import AbstractProcess, as_time
 
@@ -46,24 +49,26 @@ def is_whole(t: Time) -> bool:
 
 
 class Schedule(AbstractProcess):
-    r"""The schedule $q(x_t|x_{t-1}) = \mathcal N(\sqrt{1-\beta_t}\,x_{t-1}, \beta_t I)$, $t = 0, \dots, T-1$.
+    r"""The schedule $q(x_t|x_{t-1}) = \mathcal N(\sqrt{1-\beta_t}\,x_{t-1}, \beta_t I)$,
+    $t = 0, \dots, T-1$.
 
-    As a process it has $\alpha_t = \sqrt{\bar\alpha_t}$ and $\sigma_t = \sqrt{1-\bar\alpha_t}$. The *type* of a time decides
-    how it is answered. Whole times (of an integer type) are the steps, answered from float64 tables, and
-    NaN outside $0, \dots, T-1$. Floating-point times lie between, answered by a smooth monotone
-    interpolation of λ and $c_\text{noise}$; at 3 and at 3.0 the answers agree to rounding.
+    As a process it has $\alpha_t = \sqrt{\bar\alpha_t}$ and $\sigma_t = \sqrt{1-\bar\alpha_t}$. The
+    *type* of a time decides how it is answered. Whole times (of an integer type) are the steps,
+    answered from float64 tables, and NaN outside $0, \dots, T-1$. Floating-point times lie between,
+    answered by a smooth monotone interpolation of λ and $c_\text{noise}$; at 3 and at 3.0 the
+    answers agree to rounding.
 
-    Solves run from `t0` = 0 to `t1` = $T - 1$, or $T - 2$ where the last rate was clipped (the cosine
-    schedule's): there $\alpha \approx 5\cdot10^{-5}$, and a coarse grid would spend itself on that one step. Whole times
-    are valid up to $T - 1$ all the same.
+    Solves run from `t0` = 0 to `t1` = $T - 1$, or $T - 2$ where the last rate was clipped (the
+    cosine schedule's): there $\alpha \approx 5\cdot10^{-5}$, and a coarse grid would spend itself
+    on that one step. Whole times are valid up to $T - 1$ all the same.
 
     The tables are static (hashed by content): they are never traced, differentiated, averaged or
     decayed, and stay float64 whatever the precision of the computation.
 
     ??? cite "Reference"
 
-        Ho et al., *Denoising Diffusion Probabilistic Models*, NeurIPS 2020; Nichol & Dhariwal, *Improved
-        Denoising Diffusion Probabilistic Models*, ICML 2021.
+        Ho et al., *Denoising Diffusion Probabilistic Models*, NeurIPS 2020; Nichol & Dhariwal,
+        *Improved Denoising Diffusion Probabilistic Models*, ICML 2021.
     """
 
     _betas: Table = eqx.field(static=True)
@@ -81,9 +86,10 @@ class Schedule(AbstractProcess):
 
         - `betas`: the rates $\beta_t$, each in $(0, 1)$.
         - `c_noise`: the network's time input at each step; by default $1000\,t/T$ (the official
-            `rescale_timesteps=True`). Networks trained without rescaling want `c_noise=np.arange(T)`.
-        - `timesteps`: the index of each step in the schedule that this one was respaced from; by default
-            $0, \dots, T-1$.
+            `rescale_timesteps=True`). Networks trained without rescaling want
+            `c_noise=np.arange(T)`.
+        - `timesteps`: the index of each step in the schedule that this one was respaced from; by
+            default $0, \dots, T-1$.
 
         **Raises:** `ValueError` for rates outside $(0, 1)$ or tables of unequal length.
         """
@@ -106,7 +112,8 @@ class Schedule(AbstractProcess):
                     f"Schedule: {name} has shape {table.shape}, expected one per rate, "
                     f"{betas.shape}."
                 )
-        self._betas, self._c_noises, self._timesteps = Table(betas), Table(c_noise), Table(timesteps)
+        self._betas, self._c_noises = Table(betas), Table(c_noise)
+        self._timesteps = Table(timesteps)
 
     @property
     def num_steps(self) -> int:
@@ -161,7 +168,9 @@ class Schedule(AbstractProcess):
 
     @property
     def posterior_log_variance(self) -> Float[np.ndarray, " T"]:
-        r"""$\log\tilde\beta_t$, its first entry (which is $-\infty$) replaced by the second, float64."""
+        r"""$\log\tilde\beta_t$, its first entry (which is $-\infty$) replaced by the second,
+        float64.
+        """
         return self._betas.derived(_posterior_log_variance)
 
     def lookup(self, table: Shaped[np.ndarray, " T"], t: Time) -> Scalar:
@@ -193,10 +202,20 @@ class Schedule(AbstractProcess):
             s, t = _index(s), _index(t)
             return (_at(high, s) - _at(high, t)) + (_at(low, s) - _at(low, t))
         s, t = as_time(s), as_time(t)
-        high, low = halves(self._betas.derived(_log_snr_cubics)[:, 0], t.dtype)
-        (i, u, c), (j, v, d) = _piece(self._betas, s), _piece(self._betas, t)
-        between = (_at(high, i) - _at(high, j)) + (_at(low, i) - _at(low, j))
-        return between + (evaluate(u, c) - evaluate(v, d))
+        forward = s <= t
+        (i, u, c), (j, v, d) = (
+            _piece(self._betas, jnp.where(forward, *pair)) for pair in ((s, t), (t, s))
+        )
+        # From the earlier time to the next step, from step to step, and from a step to the later
+        # time: three falls of one sign, each without a difference of rounded λ.
+        inside = i == j
+        first = rise(u, jnp.where(inside, v, 1), c)
+        high, low = halves(self._betas.derived(_knots), t.dtype)
+        k = jnp.minimum(i + 1, j)
+        between = (_at(high, k) - _at(high, j)) + (_at(low, k) - _at(low, j))
+        last = jnp.where(inside, 0, rise(jnp.zeros_like(v), v, d))
+        fall = between - first - last
+        return jnp.where(forward, fall, -fall)
 
     def c_noise(self, t: Time) -> Scalar:
         if is_whole(t):
@@ -226,7 +245,7 @@ class Schedule(AbstractProcess):
         return slope(u, c)
 
     def time(self, log_snr: Scalar) -> Scalar:
-        # Bisection has no derivative of its own, so it is given that of the inverse function, 1/λ̇.
+        # Bisection has no derivative, so it is given that of the inverse function, 1/λ̇.
         @jax.custom_jvp
         def inverse(value):
             return self._bisect(value)
@@ -259,9 +278,9 @@ class Schedule(AbstractProcess):
 def _index(t: Time) -> Int[Array, ""]:
     if not is_whole(t):
         raise ValueError(
-            f"This is defined at the whole times of a schedule, but the time is {jnp.result_type(t)}: "
-            "floating-point times lie between the steps. For the nearest step write "
-            "jnp.rint(t).astype(int)."
+            "This is defined at the whole times of a schedule, but the time is "
+            f"{jnp.result_type(t)}: floating-point times lie between the steps. For the nearest "
+            "step write jnp.rint(t).astype(int)."
         )
     return jnp.asarray(t).astype(int)
 
@@ -297,10 +316,14 @@ def _log_snrs(betas):
     return np.log(alpha_bar) - np.log1p(-alpha_bar)
 
 
+def _knots(betas):
+    return _log_snr_cubics(betas)[:, 0]
+
+
 def _log_snr_cubics(betas):
     log_snrs = _log_snrs(betas)
     if betas.size > 4 and betas[-1] >= MAX_BETA:
-        # The clipped step is a leap of its own: it must not bend the curve before it.
+        # The clipped step is a leap: it must not bend the curve before it.
         smooth = cubics(log_snrs[:-1])
         (_, c1, c2, c3), fall = smooth[-1], log_snrs[-1] - log_snrs[-2]
         slope_there = c1 + 2 * c2 + 3 * c3

@@ -5,8 +5,9 @@ With $B(t) = \int_0^t \beta$ (Song et al. 2021, section 3.4 and equation 29),
 $$\mathrm dx = -\tfrac12 \beta(t) x\,\mathrm dt + \sqrt{\beta(t)(1 - e^{-2B})}\,\mathrm dw, \qquad
   \alpha_t = e^{-B/2}, \qquad \sigma_t = 1 - e^{-B}: \tag{1}$$
 
-the standard deviation is VP's *variance*. With $s = \alpha^2/\sigma^2$ the inverse of the log-SNR solves
-$s\sigma^2 + \sigma - 1 = 0$, hence $\sigma = 2/(1 + \sqrt{1 + 4s})$ and $e^{-B} = s\sigma^2$.
+the standard deviation is VP's *variance*. With $s = \alpha^2/\sigma^2$ the inverse of the log-SNR
+solves $s\sigma^2 + \sigma - 1 = 0$, hence $\sigma = 2/(1 + \sqrt{1 + 4s})$ and
+$e^{-B} = s\sigma^2$.
 """
 
 import jax.numpy as jnp
@@ -19,15 +20,17 @@ from .base import AbstractProcess, as_time
 
 
 class SubVPSDE(AbstractProcess):
-    r"""Sub-VP SDE, $\mathrm dx = -\tfrac12\beta x\,\mathrm dt + \sqrt{\beta(1 - e^{-2B})}\,\mathrm dw$.
+    r"""Sub-VP SDE,
+    $\mathrm dx = -\tfrac12\beta x\,\mathrm dt + \sqrt{\beta(1 - e^{-2B})}\,\mathrm dw$.
 
-    $\alpha_t = e^{-B(t)/2}$, $\sigma_t = 1 - e^{-B(t)}$ (no square root) with $B(t) = \int_0^t\beta$: never noisier than
-    VP at the same rate, and the paper's best likelihoods. $c_\text{noise} = 999\,t$.
+    $\alpha_t = e^{-B(t)/2}$, $\sigma_t = 1 - e^{-B(t)}$ (no square root) with
+    $B(t) = \int_0^t\beta$: never noisier than VP at the same rate, and the paper's best
+    likelihoods. $c_\text{noise} = 999\,t$.
 
     ??? cite "Reference"
 
-        Song et al., *Score-Based Generative Modeling through Stochastic Differential Equations*, ICLR 2021,
-        section 3.4 and equation 29.
+        Song et al., *Score-Based Generative Modeling through Stochastic Differential Equations*,
+        ICLR 2021, section 3.4 and equation 29.
     """
 
     beta_min: float | Array
@@ -43,9 +46,10 @@ class SubVPSDE(AbstractProcess):
         t0: float | Array = 1e-5,
         t1: float | Array = 1.0,
     ):
-        r"""**Arguments:** as for [`eqdiff.VPSDE`][]; at the default $t_0$, $\sigma_{t_0} = 10^{-6}$.
+        r"""**Arguments:** as for [`eqdiff.VPSDE`][]; $\sigma_{t_0} = 10^{-6}$ at the default $t_0$.
 
-        **Raises:** `ValueError` for a rate that is not positive or times outside $0 < t_0 < t_1 \le 1$.
+        **Raises:** `ValueError` for a rate that is not positive or times outside
+        $0 < t_0 < t_1 \le 1$.
         """
         check_positive(self, beta_min=beta_min, beta_max=beta_max)
         check_interval(self, t0, t1, end=1.0)
@@ -67,7 +71,7 @@ class SubVPSDE(AbstractProcess):
         s, t = as_time(s), as_time(t)
         between = integral_between(s, t, self.beta_min, self.beta_max)
         # α²_s/α²_t = e^between, and σ_t/σ_s = 1 + e^−B_s (1 − e^−between)/σ_s.
-        rise = -self.alpha(s) ** 2 * jnp.expm1(-between) / self.sigma(s)
+        rise = -(self.alpha(s) ** 2) * jnp.expm1(-between) / self.sigma(s)
         return between + 2 * jnp.log1p(rise)
 
     def time(self, log_snr: Scalar) -> Scalar:

@@ -1,18 +1,18 @@
 r"""Which times a sampler visits, and where a training time lies.
 
-A *spacing* is any function `(process, num_steps) -> times` that returns decreasing times, noise first: a
-sampler takes one as `spacing=`, or the times themselves as `times=`. The functions here space them evenly in
-some quantity, from the process's noisiest time to its cleanest: in $t$ itself (`uniform`), in $\sqrt t$
-(`quadratic`; Song, Meng & Ermon 2021), in the log-SNR λ (Lu et al. 2022), or in a power of the noise level
-$s = \sigma/\alpha$ (Karras et al. 2022, equation 5),
+A *spacing* is any function `(process, num_steps) -> times` that returns decreasing times, noise
+first: a sampler takes one as `spacing=`, or the times themselves as `times=`. The functions here
+space them evenly in some quantity, from the process's noisiest time to its cleanest: in $t$ itself
+(`uniform`), in $\sqrt t$ (`quadratic`; Song, Meng & Ermon 2021), in the log-SNR λ (Lu et al. 2022),
+or in a power of the noise level $s = \sigma/\alpha$ (Karras et al. 2022, equation 5),
 
 $$s_i = \left(s_{\max}^{1/\rho}
     + \tfrac{i}{n-1}\left(s_{\min}^{1/\rho} - s_{\max}^{1/\rho}\right)\right)^{\rho}, \qquad
   \lambda_i = -2\log s_i, \tag{1}$$
 
-or visit the levels of a schedule (Karras et al. 2022, table 1: the "iDDPM" discretisation). A level becomes
-a time by the process's `time(log_snr)`. On a schedule uniform times are whole, as in the official code; the
-other spacings lie between $t_0$ and $t_1$ and in general between the steps.
+or visit the levels of a schedule (Karras et al. 2022, table 1: the "iDDPM" discretisation). A level
+becomes a time by the process's `time(log_snr)`. On a schedule uniform times are whole, as in the
+official code; the other spacings lie between $t_0$ and $t_1$ and in general between the steps.
 """
 
 import jax
@@ -37,7 +37,7 @@ def time_at(process: AbstractProcess, u: Float[Array, "..."]) -> Shaped[Array, "
 
 
 def uniform_times(process: AbstractProcess, num_steps: int) -> Shaped[Array, " num_steps"]:
-    r"""`num_steps` decreasing times, evenly spaced in $t$: what samplers use unless told otherwise.
+    r"""`num_steps` decreasing times, evenly spaced in $t$: what samplers use by default.
 
     On a schedule they are its steps from $T-1$ to 0, rounded as in the official code.
 
@@ -53,7 +53,8 @@ def uniform_times(process: AbstractProcess, num_steps: int) -> Shaped[Array, " n
         return jnp.linspace(process.t1, process.t0, num_steps)
     if num_steps > process.num_steps:
         raise ValueError(
-            f"uniform_times(num_steps={num_steps}): the schedule has only {process.num_steps} steps."
+            f"uniform_times(num_steps={num_steps}): the schedule has only {process.num_steps} "
+            "steps."
         )
     steps = section_timesteps(process.num_steps, (num_steps,))
     return jnp.asarray(steps[::-1].copy(), jnp.int32)
@@ -62,8 +63,8 @@ def uniform_times(process: AbstractProcess, num_steps: int) -> Shaped[Array, " n
 def quadratic_times(process: AbstractProcess, num_steps: int) -> Float[Array, " num_steps"]:
     r"""`num_steps` decreasing times, evenly spaced in $\sqrt t$: more of them near the data.
 
-    The official code stops at 80 % of a schedule and rounds; here both ends are included. Arguments and errors
-    as for [`eqdiff.uniform_times`][].
+    The official code stops at 80 % of a schedule and rounds; here both ends are included. Arguments
+    and errors as for [`eqdiff.uniform_times`][].
 
     ??? cite "Reference"
 
@@ -83,8 +84,8 @@ def log_snr_times(process: AbstractProcess, num_steps: int) -> Float[Array, " nu
 
     ??? cite "Reference"
 
-        Lu et al., *DPM-Solver: A Fast ODE Solver for Diffusion Probabilistic Model Sampling in Around 10 Steps*,
-        NeurIPS 2022, section 3.3.
+        Lu et al., *DPM-Solver: A Fast ODE Solver for Diffusion Probabilistic Model Sampling in
+        Around 10 Steps*, NeurIPS 2022, section 3.3.
     """
     num_steps = whole("log_snr_times", "num_steps", num_steps)
     t0, t1 = _ends(process)
@@ -108,14 +109,15 @@ def karras_times(
     - `process`: any process.
     - `num_steps`: how many times.
     - `rho`: ρ; 7 crowds them near the data, 1 is uniform in $\sigma/\alpha$.
-    - `sigma_min`, `sigma_max`: the levels $\sigma/\alpha$ of the last and the first time; by default those of the
-        process's own ends.
+    - `sigma_min`, `sigma_max`: the levels $\sigma/\alpha$ of the last and the first time; by
+        default those of the process's own ends.
 
     **Raises:** `ValueError` for less than one step, ρ ≤ 0, or levels that do not decrease.
 
     ??? cite "Reference"
 
-        Karras et al., *Elucidating the Design Space of Diffusion-Based Generative Models*, NeurIPS 2022, equation 5.
+        Karras et al., *Elucidating the Design Space of Diffusion-Based Generative Models*, NeurIPS
+        2022, equation 5.
     """
     num_steps = whole("karras_times", "num_steps", num_steps)
     check_positive("karras_times", rho=rho)
@@ -139,25 +141,27 @@ def schedule_times(
     sigma_min: float | None = None,
     sigma_max: float | None = None,
 ) -> Float[Array, " num_steps"]:
-    r"""`num_steps` decreasing times at noise levels $\sigma/\alpha$ of a schedule, evenly spaced in its index.
+    r"""`num_steps` decreasing times at noise levels $\sigma/\alpha$ of a schedule, evenly spaced in
+    its index.
 
-    With the cosine schedule of 1000 steps this is EDM's "iDDPM" discretisation: its table $u_j$ with
-    $C_1 = 0.001$ and $C_2 = 0.008$ is $\sigma/\alpha$ of that schedule, whose rates are clipped at $1 - C_1$ and
-    offset by $C_2$.
+    With the cosine schedule of 1000 steps this is EDM's "iDDPM" discretisation: its table $u_j$
+    with $C_1 = 0.001$ and $C_2 = 0.008$ is $\sigma/\alpha$ of that schedule, whose rates are
+    clipped at $1 - C_1$ and offset by $C_2$.
 
     **Arguments:**
 
     - `process`: any process.
     - `num_steps`: how many times.
     - `schedule`: whose levels; `eqdiff.cosine_schedule(1000)` by default.
-    - `sigma_min`, `sigma_max`: only levels in this range are visited; the range of the process by default.
+    - `sigma_min`, `sigma_max`: only levels in this range are visited; the range of the process by
+        default.
 
     **Raises:** `ValueError` where the schedule has fewer levels in the range than `num_steps`.
 
     ??? cite "Reference"
 
-        Karras et al., *Elucidating the Design Space of Diffusion-Based Generative Models*, NeurIPS 2022, table 1
-        and appendix C.3.
+        Karras et al., *Elucidating the Design Space of Diffusion-Based Generative Models*, NeurIPS
+        2022, table 1 and appendix C.3.
     """
     num_steps = whole("schedule_times", "num_steps", num_steps)
     schedule = cosine_schedule(1000) if schedule is None else schedule
@@ -168,9 +172,9 @@ def schedule_times(
     table = table[(table >= low * (1 - 1e-6)) & (table <= high * (1 + 1e-6))]
     if len(table) < num_steps:
         raise ValueError(
-            f"schedule_times: the schedule has {len(table)} levels σ/α between {low:g} and {high:g}, "
-            f"fewer than num_steps={num_steps}. Ask for fewer, or give a finer schedule: "
-            "schedule=eqdiff.cosine_schedule(4000)."
+            f"schedule_times: the schedule has {len(table)} levels σ/α between {low:g} and "
+            f"{high:g}, fewer than num_steps={num_steps}. Ask for fewer, or give a finer "
+            "schedule: schedule=eqdiff.cosine_schedule(4000)."
         )
     kept = np.rint(np.linspace(0, len(table) - 1, num_steps)).astype(int)
     return jax.vmap(process.time)(jnp.asarray(-2 * np.log(table[kept]), float))

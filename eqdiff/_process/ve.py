@@ -3,10 +3,11 @@ r"""The variance-exploding SDE.
 A geometric noise level (Song et al. 2021, equations 9 and 30),
 
 $$\mathrm dx = \sigma_t \sqrt{2 \log(\sigma_{\max}/\sigma_{\min})}\,\mathrm dw, \qquad
-  \alpha_t = 1, \qquad \sigma_t = \sigma_{\min}\left(\frac{\sigma_{\max}}{\sigma_{\min}}\right)^t. \tag{1}$$
+  \alpha_t = 1, \qquad
+    \sigma_t = \sigma_{\min}\left(\frac{\sigma_{\max}}{\sigma_{\min}}\right)^t. \tag{1}$$
 
-The official marginal is $\sigma_t^2$, not $\sigma_t^2 - \sigma_{\min}^2$: data are taken to carry noise of level
-$\sigma_{\min}$ already at $t = 0$. This file does the same.
+The official marginal is $\sigma_t^2$, not $\sigma_t^2 - \sigma_{\min}^2$: data are taken to carry
+noise of level $\sigma_{\min}$ already at $t = 0$. This file does the same.
 """
 
 import math
@@ -20,15 +21,17 @@ from .base import AbstractProcess, as_time
 
 
 class VESDE(AbstractProcess):
-    r"""Variance-exploding SDE: $\alpha_t = 1$, $\sigma_t = \sigma_{\min}(\sigma_{\max}/\sigma_{\min})^t$.
+    r"""Variance-exploding SDE: $\alpha_t = 1$,
+    $\sigma_t = \sigma_{\min}(\sigma_{\max}/\sigma_{\min})^t$.
 
-    The continuous limit of SMLD/NCSN. $c_\text{noise} = \log\sigma_t$. The prior is $\mathcal N(0, \sigma_{\max}^2 I)$,
-    so $\sigma_{\max}$ should be about the largest distance between two data points (Song & Ermon 2020, technique 1).
+    The continuous limit of SMLD/NCSN. $c_\text{noise} = \log\sigma_t$. The prior is
+    $\mathcal N(0, \sigma_{\max}^2 I)$, so $\sigma_{\max}$ should be about the largest distance
+    between two data points (Song & Ermon 2020, technique 1).
 
     ??? cite "Reference"
 
-        Song et al., *Score-Based Generative Modeling through Stochastic Differential Equations*, ICLR 2021,
-        equations 9 and 30.
+        Song et al., *Score-Based Generative Modeling through Stochastic Differential Equations*,
+        ICLR 2021, equations 9 and 30.
     """
 
     sigma_min: float | Array
@@ -56,13 +59,15 @@ class VESDE(AbstractProcess):
         low, high = known_number(sigma_min), known_number(sigma_max)
         if low is not None and high is not None and low >= high:
             raise ValueError(
-                f"VESDE(sigma_min={sigma_min}, sigma_max={sigma_max}): expected sigma_min < sigma_max."
+                f"VESDE(sigma_min={sigma_min}, sigma_max={sigma_max}): expected sigma_min < "
+                "sigma_max."
             )
         check_interval(self, t0, t1, end=1.0)
         self.sigma_min, self.sigma_max, self.t0, self.t1 = sigma_min, sigma_max, t0, t1
 
     def _log_ratio(self) -> float | Array:
-        # A Python number stays weakly typed, so that it does not decide the precision of the caller's arrays.
+        # A Python number stays weakly typed, so that it does not decide the precision of the
+        # caller's arrays.
         if isinstance(self.sigma_min, Array) or isinstance(self.sigma_max, Array):
             return jnp.log(self.sigma_max) - jnp.log(self.sigma_min)
         return math.log(self.sigma_max / self.sigma_min)

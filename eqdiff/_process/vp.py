@@ -5,8 +5,8 @@ With $B(t) = \int_0^t \beta$ (Song et al. 2021, equations 11 and 33),
 $$\mathrm dx = -\tfrac12 \beta(t) x\,\mathrm dt + \sqrt{\beta(t)}\,\mathrm dw, \qquad
   \alpha_t = e^{-B/2}, \qquad \sigma_t = \sqrt{1 - e^{-B}}, \tag{1}$$
 
-so that $\lambda_t = -\log(e^B - 1)$ and $B = \log(1 + e^{-\lambda})$. The naive $1 - e^{-B}$ loses 0.6 % of σ at
-$t = 10^{-5}$ in float32; `expm1` keeps all digits.
+so that $\lambda_t = -\log(e^B - 1)$ and $B = \log(1 + e^{-\lambda})$. The naive $1 - e^{-B}$ loses
+0.6 % of σ at $t = 10^{-5}$ in float32; `expm1` keeps all digits.
 """
 
 import jax
@@ -20,15 +20,17 @@ from .base import AbstractProcess, as_time
 
 
 class VPSDE(AbstractProcess):
-    r"""Variance-preserving SDE, $\mathrm dx = -\tfrac12\beta(t)x\,\mathrm dt + \sqrt{\beta(t)}\,\mathrm dw$.
+    r"""Variance-preserving SDE,
+    $\mathrm dx = -\tfrac12\beta(t)x\,\mathrm dt + \sqrt{\beta(t)}\,\mathrm dw$.
 
-    $\alpha_t = e^{-B(t)/2}$, $\sigma_t^2 = 1 - e^{-B(t)}$ with $B(t) = \int_0^t\beta$ and $\beta$ linear from `beta_min`
-    to `beta_max`. The continuous limit of DDPM. $c_\text{noise} = 999\,t$, like the official code's.
+    $\alpha_t = e^{-B(t)/2}$, $\sigma_t^2 = 1 - e^{-B(t)}$ with $B(t) = \int_0^t\beta$ and $\beta$
+    linear from `beta_min` to `beta_max`. The continuous limit of DDPM. $c_\text{noise} = 999\,t$,
+    like the official code's.
 
     ??? cite "Reference"
 
-        Song et al., *Score-Based Generative Modeling through Stochastic Differential Equations*, ICLR 2021,
-        equations 11, 32 and 33.
+        Song et al., *Score-Based Generative Modeling through Stochastic Differential Equations*,
+        ICLR 2021, equations 11, 32 and 33.
     """
 
     beta_min: float | Array
@@ -46,12 +48,13 @@ class VPSDE(AbstractProcess):
     ):
         r"""**Arguments:**
 
-        - `beta_min`, `beta_max`: $\beta(0)$ and $\beta(1)$; the paper's 0.1 and 20 are DDPM's $10^{-4}$ and $0.02$ at
-            1000 steps.
-        - `t0`, `t1`: the interval on which the process is used. Training and likelihood use the default $t_0 = 10^{-5}$;
-            the paper samples down to $10^{-3}$.
+        - `beta_min`, `beta_max`: $\beta(0)$ and $\beta(1)$; the paper's 0.1 and 20 are DDPM's
+            $10^{-4}$ and $0.02$ at 1000 steps.
+        - `t0`, `t1`: the interval on which the process is used. Training and likelihood use the
+            default $t_0 = 10^{-5}$; the paper samples down to $10^{-3}$.
 
-        **Raises:** `ValueError` for a rate that is not positive or times outside $0 < t_0 < t_1 \le 1$.
+        **Raises:** `ValueError` for a rate that is not positive or times outside
+        $0 < t_0 < t_1 \le 1$.
         """
         check_positive(self, beta_min=beta_min, beta_max=beta_max)
         check_interval(self, t0, t1, end=1.0)

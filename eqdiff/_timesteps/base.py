@@ -1,20 +1,23 @@
 r"""Which times a training batch is noised to.
 
-A loss $\mathbb E_{t\sim U}[w(t) L_t]$ is estimated at times drawn from some $p$, each weighted by the ratio of the uniform density
-to $p$, so that the estimate stays unbiased (Nichol & Dhariwal 2021, section 3.3):
+A loss $\mathbb E_{t\sim U}[w(t) L_t]$ is estimated at times drawn from some $p$, each weighted by
+the ratio of the uniform density to $p$, so that the estimate stays unbiased (Nichol & Dhariwal
+2021, section 3.3):
 
 $$\mathbb E_{t\sim U}[L_t] = \mathbb E_{t\sim p}\left[\frac{L_t}{T p_t}\right], \qquad
   p_t \propto \sqrt{\mathbb E[L_t^2]}\ \text{ has the least variance}. \tag{1}$$
 
 Every strategy is a pure triple
 
-$$\texttt{init}() \to s, \qquad \texttt{sample}(s) \to (t, w), \qquad \texttt{update}(s, t, L) \to s', \tag{2}$$
+$$\texttt{init}() \to s, \qquad \texttt{sample}(s) \to (t, w), \qquad
+  \texttt{update}(s, t, L) \to s', \tag{2}$$
 
 so its state is a pytree that is jitted, sharded, checkpointed and resumed like any other.
 
-[`eqdiff.LossSecondMoment`][] and [`eqdiff.SmoothedSecondMoment`][] learn (1) while they train, [`eqdiff.LikelihoodImportance`][]
-knows it beforehand, and [`eqdiff.LogNormal`][] and [`eqdiff.LogitNormal`][] draw with all weights 1: there the distribution
-of the times *is* the weighting of the objective.
+[`eqdiff.LossSecondMoment`][] and [`eqdiff.SmoothedSecondMoment`][] learn (1) while they train,
+[`eqdiff.LikelihoodImportance`][] knows it beforehand, and [`eqdiff.LogNormal`][] and
+[`eqdiff.LogitNormal`][] draw with all weights 1: there the distribution of the times *is* the
+weighting of the objective.
 """
 
 import abc
@@ -47,8 +50,8 @@ class AbstractTimesteps(eqx.Module):
     ) -> tuple[Shaped[Array, " n"], Float[Array, " n"]]:
         r"""Draws `n` times.
 
-        **Returns:** the times (int32 or floating-point) and their importance weights, of mean 1 under
-        the strategy's own distribution.
+        **Returns:** the times (int32 or floating-point) and their importance weights, of mean 1
+        under the strategy's own distribution.
         """
 
     @abc.abstractmethod
@@ -67,10 +70,11 @@ class AbstractFixedTimesteps(AbstractTimesteps):
 
 
 def evenly_spread(n: int, *, key: Key) -> Float[Array, " n"]:
-    r"""$u_i = (i + u)/n$ in random order with one shared $u \sim U[0, 1)$: each is uniform by itself.
+    r"""$u_i = (i + u)/n$ in random order with one shared $u \sim U[0, 1)$: each of them is
+    uniform.
 
-    In shuffled order, so that a time says nothing about the place in the batch: micro-batches and devices each get the
-    whole range, not a slice of it.
+    In shuffled order, so that a time says nothing about the place in the batch: micro-batches and
+    devices each get the whole range, not a slice of it.
     """
     offset_key, order_key = jax.random.split(key)
     u = (jnp.arange(n, dtype=float) + jax.random.uniform(offset_key)) / n
@@ -82,7 +86,8 @@ def invert_cdf(
 ) -> tuple[Int[Array, " n"], Float[Array, " n"]]:
     """The index whose part of [0, 1) holds `u`, and how far into that part `u` lies, in [0, 1]."""
     ends = jnp.cumsum(probabilities)
-    # Scaled up rather than dividing by the last end, so that the parts are exactly as wide as they are searched.
+    # Scaled up rather than dividing by the last end, so that the parts are exactly as wide as they
+    # are searched.
     u = u * ends[-1]
     index = jnp.searchsorted(ends, u, side="right").astype(jnp.int32)
     index = jnp.minimum(index, probabilities.size - 1)
@@ -95,7 +100,9 @@ def invert_cdf(
 def mix_uniform(
     learned: Float[Array, " K"], num_steps: int, uniform_mix: float
 ) -> Float[Array, " K"]:
-    r"""$(1 - \eta)\,q + \eta/T$, written so that a uniform $q = 1/T$ stays exactly that, and weights exactly 1."""
+    r"""$(1 - \eta)\,q + \eta/T$, written so that a uniform $q = 1/T$ stays exactly that, and
+    weights exactly 1.
+    """
     return 1 / num_steps + (1 - uniform_mix) * (learned - 1 / num_steps)
 
 
@@ -103,6 +110,7 @@ def check_mix(owner: str, uniform_mix: float) -> None:
     """Raises `ValueError` for a share of uniform draws outside (0, 1]."""
     if not 0 < uniform_mix <= 1:
         raise ValueError(
-            f"{owner}(uniform_mix={uniform_mix}): expected a fraction in (0, 1]. Importance weights are at most its "
-            "inverse, so that without it one time that is never drawn would be lost for good."
+            f"{owner}(uniform_mix={uniform_mix}): expected a fraction in (0, 1]. Importance "
+            "weights are at most its inverse, so that without it one time that is never drawn "
+            "would be lost for good."
         )

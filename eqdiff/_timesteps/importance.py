@@ -1,20 +1,24 @@
 r"""Times in continuous time that are not uniform.
 
-**To estimate an integral with less variance.** The likelihood-weighted score matching loss is, up to constants, the integral of
-$\frac{g^2}{\sigma^2}\|\hat\varepsilon - \varepsilon\|^2$ over $t$. Near the data $g^2/\sigma^2$ is huge, while the squared error
-stays of order one. For every process $(\alpha, \sigma)$
+**To estimate an integral with less variance.** The likelihood-weighted score matching loss is, up
+to constants, the integral of $\frac{g^2}{\sigma^2}\|\hat\varepsilon - \varepsilon\|^2$ over $t$.
+Near the data $g^2/\sigma^2$ is huge, while the squared error stays of order one. For every process
+$(\alpha, \sigma)$
 
-$$\frac{g^2}{\sigma^2} = -\frac{\mathrm d\lambda}{\mathrm dt}, \qquad \lambda = \log\frac{\alpha^2}{\sigma^2}, \tag{1}$$
+$$\frac{g^2}{\sigma^2} = -\frac{\mathrm d\lambda}{\mathrm dt}, \qquad
+  \lambda = \log\frac{\alpha^2}{\sigma^2}, \tag{1}$$
 
-so $p(t) \propto g^2/\sigma^2$ is nothing but a uniform log-SNR: $t = t(\lambda)$ needs no rejection and no table (Song et al. 2021, *Maximum
-Likelihood Training*; in terms of λ, Kingma et al. 2021).
+so $p(t) \propto g^2/\sigma^2$ is simply a uniform log-SNR: $t = t(\lambda)$ needs no rejection
+and no table (Song et al. 2021, *Maximum Likelihood Training*; in terms of λ, Kingma et al. 2021).
 
-**To choose an objective.** The weighting of a loss and the distribution of its times are one thing: only their product counts.
-Karras et al. (2022) and Esser et al. (2024) state it as a distribution. Their importance weights are 1, and the objective is
-$\mathbb E_{t\sim p}[L_t]$, not an estimate of $\mathbb E_{t\sim U}[L_t]$.
+**To choose an objective.** The weighting of a loss and the distribution of its times are one thing:
+only their product counts. Karras et al. (2022) and Esser et al. (2024) state it as a distribution.
+Their importance weights are 1, and the objective is $\mathbb E_{t\sim p}[L_t]$, not an estimate of
+$\mathbb E_{t\sim U}[L_t]$.
 
-All of them spread a batch evenly over their quantiles, like [`eqdiff.LowDiscrepancy`][]. The references draw independently: each
-time has the same distribution, and the mean over a batch is less noisy here.
+All of them spread a batch evenly over their quantiles, like [`eqdiff.LowDiscrepancy`][]. The
+references draw independently: each time has the same distribution, and the mean over a batch is
+less noisy here.
 """
 
 import jax
@@ -40,18 +44,21 @@ def _times(process: AbstractProcess, log_snr: Float[Array, " n"]) -> Float[Array
 
 
 class LikelihoodImportance(AbstractFixedTimesteps):
-    r"""$p(t) \propto g(t)^2/\sigma_t^2$: the log-SNR is uniform. For a loss with [`eqdiff.LikelihoodWeighting`][].
+    r"""$p(t) \propto g(t)^2/\sigma_t^2$: the log-SNR is uniform. For a loss with
+    [`eqdiff.LikelihoodWeighting`][].
 
-    $$\lambda_i = \lambda_{t_0} + (\lambda_{t_1} - \lambda_{t_0})\,u_i, \qquad t_i = t(\lambda_i), \qquad
-      w_i = \frac{1/(t_1 - t_0)}{p(t_i)} = \frac{\lambda_{t_0} - \lambda_{t_1}}{t_1 - t_0}\cdot\frac{\sigma_{t_i}^2}{g(t_i)^2}.$$
+    $$\lambda_i = \lambda_{t_0} + (\lambda_{t_1} - \lambda_{t_0})\,u_i, \qquad
+      t_i = t(\lambda_i), \qquad
+      w_i = \frac{1/(t_1 - t_0)}{p(t_i)}
+        = \frac{\lambda_{t_0} - \lambda_{t_1}}{t_1 - t_0}\cdot\frac{\sigma_{t_i}^2}{g(t_i)^2}.$$
 
-    The weight and $g^2/\sigma^2$ cancel, so that every example counts the same: without it the few times near the data that a batch
-    happens to hold decide the loss.
+    The weight and $g^2/\sigma^2$ cancel, so that every example counts the same: without it the few
+    times near the data that a batch happens to hold decide the loss.
 
     ??? cite "Reference"
 
-        Song et al., *Maximum Likelihood Training of Score-Based Diffusion Models*, NeurIPS 2021 (variance reduction by
-        importance sampling).
+        Song et al., *Maximum Likelihood Training of Score-Based Diffusion Models*, NeurIPS 2021
+        (variance reduction by importance sampling).
     """
 
     process: AbstractProcess
@@ -61,8 +68,8 @@ class LikelihoodImportance(AbstractFixedTimesteps):
 
         - `process`: with a finite log-SNR at both ends.
 
-        **Raises:** `ValueError` where $g^2/\sigma^2$ is not integrable on $[t_0, t_1]$: then there is no such
-        distribution.
+        **Raises:** `ValueError` where $g^2/\sigma^2$ is not integrable on $[t_0, t_1]$: then there
+        is no such distribution.
         """
         self.process = require_process(process, "LikelihoodImportance")
         self._range()
@@ -72,9 +79,10 @@ class LikelihoodImportance(AbstractFixedTimesteps):
         start, end = _log_snr_range(process)
         bad = ~jnp.isfinite(start - end) | (start <= end)
         message = (
-            f"LikelihoodImportance: the log-SNR of {type(process).__name__} must fall from one finite value at t0 to "
-            "another at t1. At an end without signal or without noise it is infinite: give the process an interval "
-            "that leaves out that end, such as t0=1e-3 or t1=0.999."
+            f"LikelihoodImportance: the log-SNR of {type(process).__name__} must fall from one "
+            "finite value at t0 to another at t1. At an end without signal or without noise it is "
+            "infinite: give the process an interval that leaves out that end, such as t0=1e-3 or "
+            "t1=0.999."
         )
         return refuse((start, end), bad, message)
 
@@ -87,15 +95,17 @@ class LikelihoodImportance(AbstractFixedTimesteps):
 
 
 class LogNormal(AbstractFixedTimesteps):
-    r"""$\log(\sigma_t/\alpha_t) \sim \mathcal N(m, s^2)$, truncated to the process's interval: EDM's distribution of noise levels.
+    r"""$\log(\sigma_t/\alpha_t) \sim \mathcal N(m, s^2)$, truncated to the process's interval:
+    EDM's distribution of noise levels.
 
-    All weights are 1: the distribution defines the objective, $\mathbb E_{t\sim p}[L_t]$. With EDM's weighting that is to look mostly at
-    middle noise levels, where there is something to learn. It speaks of $\sigma/\alpha$, so it means the same for every process.
+    All weights are 1: the distribution defines the objective, $\mathbb E_{t\sim p}[L_t]$. With
+    EDM's weighting that is to look mostly at middle noise levels, where there is something to
+    learn. It speaks of $\sigma/\alpha$, so it means the same for every process.
 
     ??? cite "Reference"
 
-        Karras et al., *Elucidating the Design Space of Diffusion-Based Generative Models*, NeurIPS 2022, section 5 and
-        table 1 ($m = -1.2$, $s = 1.2$ for data of standard deviation 0.5).
+        Karras et al., *Elucidating the Design Space of Diffusion-Based Generative Models*, NeurIPS
+        2022, section 5 and table 1 ($m = -1.2$, $s = 1.2$ for data of standard deviation 0.5).
     """
 
     process: AbstractProcess
@@ -110,19 +120,22 @@ class LogNormal(AbstractFixedTimesteps):
         - `process`: any.
         - `mean`, `std`: $m$ and $s > 0$, of the natural logarithm.
 
-        **Raises:** `ValueError` for a `std` that is not positive, or a process whose interval holds less than one
-        millionth of the distribution.
+        **Raises:** `ValueError` for a `std` that is not positive, or a process whose interval holds
+        less than one millionth of the distribution.
         """
         check_positive(self, std=std)
         self.process, self.mean, self.std = require_process(process, "LogNormal"), mean, std
         self._range()
 
     def _range(self) -> tuple[Scalar, Scalar, Scalar]:
-        """The standardised ends of log(σ/α), mirrored where that brings them into the accurate tail, and the mirror."""
+        """The standardised ends of log(σ/α), mirrored where that brings them into the accurate
+        tail, and the mirror.
+        """
         with jax.ensure_compile_time_eval():
             noise = [-0.5 * log_snr for log_snr in _log_snr_range(self.process)]
             low, high = ((level - self.mean) / self.std for level in noise)
-            # Φ is accurate in its lower tail only, so the half with more of the interval is made the lower one.
+            # Φ is accurate in its lower tail only, so the half with more of the interval is made
+            # the lower one.
             mirror = jnp.where(low + high > 0, -1.0, 1.0).astype(low.dtype)
             low, high = (
                 jnp.minimum(mirror * low, mirror * high),
@@ -130,9 +143,9 @@ class LogNormal(AbstractFixedTimesteps):
             )
             bad = ~(ndtr(high) - ndtr(low) > 1e-6)
         message = (
-            f"LogNormal(mean={self.mean}, std={self.std}): hardly any of it lies between the noise levels σ/α of "
-            f"{type(self.process).__name__} at t0 and t1. Move the mean to the logarithm of a level that the process "
-            "reaches."
+            f"LogNormal(mean={self.mean}, std={self.std}): hardly any of it lies between the "
+            f"noise levels σ/α of {type(self.process).__name__} at t0 and t1. Move the mean to "
+            "the logarithm of a level that the process reaches."
         )
         return refuse((low, high, mirror), bad, message)
 
@@ -145,14 +158,17 @@ class LogNormal(AbstractFixedTimesteps):
 
 
 class LogitNormal(AbstractFixedTimesteps):
-    r"""$\operatorname{logit} u \sim \mathcal N(m, s^2)$, $t = t_0 + (t_1 - t_0)\,u$: the middle of the interval more often than its ends.
+    r"""$\operatorname{logit} u \sim \mathcal N(m, s^2)$, $t = t_0 + (t_1 - t_0)\,u$: the middle of
+    the interval more often than its ends.
 
-    All weights are 1: the distribution defines the objective, $\mathbb E_{t\sim p}[L_t]$. Made for rectified flow, whose velocity is
-    hardest to predict in the middle. A positive mean moves the times towards the noise.
+    All weights are 1: the distribution defines the objective, $\mathbb E_{t\sim p}[L_t]$. Made for
+    rectified flow, whose velocity is hardest to predict in the middle. A positive mean moves the
+    times towards the noise.
 
     ??? cite "Reference"
 
-        Esser et al., *Scaling Rectified Flow Transformers for High-Resolution Image Synthesis*, ICML 2024, section 3.1.
+        Esser et al., *Scaling Rectified Flow Transformers for High-Resolution Image Synthesis*,
+        ICML 2024, section 3.1.
     """
 
     process: AbstractProcess

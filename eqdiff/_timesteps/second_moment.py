@@ -1,7 +1,7 @@
 r"""Importance sampling of the steps of a schedule by the size of their past losses.
 
-Of all distributions the one with the least variance is $p_t \propto \sqrt{\mathbb E[L_t^2]}$. Nichol & Dhariwal (2021, section
-3.3) estimate it from the last $H$ losses seen at each $t$,
+Of all distributions the one with the least variance is $p_t \propto \sqrt{\mathbb E[L_t^2]}$.
+Nichol & Dhariwal (2021, section 3.3) estimate it from the last $H$ losses seen at each $t$,
 
 $$q_t = \frac{r_t}{\sum_s r_s}, \qquad r_t = \sqrt{\frac1H \sum_{j=1}^H L_{t,j}^2}, \qquad
   p_t = (1 - \eta)\,q_t + \frac{\eta}{T}, \tag{1}$$
@@ -9,10 +9,10 @@ $$q_t = \frac{r_t}{\sum_s r_s}, \qquad r_t = \sqrt{\frac1H \sum_{j=1}^H L_{t,j}^
 and draw uniformly until *every* $t$ has been seen $H$ times. Under uniform draws that takes about
 $T(\log T + (H - 1)\log\log T)$ of them: 25 000 for $T = 1000$, 100 000 for $T = 4000$.
 
-**A batch with repeated times** is read in order: the $k$-th of its losses at some $t$ follows the $(k-1)$-th into the history.
-Each history is a ring that is written at $(c_t + k) \bmod H$, where $c_t$ losses came before. Ranking the batch by a
-stable sort gives every loss its own slot, so one scatter writes all of them; of more than $H$ losses at the same $t$ the last $H$ are
-kept.
+**A batch with repeated times** is read in order: the $k$-th of its losses at some $t$ follows the
+$(k-1)$-th into the history. Each history is a ring that is written at $(c_t + k) \bmod H$, where
+$c_t$ losses came before. Ranking the batch by a stable sort gives every loss its own slot, so one
+scatter writes all of them; of more than $H$ losses at the same $t$ the last $H$ are kept.
 """
 
 import equinox as eqx
@@ -30,8 +30,8 @@ class History(eqx.Module):
     r"""The last losses at each step, as rings.
 
     - `losses`: the losses, zero where none has been written yet.
-    - `written`: how many losses $t$ has taken in. From $H$ on only the position in the ring counts, so it stays below
-        $2H$ and cannot overflow.
+    - `written`: how many losses $t$ has taken in. From $H$ on only the position in the ring counts,
+        so it stays below $2H$ and cannot overflow.
     """
 
     losses: Float[Array, "T H"]
@@ -39,39 +39,43 @@ class History(eqx.Module):
 
 
 class LossSecondMoment(AbstractTimesteps):
-    r"""$p_t \propto \sqrt{\mathbb E[L_t^2]}$ over the last losses at each $t$: importance sampling for $L_\text{vlb}$.
+    r"""$p_t \propto \sqrt{\mathbb E[L_t^2]}$ over the last losses at each $t$: importance sampling
+    for $L_\text{vlb}$.
 
-    $$p_t = (1 - \eta)\,\frac{r_t}{\sum_s r_s} + \frac\eta T, \qquad r_t = \sqrt{\tfrac1H \textstyle\sum_{j=1}^H L_{t,j}^2}.$$
+    $$p_t = (1 - \eta)\,\frac{r_t}{\sum_s r_s} + \frac\eta T, \qquad
+      r_t = \sqrt{\tfrac1H \textstyle\sum_{j=1}^H L_{t,j}^2}.$$
 
     Times are drawn independently, all uniform until every $t$ has a full history, like the official
-    `LossSecondMomentResampler`; [`eqdiff.SmoothedSecondMoment`][] is useful from the first batches on. The importance
-    weights $1/(T p_t)$ keep the loss unbiased; they are at most $1/\eta$.
+    `LossSecondMomentResampler`; [`eqdiff.SmoothedSecondMoment`][] is useful from the first batches
+    on. The importance weights $1/(T p_t)$ keep the loss unbiased; they are at most $1/\eta$.
 
-    Losses that are not finite are not recorded: the step that saw one is reported by the train step's metrics, and the
-    history it would have spoiled stays as it was. (The official code records them, and then every weight is NaN.) If all losses
-    recorded are zero the draws are uniform.
+    Losses that are not finite are not recorded: the step that saw one is reported by the train
+    step's metrics, and the history it would have spoiled stays as it was. (The official code
+    records them, and then every weight is NaN.) If all losses recorded are zero the draws are
+    uniform.
 
     ??? cite "Reference"
 
-        Nichol & Dhariwal, *Improved Denoising Diffusion Probabilistic Models*, ICML 2021, section 3.3.
+        Nichol & Dhariwal, *Improved Denoising Diffusion Probabilistic Models*, ICML 2021, section
+        3.3.
     """
 
     process: Schedule
     history: int = eqx.field(static=True)
     uniform_mix: float = eqx.field(static=True)
 
-    def __init__(
-        self, process: Schedule, *, history: int = 10, uniform_mix: float = 0.001
-    ):
+    def __init__(self, process: Schedule, *, history: int = 10, uniform_mix: float = 0.001):
         r"""**Arguments:**
 
         - `process`: the schedule.
         - `history`: how many losses are remembered at each step, $H$.
         - `uniform_mix`: the share η of uniform draws, in $(0, 1]$.
 
-        **Raises:** `ValueError` for a process without steps, an empty history, or a share outside $(0, 1]$.
+        **Raises:** `ValueError` for a process without steps, an empty history, or a share outside
+        $(0, 1]$.
         """
-        self.process = require_schedule(require_process(process, "LossSecondMoment"), "LossSecondMoment")
+        require_process(process, "LossSecondMoment")
+        self.process = require_schedule(process, "LossSecondMoment")
         check_mix("LossSecondMoment", uniform_mix)
         self.history, self.uniform_mix = whole(self, "history", history), uniform_mix
 
@@ -81,8 +85,9 @@ class LossSecondMoment(AbstractTimesteps):
 
     def _learned(self, state: History) -> Float[Array, " T"]:
         """The $q_t$ of equation (1); uniform during warm-up."""
-        # Every history is divided by its largest loss before squaring, so that no loss is too large for float32. The
-        # compiler multiplies by reciprocals instead, and that of the very largest numbers is zero: hence the bound.
+        # Every history is divided by its largest loss before squaring, so that no loss is too large
+        # for float32. The compiler multiplies by reciprocals instead, and that of the very largest
+        # numbers is zero: hence the bound.
         bound = float(jnp.finfo(state.losses.dtype).max) / 100
         losses = jnp.minimum(jnp.abs(state.losses), bound)
         largest = jnp.max(losses, axis=1)
@@ -106,7 +111,8 @@ class LossSecondMoment(AbstractTimesteps):
         num_steps = self.process.num_steps
         which_key, uniform_key, learned_key = jax.random.split(key, 3)
         learned = self._learned(state)
-        # In two stages, because a float32 cumulative sum cannot resolve the steps to which only η/T is left.
+        # In two stages, because a float32 cumulative sum cannot resolve the steps to which only η/T
+        # is left.
         by_loss, _ = invert_cdf(learned, jax.random.uniform(learned_key, (n,)))
         anyhow = jax.random.randint(uniform_key, (n,), 0, num_steps, jnp.int32)
         t = jnp.where(jax.random.uniform(which_key, (n,)) < self.uniform_mix, anyhow, by_loss)

@@ -1,31 +1,35 @@
 r"""Importance sampling of the steps of a schedule that is useful from the first batches on.
 
-`LossSecondMoment` waits until every step has its own history, although neighbouring steps have almost the same loss. Here they
-lend each other what they know. The terms of the bound change over orders of magnitude in the first steps and slowly later, like
-powers of $t + 1$, so their natural coordinate is
+`LossSecondMoment` waits until every step has its own history, although neighbouring steps have
+almost the same loss. Here they lend each other what they know. The terms of the bound change over
+orders of magnitude in the first steps and slowly later, like powers of $t + 1$, so their natural
+coordinate is
 
 $$z_t = \log(t + 1), \tag{1}$$
 
-in which the steps are gathered into bins of equal width: of one step each at first, of 5 % of $t$ later. Each bin $b$ keeps an
-exponentially forgotten sum of squared losses and a count,
+in which the steps are gathered into bins of equal width: of one step each at first, of 5 % of $t$
+later. Each bin $b$ keeps an exponentially forgotten sum of squared losses and a count,
 
-$$S_b \leftarrow \rho^{m} S_b + \sum_{i:\,t_i \in b} L_i^2, \qquad N_b \leftarrow \rho^{m} N_b + m, \qquad
+$$S_b \leftarrow \rho^{m} S_b + \sum_{i:\,t_i \in b} L_i^2, \qquad
+  N_b \leftarrow \rho^{m} N_b + m, \qquad
   \rho = 1 - 1/H, \tag{2}$$
 
-for the $m$ losses that a batch has in it. A bin's memory is about its last $H$ losses, however often it is drawn, as with
-the official history; one that is drawn often forgets an outlier quickly. The second moment is then estimated from coarse to fine
-with Gaussian kernels $K_h(b, c) = e^{-(z_b - z_c)^2/2h^2}$. Starting from the mean over everything, at each width the next coarser
-estimate is worth κ observations,
+for the $m$ losses that a batch has in it. A bin's memory is about its last $H$ losses, however
+often it is drawn, as with the official history; one that is drawn often forgets an outlier quickly.
+The second moment is then estimated from coarse to fine with Gaussian kernels
+$K_h(b, c) = e^{-(z_b - z_c)^2/2h^2}$. Starting from the mean over everything, at each width the
+next coarser estimate is worth κ observations,
 
-$$M_h(b) = \frac{\sum_c K_h(b, c)\,S_c + \kappa\,M_{2h}(b)}{\sum_c K_h(b, c)\,N_c + \kappa}, \tag{3}$$
+$$M_h(b) = \frac{\sum_c K_h(b, c)\,S_c + \kappa\,M_{2h}(b)}{\sum_c K_h(b, c)\,N_c + \kappa},
+  \tag{3}$$
 
-down to the finest width $h$. Steps that were never drawn borrow from the nearest that were, and those drawn often decide for
-themselves. The probabilities are
+down to the finest width $h$. Steps that were never drawn borrow from the nearest that were, and
+those drawn often decide for themselves. The probabilities are
 
 $$p_t = (1 - \eta)\frac{\sqrt{M(b_t)}}{\sum_s \sqrt{M(b_s)}} + \frac{\eta}{T}; \tag{4}$$
 
-without any observation (3) is constant and (4) uniform. The weights $1/(T p_t)$ are at most $1/\eta$, and the estimate is unbiased
-whatever (3) says.
+without any observation (3) is constant and (4) uniform. The weights $1/(T p_t)$ are at most
+$1/\eta$, and the estimate is unbiased whatever (3) says.
 """
 
 import functools as ft
@@ -56,7 +60,7 @@ class Moments(eqx.Module):
 
 @ft.cache
 def bin_edges(num_steps: int, width: float) -> Int[np.ndarray, " edges"]:
-    """The first step of each bin, and T: bins of `width` in log(t + 1), but at least of one step."""
+    """The first step of each bin, and T: bins of `width` in log(t + 1), of one step at least."""
     edges = [0]
     while edges[-1] < num_steps:
         start = edges[-1]
@@ -65,17 +69,21 @@ def bin_edges(num_steps: int, width: float) -> Int[np.ndarray, " edges"]:
 
 
 class SmoothedSecondMoment(AbstractTimesteps):
-    r"""$p_t \propto \sqrt{\mathbb E[L_t^2]}$ with the second moment smoothed over neighbouring $t$: equations (1)–(4).
+    r"""$p_t \propto \sqrt{\mathbb E[L_t^2]}$ with the second moment smoothed over neighbouring $t$:
+    equations (1)–(4).
 
-    For $L_\text{vlb}$, in place of [`eqdiff.LossSecondMoment`][]. It starts out uniform too, but leans towards the large losses from
-    the first batch on, instead of after 25 000 draws ($T = 1000$) or 100 000 ($T = 4000$). A batch is spread evenly over its
-    quantiles, like [`eqdiff.LowDiscrepancy`][]'s. The importance weights $1/(T p_t)$ keep the loss unbiased.
+    For $L_\text{vlb}$, in place of [`eqdiff.LossSecondMoment`][]. It starts out uniform too, but
+    leans towards the large losses from the first batch on, instead of after 25 000 draws
+    ($T = 1000$) or 100 000 ($T = 4000$). A batch is spread evenly over its quantiles, like
+    [`eqdiff.LowDiscrepancy`][]'s. The importance weights $1/(T p_t)$ keep the loss unbiased.
 
-    On the bound of an exact denoiser, 512 draws bring $\mathbb E[(L_t/(T p_t))^2]$ to within 4 % of its least value, from more than a
-    hundred times that under uniform draws (`benchmarks/timesteps.py`).
+    On the bound of an exact denoiser, 512 draws bring $\mathbb E[(L_t/(T p_t))^2]$ to within 4 % of
+    its least value, from more than a hundred times that under uniform draws
+    (`benchmarks/timesteps.py`).
 
-    Losses that are not finite are passed over; those larger than $10^{-4}$ of the square root of the largest number
-    ($2\cdot10^{15}$ in float32) count as that. If all losses recorded are zero the draws are uniform.
+    Losses that are not finite are passed over; those larger than $10^{-4}$ of the square root of
+    the largest number ($2\cdot10^{15}$ in float32) count as that. If all losses recorded are zero
+    the draws are uniform.
     """
 
     process: Schedule
@@ -103,7 +111,8 @@ class SmoothedSecondMoment(AbstractTimesteps):
 
         **Raises:** `ValueError` for a process without steps or numbers outside these ranges.
         """
-        self.process = require_schedule(require_process(process, "SmoothedSecondMoment"), "SmoothedSecondMoment")
+        require_process(process, "SmoothedSecondMoment")
+        self.process = require_schedule(process, "SmoothedSecondMoment")
         check_mix("SmoothedSecondMoment", uniform_mix)
         for name, value, least in (
             ("history", history, 1),
@@ -112,7 +121,8 @@ class SmoothedSecondMoment(AbstractTimesteps):
         ):
             if not least < value < float("inf"):
                 raise ValueError(
-                    f"SmoothedSecondMoment({name}={value}): expected a finite number greater than {least}."
+                    f"SmoothedSecondMoment({name}={value}): expected a finite number greater than "
+                    f"{least}."
                 )
         self.history, self.uniform_mix = float(history), uniform_mix
         self.bandwidth, self.prior_count = bandwidth, prior_count
@@ -144,11 +154,11 @@ class SmoothedSecondMoment(AbstractTimesteps):
         return estimate
 
     def _bins(self, state: Moments) -> Float[Array, " B"]:
-        """The probability of each bin: that of one of its steps, equation (4), times their number."""
+        """The probability of each bin: that of a step, equation (4), times the number of steps."""
         widths = jnp.asarray(np.diff(self._edges), state.squares.dtype)
         roots = jnp.sqrt(self._second_moments(state))
         total = jnp.sum(widths * roots)
-        # Nothing seen yet, or nothing but zeros: uniform.
+        # Nothing seen yet, or only zeros: uniform.
         learned = jnp.where(
             total > 0, roots / jnp.where(total > 0, total, 1), 1 / self.process.num_steps
         )
@@ -165,7 +175,8 @@ class SmoothedSecondMoment(AbstractTimesteps):
     ) -> tuple[Int[Array, " n"], Float[Array, " n"]]:
         num_steps, edges = self.process.num_steps, self._edges
         bins = self._bins(state)
-        # First the bin, then the step within: a cumulative sum over a hundred bins keeps more digits than one over all steps.
+        # First the bin, then the step within: a cumulative sum over a hundred bins keeps more
+        # digits than one over all steps.
         b, inside = invert_cdf(bins, evenly_spread(n, key=key))
         widths = jnp.asarray(np.diff(edges))[b]
         within = jnp.minimum((inside * widths.astype(inside.dtype)).astype(jnp.int32), widths - 1)

@@ -1,12 +1,12 @@
 r"""Uniform times, independent or evenly spread.
 
-Independent times leave gaps: of $n$ draws some stretch of length $\log n/n$ is empty, and the mean of
-a batch carries the full variance of $L_t$ over $t$. One shared offset,
+Independent times leave gaps: of $n$ draws some stretch of length $\log n/n$ is empty, and the mean
+of a batch carries the full variance of $L_t$ over $t$. One shared offset,
 
 $$u_i = \frac{i + u}{n}, \qquad u \sim U[0, 1), \tag{1}$$
 
-removes that part of the variance and leaves only what $x_0$ and ε contribute at a given time (Kingma
-et al. 2021, appendix I.1).
+removes that part of the variance and leaves only what $x_0$ and ε contribute at a given time
+(Kingma et al. 2021, appendix I.1).
 """
 
 import jax
@@ -39,8 +39,8 @@ class Uniform(AbstractFixedTimesteps):
 class LowDiscrepancy(AbstractFixedTimesteps):
     r"""Uniform times with one shared random offset: $u_i = (i + u)/n$, $u \sim U[0, 1)$.
 
-    Each time is uniform on its own, so the estimate is unbiased, but a batch always covers the whole
-    range: the loss is much less noisy than with independent times.
+    Each time is uniform on its own, so the estimate is unbiased, but a batch always covers the
+    whole range: the loss is much less noisy than with independent times.
 
     ??? cite "Reference"
 
