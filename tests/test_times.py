@@ -120,7 +120,7 @@ def test_samplers_take_them(x64):
 VP, SCHEDULE = eqd.VPSDE(), eqd.linear_schedule(50)
 REFUSED = [
     (lambda: eqd.karras_times(VP, 0), "positive whole number"),
-    (lambda: eqd.log_snr_times(VP, 2.5), "positive whole number"),
+    (lambda: eqd.log_snr_times(VP, True), "positive whole number"),
     (lambda: eqd.uniform_times(SCHEDULE, 51), "only 50 steps"),
     (lambda: eqd.karras_times(VP, 5, 0.0), "rho=0.0.*positive finite"),
     (lambda: eqd.karras_times(VP, 5, sigma_min=2.0, sigma_max=1.0), "0 < sigma_min < sigma_max"),

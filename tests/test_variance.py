@@ -162,7 +162,7 @@ def test_refused(call, match):
 def test_oracles_and_networks_have_the_same_variance_by_default():
     process = eqd.cosine_schedule(9)
     network = eqd.Denoiser(lambda c_noise, x, args, *, key: x, process)
-    mixture = eqd.GaussianMixtureDenoiser(process, [1.0], [[0.0]], [[[1.0]]])
+    mixture = eqd.GaussianMixtureDenoiser(process, *(np.ones((1,) * n) for n in (1, 2, 3)))
     for oracle in (eqd.GaussianDenoiser(process), mixture):
         assert oracle.variance == network.variance
         assert oracle.parameterisation == network.parameterisation

@@ -43,8 +43,8 @@ from .base import AbstractProcess, as_time
 MAX_BETA = 0.999
 
 
-def is_whole(t: Time) -> bool:
-    """Whether a time is of an integer type: a step of a schedule."""
+def is_whole(t: Time | Shaped[Array, "..."]) -> bool:
+    """Whether times are of an integer type: steps of a schedule."""
     return jnp.issubdtype(jnp.result_type(t), jnp.integer)
 
 
