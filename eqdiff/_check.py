@@ -15,7 +15,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 
 def is_traced(*values: Any) -> bool:
@@ -90,6 +90,50 @@ def check_example(owner: Any, x: Any) -> None:
             f"{jnp.result_type(x)} of shape {jnp.shape(x)}. For 8-bit pixels write "
             "x / 127.5 - 1, or eqdiff.data's Dataset.normalise."
         )
+
+
+def check_levels(
+    owner: str,
+    image: Float[Array, "..."],
+    levels: int,
+    low: float = -1.0,
+    high: float = 1.0,
+) -> Float[Array, "..."]:
+    """An image, which is an error if a value is on none of `levels` equally spaced ones.
+
+    A `ValueError` that shows the values where they are known, a runtime error where they are
+    traced.
+    """
+    check_example(owner.partition("(")[0], image)
+    remedy = (
+        f"{owner} expects images on {levels} equally spaced levels from {low:g} to {high:g}: 8-bit "
+        "pixels are levels=256, on [-1, 1] as pixels / 127.5 - 1. Are the data noisy already, or "
+        "scaled otherwise?"
+    )
+    values = image.astype(jnp.promote_types(image.dtype, jnp.float32))
+    position = (values - low) * ((levels - 1) / (high - low))
+    level = jnp.rint(position)
+    # Rounding of float32 moves a 16-bit pixel by 0.004 of a level.
+    off = ~(jnp.abs(position - level) < 0.02) | (level < 0) | (level > levels - 1)
+    if not is_traced(off):
+        if np.any(off):
+            given, bad = np.asarray(values), np.asarray(values)[np.asarray(off)]
+            raise ValueError(
+                f"The image has values from {given.min():g} to {given.max():g}, {bad.size} of "
+                f"{given.size} on none of the levels, such as {bad.flat[0]:g}. {remedy}"
+            )
+        return image
+    # Under jit the values cannot be shown; which way they are wrong can.
+    ways = [jnp.any(~jnp.isfinite(values)), jnp.any(level < 0), jnp.any(level > levels - 1)]
+    way = jnp.where(ways[0], 0, jnp.where(ways[1], 1, jnp.where(ways[2], 2, 3)))
+    texts = [
+        "that are not finite",
+        f"below {low:g}",
+        f"above {high:g}",
+        "that are on none of the levels",
+    ]
+    messages = [f"The image has values {text}. {remedy}" for text in texts]
+    return eqx.branched_error_if(image, jnp.any(off), way, messages)
 
 
 def refuse(tree: PyTree, bad: Bool[Array, ""], message: str) -> PyTree:

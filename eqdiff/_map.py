@@ -1,9 +1,10 @@
 r"""One way to run a function over many examples.
 
-A function of one example is mapped over any number of them in chunks of one compiled, batched call, spread over
-a device mesh if one is given. Example $i$ has the key `fold_in(key, i)`: its result depends on the key and on $i$
-alone, not on the chunk size, the number of devices, or how many others there are. A short last chunk is filled up
-with copies of the last example, whose results are dropped, so that one program serves all.
+A function of one example is mapped over any number of them in chunks of one compiled, batched call,
+spread over a device mesh if one is given. Example $i$ has the key `fold_in(key, i)`: its result
+depends on the key and on $i$ alone, not on the chunk size, the number of devices, or how many
+others there are. A short last chunk is filled up with copies of the last example, whose results are
+dropped, so that one program serves all.
 
 Sampling is the same with the noise for an example.
 """
@@ -51,29 +52,30 @@ def map_examples(
     values = eqd.map_examples(bits, images, key=key, progress=True)
     ```
 
-    **A bad example does not lose the others.** Where a chunk fails with an error at run time (a solve that did not
-    arrive, a value off the grid), its examples are tried one by one: those that fail alone have NaN for a result
-    (whole numbers become floating-point ones there), and a warning at the end gives their indices and the
-    error of each kind. Errors before any computation (a wrong shape, a missing key) are raised as usual.
+    **A bad example does not lose the others.** Where a chunk fails with an error at run time (a
+    solve that did not arrive, a value off the grid), its examples are tried one by one: those that
+    fail alone have NaN for a result (whole numbers become floating-point ones there), and a warning
+    at the end gives their indices and the error of each kind. Errors before any computation (a
+    wrong shape, a missing key) are raised as usual.
 
     **Arguments:**
 
-    - `fn`: a function of one example of each of `args`, and a key. It is traced once; what it closes over is an
-        input of the compiled program, not a constant in it.
+    - `fn`: a function of one example of each of `args`, and a key. It is traced once; what it
+        closes over is an input of the compiled program, not a constant in it.
     - `args`: arrays or pytrees of them, all with a leading axis of one length.
     - `key`: example `i` has the key `jax.random.fold_in(key, i)`.
     - `batch_size`: how many examples are computed at once; memory grows with it.
-    - `mesh`: a device mesh; each chunk is split along the mesh's first axis, its size rounded up to fill all
-        devices.
+    - `mesh`: a device mesh; each chunk is split along the mesh's first axis, its size rounded up to
+        fill all devices.
     - `progress`: shows a bar with rate and ETA (needs tqdm).
-    - `folder`: where to write each finished chunk, so that the same call continues after an interruption. Chunks
-        written by a call with another key, other shapes or another batch size are an error; that `fn` and
-        the data are still the same is yours to ensure.
+    - `folder`: where to write each finished chunk, so that the same call continues after an
+        interruption. Chunks written by a call with another key, other shapes or another batch size
+        are an error; that `fn` and the data are still the same is yours to ensure.
 
     **Returns:** what `fn` returns, as NumPy arrays with a leading axis.
 
-    **Raises:** `ValueError` for no arguments, leading axes of different lengths, numbers that are not whole and
-    positive, or a folder of another call.
+    **Raises:** `ValueError` for no arguments, leading axes of different lengths, numbers that are
+    not whole and positive, or a folder of another call.
     """
     if not jax.tree.leaves(args):
         raise ValueError("map_examples: expected at least one array to map over.")
@@ -114,11 +116,13 @@ def generate(
     - `shape`: of one sample, for example `(3, 32, 32)`.
     - `key`: sample `i` is drawn from this key and `i`.
     - `args`: what conditions the network, with a leading axis of length `num`; or `None`.
-    - `batch_size`, `mesh`, `progress`, `folder`: as for [`eqdiff.map_examples`][], and so are samples that fail.
+    - `batch_size`, `mesh`, `progress`, `folder`: as for [`eqdiff.map_examples`][], and so are
+        samples that fail.
 
     **Returns:** a NumPy array of shape `(num, *shape)`.
 
-    **Raises:** `ValueError` for `args` of another length than `num`, or numbers that are not whole and positive.
+    **Raises:** `ValueError` for `args` of another length than `num`, or numbers that are not whole
+    and positive.
     """
     num = whole("generate", "num", num)
     check_call("generate", denoiser, jnp.zeros(0))
@@ -160,7 +164,8 @@ def _length(owner: str, args: PyTree[Any]) -> int:
     lengths = {shape[:1] for shape in shapes}
     if len(lengths) != 1 or () in lengths:
         raise ValueError(
-            f"{owner}: every array needs a leading axis of one length, but their shapes are {shapes}."
+            f"{owner}: every array needs a leading axis of one length, but their shapes are "
+            f"{shapes}."
         )
     return whole(owner, "examples", shapes[0][0])
 
@@ -213,7 +218,8 @@ def _in_chunks(what, run, static, args, num, key, batch_size, mesh, progress, fo
     if failed:
         shown = ", ".join(map(str, sorted(failed)[:20])) + (", …" if len(failed) > 20 else "")
         warnings.warn(
-            f"{what}: {len(failed)} of {num} examples failed, and their results are NaN. Their indices: "
+            f"{what}: {len(failed)} of {num} examples failed, and their results are NaN. Their "
+            "indices: "
             f"{shown}. The first: {failed[min(failed)]}",
             RuntimeWarning,
             stacklevel=3,

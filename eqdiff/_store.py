@@ -1,4 +1,4 @@
-"""Finished chunks of a long job, kept in a folder so that the same call continues after an interruption."""
+"""Finished chunks of a long job, kept in a folder so that the same call continues later."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from ._types import Key
 
 
 class Store:
-    """One file per chunk, written whole or not at all, and a description of the call that they belong to."""
+    """One file per chunk, written whole or not at all, and a description of their call."""
 
     def __init__(
         self, folder: str | os.PathLike, args: PyTree[Any], num: int, key: Key, batch_size: int
@@ -37,7 +37,8 @@ class Store:
             raise ValueError(f"{path} is damaged ({e}): delete {self.folder}.") from e
         if found != description:
             raise ValueError(
-                f"{self.folder} holds the results of another call: {found}, and this one is {description}. "
+                f"{self.folder} holds the results of another call: {found}, and this one is "
+                f"{description}. "
                 "Give another folder, or delete that one."
             )
 
@@ -45,7 +46,7 @@ class Store:
         return self.folder / f"examples_{start:09d}.npz"
 
     def read(self, start: int) -> list[np.ndarray] | None:
-        """The chunk that begins at an index, if it was written; a damaged one counts as not written."""
+        """The chunk that begins at an index, if it was written whole."""
         path = self._path(start)
         if not path.exists():
             return None

@@ -18,9 +18,9 @@ import eqdiff as eqd
         ({"format_version": "new"}, r"its format version is 'new'"),
         ({"format_version": "-1"}, r"its format version is '-1'"),
         ({"format_version": "0"}, r"its format version is '0'"),
-        ({"model": ""}, r"its description is no JSON"),
-        ({"model": '{"net": {"class": '}, r"its description is no JSON"),
-        ({"model": 10**5 * "["}, r"its description is no JSON"),
+        ({"model": ""}, r"its description is not valid JSON"),
+        ({"model": '{"net": {"class": '}, r"its description is not valid JSON"),
+        ({"model": 10**5 * "["}, r"its description is not valid JSON"),
         ({"model": "[]"}, r"its description is not one of a model"),
         ({"model": "{}"}, r"its description is not one of a model"),
         ({"model": '{"tables": []}'}, r"its description lacks 'net'"),
@@ -47,7 +47,7 @@ def changed(path, part, **arguments):
 def test_damaged_descriptions(tmp_path):
     path = tmp_path / "model"
 
-    def message(part, process=PROCESSES["chain"], **arguments):
+    def message(part, process=PROCESSES["schedule"], **arguments):
         denoiser = eqd.Denoiser(mlp(), process, eqd.EDMPreconditioning(0.5))
         eqd.save_model(path, denoiser, overwrite=True)
         changed(path, part, **arguments)
@@ -73,7 +73,7 @@ def test_missing_metadata(tmp_path):
         metadata, tensors = file.metadata(), {k: file.get_tensor(k) for k in file.keys()}
     for name, message in (
         ("format_version", "its format version is ''"),
-        ("model", "its description is no JSON"),
+        ("model", "its description is not valid JSON"),
         ("format", "not one written by"),
     ):
         rest = {k: v for k, v in metadata.items() if k != name}

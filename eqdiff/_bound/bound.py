@@ -3,21 +3,24 @@ r"""The variational bound of a discrete schedule, whole or from a few of its ter
 $$-\log_2 P(x_0) \le D\Big(L_T + \sum_{t=0}^{T-1} L_t\Big), \qquad
   L_T = \frac{\mathrm{KL}(q(x_T|x_0)\,\|\,\mathcal N(0, I))}{D\log 2}, \tag{1}$$
 
-in bits per dimension, the $L_t$ of `_loss/discrete.py` (Nichol & Dhariwal 2021, equations 4–7; the official
-`calc_bpd_loop`). It is a bound on discrete data: no dequantisation enters.
+in bits per dimension, the $L_t$ of `_loss/discrete.py` (Nichol & Dhariwal 2021, equations 4–7; the
+official `calc_bpd_loop`). It is a bound on discrete data: no dequantisation enters.
 
-All $T$ terms cost $T$ network calls an image. Most of the bound sits in the first steps, so times are drawn from
-strata $S_1, \dots, S_m$ of the schedule that widen geometrically, $r$ times $t_{ji}$ in each, every one with noise of
-its own:
+All $T$ terms cost $T$ network calls an image. Most of the bound sits in the first steps, so times
+are drawn from strata $S_1, \dots, S_m$ of the schedule that widen geometrically, $r$ times $t_{ji}$
+in each, every one with noise of its own:
 
-$$\widehat{\mathrm{bpd}} = L_T + \sum_{j=1}^m |S_j|\,\bar L_j, \qquad \bar L_j = \frac1r\sum_{i=1}^r L_{t_{ji}}. \tag{2}$$
+$$\widehat{\mathrm{bpd}} = L_T + \sum_{j=1}^m |S_j|\,\bar L_j, \qquad
+  \bar L_j = \frac1r\sum_{i=1}^r L_{t_{ji}}. \tag{2}$$
 
-The draws of a stratum are independent and alike, so their own spread gives the variance without bias,
+The draws of a stratum are independent and alike, so their own spread gives the variance without
+bias,
 
-$$\widehat{\mathrm{Var}} = \sum_{j=1}^m \frac{|S_j|^2}{r\,(r-1)}\sum_{i=1}^r (L_{t_{ji}} - \bar L_j)^2 \tag{3}$$
+$$\widehat{\mathrm{Var}} = \sum_{j=1}^m \frac{|S_j|^2}{r\,(r-1)}
+  \sum_{i=1}^r (L_{t_{ji}} - \bar L_j)^2 \tag{3}$$
 
-(Cochran 1977, section 5.9). It takes $r \ge 2$, also in a stratum of one step, whose only spread is the noise's: one
-draw would leave a variance that nothing in the sample can tell.
+(Cochran 1977, section 5.9). It takes $r \ge 2$, also in a stratum of one step, whose only spread is
+the noise's: one draw would leave a variance that nothing in the sample can tell.
 """
 
 import equinox as eqx
@@ -26,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from .._check import whole
+from .._check import check_levels, whole
 from .._denoiser import AbstractDenoiser
 from .._gaussian import discretised_gaussian_log_likelihood
 from .._loss import bound_term
@@ -41,15 +44,19 @@ from .terms import errors, predict_at, prior_term
 class VariationalBound(eqx.Module):
     r"""The bound on one example and its parts, in bits per dimension.
 
-    - `bits`: the bound (1), or its unbiased estimate (2): `prior` and the (weighted) sum of `terms`.
-    - `stderr`: the standard error of an estimate *given the image*, the root of (3): it covers the drawn times
-        and the noise, and `stderr**2` is unbiased. The mean over $N$ images has $\frac1N\sqrt{\sum\texttt{stderr}^2}$
-        given those images; the spread of `bits` over images, each with its own key, covers images, times and
-        noise together. NaN where every term was evaluated once, so that nothing tells its spread.
+    - `bits`: the bound (1), or its unbiased estimate (2): `prior` and the (weighted) sum of
+        `terms`.
+    - `stderr`: the standard error of an estimate *given the image*, the root of (3): it covers the
+        drawn times and the noise, and `stderr**2` is unbiased. The mean over $N$ images has
+        $\frac1N\sqrt{\sum\texttt{stderr}^2}$ given those images; the spread of `bits` over images,
+        each with its own key, covers images, times and noise together. NaN where every term was
+        evaluated once, so that nothing tells its spread.
     - `prior`: $L_T$, exact.
     - `t`: the times of the terms: $0, \dots, T-1$, or those drawn.
-    - `terms`: $L_t$ at each of them (ascending in `t` for the whole bound; the official loop stacks them descending).
-    - `x0_error`, `noise_error`: the mean squared errors of $\hat x_0$ and $\hat\varepsilon$ at each.
+    - `terms`: $L_t$ at each of them (ascending in `t` for the whole bound; the official loop stacks
+        them descending).
+    - `x0_error`, `noise_error`: the mean squared errors of $\hat x_0$ and $\hat\varepsilon$ at
+        each.
     """
 
     bits: Scalar
@@ -76,26 +83,29 @@ def variational_bound(
 
     **Arguments:**
 
-    - `denoiser`: on a schedule (of $T$ steps: a respaced one gives the bound of the respaced model).
+    - `denoiser`: on a schedule (of $T$ steps: a respaced one gives the bound of the respaced
+        model).
     - `x0`: one example on the grid $-1, -1 + 2/(L-1), \dots, 1$.
     - `args`: what conditions the network.
-    - `key`: for the noise, and the times of an estimate. In the whole bound a step's noise depends on its index in
-        the original schedule alone, so that with one key schedules respaced from one another are compared at the
-        same noise.
-    - `num_terms`: `None` for all terms, (1), or how many are drawn for the estimate (2), each at the cost of one
-        network call: two in each stratum (an odd one is a third in the last). From 2 to $2T$. Average an
-        estimate over images, each with its own key.
+    - `key`: for the noise, and the times of an estimate. In the whole bound a step's noise depends
+        on its index in the original schedule alone, so that with one key schedules respaced from
+        one another are compared at the same noise.
+    - `num_terms`: `None` for all terms, (1), or how many are drawn for the estimate (2), each at
+        the cost of one network call: two in each stratum (an odd one is a third in the last). From
+        2 to $2T$. Average an estimate over images, each with its own key.
     - `levels`, `decoder`: the number of grey levels $L$ and the decoder's likelihood, as for
         [`eqdiff.bound_term`][].
-    - `chunk`: how many times at most are evaluated at once. Memory grows with it (under `vmap` over images, with
-        their product), the result does not depend on it.
+    - `chunk`: how many times at most are evaluated at once. Memory grows with it (under `vmap` over
+        images, with their product), the result does not depend on it.
 
     **Returns:** a [`eqdiff.VariationalBound`][].
 
-    **Raises:** `ValueError` if the process is not a schedule, `num_terms` is not between 2 and $2T$, `chunk` is
-    below 1, or known pixels lie on none of the levels.
+    **Raises:** `ValueError` if the process is not a schedule, `num_terms` is not between 2 and
+    $2T$, `chunk` is below 1; an error for an image with values on none of the levels.
     """
     schedule = require_schedule(denoiser.process, "variational_bound")
+    levels = whole("variational_bound", "levels", levels, least=2, remedy=" 8-bit images have 256.")
+    x0 = check_levels(f"variational_bound(levels={levels})", x0, levels)
     num_steps = schedule.num_steps
     prior = prior_term(schedule, x0, num_steps - 1)
     if num_terms is None:
@@ -113,8 +123,9 @@ def variational_bound(
     num_terms = whole("variational_bound", "num_terms", num_terms, least=2)
     if num_terms > 2 * num_steps:
         raise ValueError(
-            f"variational_bound(num_terms={num_terms}): expected 2 (a standard error takes two draws) to "
-            f"{2 * num_steps}, two for each step. For every term once, without a standard error, leave it out."
+            f"variational_bound(num_terms={num_terms}): expected 2 (a standard error takes two "
+            f"draws) to {2 * num_steps}, two for each step. For every term once, without a "
+            "standard error, leave it out."
         )
     edges = strata(num_steps, num_terms // 2)
     stratum = np.minimum(np.arange(num_terms) // 2, len(edges) - 2)
@@ -145,15 +156,17 @@ def _estimate(
 
     means = sums(terms) / jnp.asarray(counts, terms.dtype)
     weights = jnp.asarray(widths, terms.dtype)
-    # Not for gradients: a loss made of the value alone must not see the derivative of a square root at 0.
+    # Not for gradients: a loss made of the value alone must not see the derivative of a square root
+    # at 0.
     spread = jax.lax.stop_gradient(sums((terms - means[stratum]) ** 2))
     variance = jnp.sum(weights**2 / jnp.asarray(counts * (counts - 1), terms.dtype) * spread)
     return jnp.sum(weights * means), jnp.sqrt(variance)
 
 
 def strata(num_steps: int, num_strata: int) -> Int[np.ndarray, " edges"]:
-    """The edges of strata that cover 0 … T − 1, each at least one step wide and widening geometrically."""
-    # The widest growth for which n strata, rounded up to whole steps, still reach exactly T: found by bisection.
+    """The edges of strata that cover 0 … T − 1 and widen geometrically from one step."""
+    # The widest growth for which n strata, rounded up to whole steps, still reach exactly T: found
+    # by bisection.
     low, high = 1.0, float(num_steps) ** (1 / max(num_strata - 1, 1)) + 1
 
     def widths(growth: float) -> np.ndarray:

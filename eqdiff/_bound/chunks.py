@@ -1,8 +1,8 @@
 r"""Many evaluations in bounded memory, under one compiled body.
 
-A function of $n$ inputs is mapped over them $c$ at a time: a scan over $\lceil n/c\rceil$ chunks of a `vmap`. The last chunk
-is filled up with copies of the last input, whose results are dropped, so that one program serves all; and the chunks are
-made equal, so that few copies are needed.
+A function of $n$ inputs is mapped over them $c$ at a time: a scan over $\lceil n/c\rceil$ chunks of
+a `vmap`. The last chunk is filled up with copies of the last input, whose results are dropped, so
+that one program serves all; and the chunks are made equal, so that few copies are needed.
 """
 
 from collections.abc import Callable
@@ -10,9 +10,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from .._check import whole
+from .._check import check_example, is_traced, whole
 from .._types import Args, Example, Key
 
 
@@ -40,7 +41,10 @@ def mean_over_images(
     args: Args,
     key: Key,
 ) -> PyTree[Any]:
-    """The mean of `function(x0, args, key)` over images, one after another; image i has `jax.random.split(key, n)[i]`."""
+    """The mean of `function(x0, args, key)` over images, one after another.
+
+    Image i has the key `jax.random.split(key, n)[i]`.
+    """
     keys = jax.random.split(key, data.shape[0])
 
     def add(total, inputs):
@@ -53,16 +57,24 @@ def mean_over_images(
 
 
 def check_batch(owner: str, data: Example, args: Args, least: int) -> None:
-    """Raises `ValueError` unless data and args have one leading axis of at least `least` images."""
+    """Raises `ValueError` unless data and args have one leading axis of at least `least` images.
+
+    Also for known data that are not floating-point or not finite.
+    """
+    check_example(owner, data)
     if data.ndim == 0 or data.shape[0] < least:
         raise ValueError(
-            f"{owner}: expected a batch of at least {least} examples along the first axis, got shape {data.shape}. "
+            f"{owner}: expected a batch of at least {least} examples along the first axis, got "
+            f"shape {data.shape}. "
             "For one example x0 write x0[None]."
         )
     for leaf in jax.tree.leaves(args):
         shape = jnp.shape(leaf)
         if not shape or shape[0] != data.shape[0]:
             raise ValueError(
-                f"{owner}: args has a leaf of shape {shape}, expected one per example, ({data.shape[0]}, ...): the data "
+                f"{owner}: args has a leaf of shape {shape}, expected one per example, "
+                f"({data.shape[0]}, ...): the data "
                 f"have shape {data.shape}."
             )
+    if not is_traced(data) and not np.all(np.isfinite(data)):
+        raise ValueError(f"{owner}: the data hold values that are not finite.")

@@ -1,21 +1,27 @@
-r"""The best steps and the best fixed variances of a schedule, found from its bound without training.
+r"""The best steps and the best fixed variances of a schedule, found from its bound.
 
-**Steps.** With the edge costs of `pairwise.py`, the $K$ steps of least bound are a shortest path of $K$ edges,
+**Steps.** With the edge costs of `pairwise.py`, the $K$ steps of least bound are a shortest path of
+$K$ edges,
 
 $$C_2(k) = \min_{j<k}\; L_\text{dec}(t_j; t_k) + L(t_k \to t_j), \qquad
   C_n(k) = \min_{j<k}\; C_{n-1}(j) + L(t_k \to t_j), \tag{1}$$
 
-ending in $\min_k C_K(k) + L_T(t_k)$, by dynamic programming in $O(KM^2)$ (Watson, Ho, Norouzi & Chan 2021, algorithm 1). The
-decoder and the first edge are one stage because the decoder's variance depends on both.
+ending in $\min_k C_K(k) + L_T(t_k)$, by dynamic programming in $O(KM^2)$ (Watson, Ho, Norouzi &
+Chan 2021, algorithm 1). The decoder and the first edge are one stage because the decoder's variance
+depends on both.
 
-**Variances.** The bound is least at $\Sigma_t^* = \tilde\beta_t + c_t^2 e_t$ (`_variance.py`). For the exact denoiser
+**Variances.** The bound is least at $\Sigma_t^* = \tilde\beta_t + c_t^2 e_t$ (`_variance.py`). For
+the exact denoiser
 
 $$e_t = 1 - \Gamma_t, \qquad \Gamma_t = \tfrac1D\,\mathbb E\|\hat\varepsilon(x_t)\|^2, \qquad
-  0 \le e_t \le \min\Big(1, \frac{\alpha_t^2}{\sigma_t^2}\,\frac1D\sum_i \operatorname{Var}(x_{0,i})\Big) \tag{2}$$
+  0 \le e_t \le \min\Big(1, \frac{\alpha_t^2}{\sigma_t^2}\,
+  \frac1D\sum_i \operatorname{Var}(x_{0,i})\Big) \tag{2}$$
 
-(Bao et al. 2022, theorems 1 and 2), because $\sigma_t^2 e_t/\alpha_t^2$ is the mean variance of $x_0$ given $x_t$, which is at most that
-of $x_0$. The paper bounds the latter by the range of the data; the data at hand bound it closer. For a denoiser as it
-is, $e_t = \frac1D\mathbb E\|\varepsilon - \hat\varepsilon(x_t)\|^2$ is optimal, whatever its errors (Bao et al. 2022b, theorem 2).
+(Bao et al. 2022, theorems 1 and 2), because $\sigma_t^2 e_t/\alpha_t^2$ is the mean variance of
+$x_0$ given $x_t$, which is at most that of $x_0$. The paper bounds the latter by the range of the
+data; the data at hand bound it closer. For a denoiser as it is,
+$e_t = \frac1D\mathbb E\|\varepsilon - \hat\varepsilon(x_t)\|^2$ is optimal, whatever its errors
+(Bao et al. 2022b, theorem 2).
 """
 
 import equinox as eqx
@@ -33,29 +39,34 @@ from .terms import errors, predict_at
 
 
 def optimal_timesteps(terms: PairwiseTerms, num_steps: int) -> Int[np.ndarray, " K"]:
-    r"""The sub-schedule of `num_steps` steps of the grid that has the least bound, by the dynamic program (1).
+    r"""The sub-schedule of `num_steps` steps of the grid that has the least bound, by (1).
 
-    Nothing obliges it to end at the grid's last time: the prior's cost decides. The bound spends its steps near the data, where
-    the bits are; the same steps need not make the best pictures. And it is for exactly $K$ steps: more are not always better.
+    Nothing obliges it to end at the grid's last time: the prior's cost decides. The bound spends
+    its steps near the data, where the bits are; the same steps need not make the best pictures. And
+    it is for exactly $K$ steps: more are not always better.
 
     **Arguments:**
 
     - `terms`: from [`eqdiff.pairwise_terms`][], concrete.
     - `num_steps`: the number $K$ of steps, from 1 to the size of the grid.
 
-    **Returns:** increasing indices of the schedule, for `respace(schedule, …)` or `Ancestral(timesteps=…)`. Its bound, averaged
-    over the images that the terms were made with, is `terms.bound(…)`.
+    **Returns:** increasing indices of the schedule, for `respace(schedule, path)` or
+    `Ancestral(times=path[::-1])`. Its bound, averaged over the images that the terms were made
+    with, is `terms.bound(path)`.
 
-    **Raises:** `ValueError` for a number of steps that the grid does not have, or costs that are NaN.
+    **Raises:** `ValueError` for a number of steps that the grid does not have, or costs that are
+    NaN.
 
     ??? cite "Reference"
 
-        Watson, Ho, Norouzi & Chan, *Learning to Efficiently Sample from Diffusion Probabilistic Models*, 2021.
+        Watson, Ho, Norouzi & Chan, *Learning to Efficiently Sample from Diffusion Probabilistic
+        Models*, 2021.
     """
     size = terms.grid.size
     if not 1 <= num_steps <= size:
         raise ValueError(
-            f"optimal_timesteps(num_steps={num_steps}): expected 1 to {size}, the times of the grid. For more steps make "
+            f"optimal_timesteps(num_steps={num_steps}): expected 1 to {size}, the times of the "
+            "grid. For more steps make "
             "pairwise_terms on a larger grid."
         )
     steps, decoder, prior = (
@@ -106,10 +117,11 @@ def analytic_variance(
     key: Key,
     chunk: int = 16,
 ) -> AnalyticVariance:
-    r"""Analytic-DPM's variance: $\Gamma_t$ of equation (2) estimated from data, $e_t = 1 - \Gamma_t$ clipped to its bounds.
+    r"""Analytic-DPM's variance: $e_t = 1 - \Gamma_t$ of (2) from data, clipped to its bounds.
 
-    One network call per image and step. On a respaced schedule only its steps are visited, and $e_t$ is interpolated linearly
-    in the index between them, held beyond: a few hundred of several thousand steps are enough.
+    One network call per image and step. On a respaced schedule only its steps are visited, and
+    $e_t$ is interpolated linearly in the index between them, held beyond: a few hundred of several
+    thousand steps are enough.
 
     **Arguments:**
 
@@ -119,15 +131,16 @@ def analytic_variance(
     - `key`: for the noise.
     - `chunk`: how many times at most are evaluated at once.
 
-    **Returns:** an [`eqdiff.AnalyticVariance`][] for this schedule and all others of the same original schedule that start no later.
+    **Returns:** an [`eqdiff.AnalyticVariance`][] for this schedule and all others of the same
+    original schedule that start no later.
 
-    **Raises:** `ValueError` if the process is not a schedule, for fewer than two images, or where the network returns
-    NaN.
+    **Raises:** `ValueError` if the process is not a schedule, for fewer than two images, or where
+    the network returns NaN.
 
     ??? cite "Reference"
 
-        Bao, Li, Zhu & Zhang, *Analytic-DPM: an Analytic Estimate of the Optimal Reverse Variance in Diffusion
-        Probabilistic Models*, ICLR 2022.
+        Bao, Li, Zhu & Zhang, *Analytic-DPM: an Analytic Estimate of the Optimal Reverse Variance in
+        Diffusion Probabilistic Models*, ICLR 2022.
     """
     schedule = require_schedule(denoiser.process, "analytic_variance")
     check_batch("analytic_variance", data, args, 2)
@@ -145,17 +158,19 @@ def optimal_variance(
     key: Key,
     chunk: int = 16,
 ) -> AnalyticVariance:
-    r"""The fixed variance of least bound for a denoiser as it is: $e_t = \frac1D\mathbb E\|\varepsilon - \hat\varepsilon(x_t)\|^2$.
+    r"""The fixed variance of least bound for a denoiser as it is.
 
-    Equal to [`eqdiff.analytic_variance`][] for the exact denoiser. For any other, also one wrapped in [`eqdiff.Clip`][], no
-    fixed variance has a lower KL on average over the data, and where $\Gamma_t$ is near 1 nothing cancels.
+    $e_t = \frac1D\mathbb E\|\varepsilon - \hat\varepsilon(x_t)\|^2$.
+    Equal to [`eqdiff.analytic_variance`][] for the exact denoiser. For any other, also one wrapped
+    in [`eqdiff.Clip`][], no fixed variance has a lower KL on average over the data, and where
+    $\Gamma_t$ is near 1 nothing cancels.
 
     Arguments, result and errors as for [`eqdiff.analytic_variance`][]; one image is enough.
 
     ??? cite "Reference"
 
-        Bao, Li, Sun, Zhu & Zhang, *Estimating the Optimal Covariance with Imperfect Mean in Diffusion Probabilistic
-        Models*, ICML 2022.
+        Bao, Li, Sun, Zhu & Zhang, *Estimating the Optimal Covariance with Imperfect Mean in
+        Diffusion Probabilistic Models*, ICML 2022.
     """
     schedule = require_schedule(denoiser.process, "optimal_variance")
     check_batch("optimal_variance", data, args, 1)

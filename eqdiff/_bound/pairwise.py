@@ -7,14 +7,15 @@ $$L(S) = L_T(S_{K-1}) + \sum_{k=1}^{K-1} L(S_k \to S_{k-1}) + L_\text{dec}(S_0; 
 $$L(t \to s) = \frac{1}{D\log 2}\,\mathrm{KL}\big(q(x_s|x_t, x_0)\,\|\,p(x_s|x_t)\big), \qquad
   L_\text{dec}(t; u) = -\frac{1}{D\log 2}\log P(x_0|x_t), \tag{2}$$
 
-a sum over its edges (Watson, Ho, Norouzi & Chan 2021). A network's output depends on where an edge starts, not on where it
-ends: one call per image and time gives $\hat x_0$ and the raw variance for all edges from there, and the rest of an edge —
-$\beta$, $\tilde\beta$, the mean's coefficient on $x_0$ — is in tables over pairs of times.
+a sum over its edges (Watson, Ho, Norouzi & Chan 2021). A network's output depends on where an edge
+starts, not on where it ends: one call per image and time gives $\hat x_0$ and the raw variance for
+all edges from there, and the rest of an edge — $\beta$, $\tilde\beta$, the mean's coefficient on
+$x_0$ — is in tables over pairs of times.
 
-**The decoder.** The variance of the last edge, into the data, depends on the step $u$ that comes before it: the official
-clip replaces its $\tilde\beta = 0$ by that of $u \to t$. So the decoder's cost is tabulated over pairs $(t, u)$, and (1) is the
-bound of the respaced schedule exactly, for every variance. Taking one cost per $t$ instead would err by the difference of those
-variances.
+**The decoder.** The variance of the last edge, into the data, depends on the step $u$ that comes
+before it: the official clip replaces its $\tilde\beta = 0$ by that of $u \to t$. So the decoder's
+cost is tabulated over pairs $(t, u)$, and (1) is the bound of the respaced schedule exactly, for
+every variance. Taking one cost per $t$ instead would err by the difference of those variances.
 """
 
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from .._check import check_levels, whole
 from .._denoiser import AbstractDenoiser
 from .._gaussian import discretised_gaussian_log_likelihood, gaussian_kl, nats_to_bits
 from .._loss.discrete import Decoder
@@ -38,12 +40,13 @@ from .terms import predict_at, prior_term
 
 
 class PairwiseTerms(eqx.Module):
-    r"""The costs (2) of all edges between the times of a grid, in bits per dimension, averaged over images.
+    r"""The costs (2) of all edges between the times of a grid, in bits/dim, averaged over images.
 
     - `grid`: the times, indices of the schedule, increasing, shape `(M,)`.
     - `steps`: $L(t_j \to t_k)$ at `[j, k]` for $k < j$, infinite elsewhere; shape `(M, M)`.
-    - `decoder`: $L_\text{dec}(t_j; t_k)$ at `[j, k]` for $k > j$: of a schedule whose first times are $t_j$ and $t_k$. On the
-        diagonal, of the schedule that has $t_j$ alone. Infinite elsewhere.
+    - `decoder`: $L_\text{dec}(t_j; t_k)$ at `[j, k]` for $k > j$: of a schedule whose first times
+        are $t_j$ and $t_k$. On the diagonal, of the schedule that has $t_j$ alone. Infinite
+        elsewhere.
     - `prior`: $L_T(t_j)$ of a schedule that ends at $t_j$, shape `(M,)`.
     """
 
@@ -53,7 +56,11 @@ class PairwiseTerms(eqx.Module):
     prior: Float[Array, " M"]
 
     def bound(self, timesteps: Sequence[int] | Int[np.ndarray, " K"]) -> Scalar:
-        """The bound (1) of the schedule that visits some times of the grid, given as increasing indices of the schedule.
+        """The bound (1) of the schedule that visits some times of the grid.
+
+        **Arguments:**
+
+        - `timesteps`: the times, increasing indices of the schedule.
 
         **Raises:** `ValueError` for times that are not on the grid or not increasing.
         """
@@ -62,7 +69,8 @@ class PairwiseTerms(eqx.Module):
         increasing = path.ndim == 1 and path.size > 0 and bool(np.all(np.diff(path) > 0))
         if not increasing or not np.array_equal(self.grid[place], path):
             raise ValueError(
-                f"PairwiseTerms.bound: expected increasing times of the grid, {_shown(self.grid)}, got {timesteps!r}."
+                f"PairwiseTerms.bound: expected increasing times of the grid, {_shown(self.grid)}, "
+                f"got {timesteps!r}."
             )
         second = place[min(1, place.size - 1)]
         edges = jnp.sum(self.steps[place[1:], place[:-1]])
@@ -74,7 +82,7 @@ def _shown(values: np.ndarray) -> str:
 
 
 class _Edges(eqx.Module):
-    """Tables over pairs [j, k] of times, from t_j; those that are no edge hold numbers of no meaning, all finite."""
+    """Tables over pairs [j, k] of times, from t_j; finite also where there is no edge."""
 
     grid: Int[Array, " M"]
     # To t_k < t_j.
@@ -159,50 +167,54 @@ def pairwise_terms(
 ) -> PairwiseTerms:
     r"""The costs (2) of all edges between the times of a grid, averaged over images.
 
-    The bound of any sub-schedule is then a sum of table entries, [`eqdiff.PairwiseTerms.bound`][], and the best sub-schedule is
-    found by [`eqdiff.optimal_timesteps`][]. One network call per image and time of the grid.
+    The bound of any sub-schedule is then a sum of table entries, [`eqdiff.PairwiseTerms.bound`][],
+    and the best sub-schedule is found by [`eqdiff.optimal_timesteps`][]. One network call per image
+    and time of the grid.
 
     With one `key`, `pairwise_terms(...).bound(path)` is, up to rounding, the mean of
-    `variational_bound(respaced, x0, key=k).total` over the images and `jax.random.split(key, n)`, where `respaced` is the
-    denoiser on `respace(schedule, path)`: both see the same noise.
+    `variational_bound(respaced, x0, key=k).total` over the images and `jax.random.split(key, n)`,
+    where `respaced` is the denoiser on `respace(schedule, path)`: both see the same noise.
 
     **Arguments:**
 
     - `denoiser`: on a schedule.
     - `data`: images on the grid of grey levels, along a leading axis.
-    - `grid`: increasing indices of the schedule, for example `schedule.spaced(256)`. Time for arithmetic grows with the square
-        of their number.
+    - `grid`: increasing indices of the schedule, for example `schedule.spaced(256)`. Time for
+        arithmetic grows with the square of their number.
     - `args`: what conditions the network, each leaf with a leading axis; or `None`.
     - `key`: for the noise.
     - `levels`, `decoder`, `chunk`: as for [`eqdiff.variational_bound`][].
 
     **Returns:** a [`eqdiff.PairwiseTerms`][].
 
-    **Raises:** `ValueError` if the process is not a schedule, for a grid that is not increasing or leaves the schedule,
-    for data without a leading axis, or for [`eqdiff.PreviousMean`][], whose $\hat x_0$ depends on where an edge ends.
+    **Raises:** `ValueError` if the process is not a schedule, for a grid that is not increasing or
+    leaves the schedule, for data without a leading axis, or for [`eqdiff.PreviousMean`][], whose
+    $\hat x_0$ depends on where an edge ends.
 
     ??? cite "Reference"
 
-        Watson, Ho, Norouzi & Chan, *Learning to Efficiently Sample from Diffusion Probabilistic Models*, 2021, section 3.
+        Watson, Ho, Norouzi & Chan, *Learning to Efficiently Sample from Diffusion Probabilistic
+        Models*, 2021, section 3.
     """
     schedule = require_schedule(denoiser.process, "pairwise_terms")
     if isinstance(denoiser.parameterisation, PreviousMean):
         raise ValueError(
-            "pairwise_terms: a network that predicts the mean of the next step (PreviousMean) belongs to one spacing of the "
-            "schedule, so there are no other edges to compare. Train with PredictNoise(), PredictData() or PredictVelocity()."
+            "pairwise_terms: a network that predicts the mean of the next step (PreviousMean) "
+            "belongs to one spacing of the "
+            "schedule, so there are no other edges to compare. Train with PredictNoise(), "
+            "PredictData() or PredictVelocity()."
         )
-    if levels < 2:
-        raise ValueError(
-            f"pairwise_terms(levels={levels}): expected at least 2 grey levels (256 for 8-bit images)."
-        )
+    levels = whole("pairwise_terms", "levels", levels, least=2, remedy=" 8-bit images have 256.")
     check_batch("pairwise_terms", data, args, 1)
+    data = check_levels(f"pairwise_terms(levels={levels})", data, levels)
     times = np.asarray(grid)
     valid = times.ndim == 1 and times.size > 0 and np.issubdtype(times.dtype, np.integer)
     if not (
         valid and times[0] >= 0 and times[-1] < schedule.num_steps and np.all(np.diff(times) > 0)
     ):
         raise ValueError(
-            f"pairwise_terms: expected a grid of increasing whole numbers from 0 to {schedule.num_steps - 1}, got {grid!r}. "
+            "pairwise_terms: expected a grid of increasing whole numbers from 0 to "
+            f"{schedule.num_steps - 1}, got {grid!r}. "
             f"For n evenly spaced times write section_timesteps({schedule.num_steps}, (n,))."
         )
     edges = _edges(schedule, times)

@@ -12,7 +12,9 @@ from .._types import Args, Example, Key, Scalar
 
 
 def prior_term(schedule: Schedule, x0: Example, t: Int[Array, ""] | int) -> Scalar:
-    r"""$\mathrm{KL}(q(x_t|x_0)\,\|\,\mathcal N(0, I))$ in bits per dimension: $L_T$ of a chain that starts at t."""
+    r"""$L_T = \mathrm{KL}(q(x_t|x_0)\,\|\,\mathcal N(0, I))$ of a schedule that ends at t, in
+    bits/dim.
+    """
     alpha = schedule.alpha(t).astype(x0.dtype)
     log_variance = 2 * jnp.log(schedule.sigma(t)).astype(x0.dtype)
     return nats_to_bits(jnp.mean(gaussian_kl(alpha * x0, log_variance, jnp.zeros_like(x0))))
@@ -21,9 +23,10 @@ def prior_term(schedule: Schedule, x0: Example, t: Int[Array, ""] | int) -> Scal
 def predict_at(
     denoiser: AbstractDenoiser, t: Int[Array, ""], x0: Example, args: Args, key: Key
 ) -> Prediction:
-    """A prediction at step t of a chain, whose noise depends only on `key` and on the step's place in the original chain.
+    """A prediction at a step, whose noise is decided by `key` and by its place in the original
+    schedule.
 
-    A respaced chain therefore sees the noise that the whole one sees at the same time.
+    A respaced schedule therefore sees the noise that the whole one sees at the same time.
     """
     schedule = require_schedule(denoiser.process, "predict_at")
     original = jnp.asarray(schedule.timesteps, jnp.int32)[t]

@@ -20,8 +20,9 @@ class BitsPerDim(eqx.Module):
     r"""Bits per dimension of an image, and the parts.
 
     - `bits`: equation (2); an upper bound in expectation over the dequantisation.
-    - `stderr`: the standard error over probes alone, in bits/dim. Average `bits` over images, each with its own key,
-        and the spread of the values covers images, probes and dequantisation together.
+    - `stderr`: the standard error over probes alone, in bits/dim. Average `bits` over images, each
+        with its own key, and the spread of the values covers images, probes and dequantisation
+        together.
     - `likelihood`: the [`eqdiff.LogLikelihood`][] of the dequantised image.
     """
 
@@ -48,21 +49,24 @@ def bits_per_dim(
     - `denoiser`: any denoiser; with an [`eqdiff.Batched`][] one, `image` and `args` are a batch.
     - `image`: one image on the dequantisation's levels.
     - `args`: what conditions the network.
-    - `dequantise`: [`eqdiff.UniformDequantisation`][] or [`eqdiff.VariationalDequantisation`][] for a network trained on
-        dequantised data, [`eqdiff.GaussianDequantisation`][] for one trained on grid values.
+    - `dequantise`: [`eqdiff.UniformDequantisation`][] or [`eqdiff.VariationalDequantisation`][] for
+        a network trained on dequantised data, [`eqdiff.GaussianDequantisation`][] for one trained
+        on grid values.
     - `key`: for the dequantisation and the probes.
     - `flow`, `trace`, `prior`: as for [`eqdiff.log_likelihood`][].
 
     **Returns:** a [`eqdiff.BitsPerDim`][].
 
-    **Raises:** as [`eqdiff.log_likelihood`][]; an error for an image of whole numbers, or with values on none of the levels
-    that `dequantise` declares.
+    **Raises:** as [`eqdiff.log_likelihood`][]; an error for an image of whole numbers, or with
+    values on none of the levels that `dequantise` declares.
     """
     noise_key, probe_key = jax.random.split(key)
     single, each = over_examples(denoiser)
     keys = noise_key if single is denoiser else jax.random.split(noise_key, image.shape[0])
     y, offset = each(lambda i, a, k: dequantise(single, i, a, key=k))(image, args, keys)
-    likelihood = log_likelihood(denoiser, y, args, flow=flow, trace=trace, key=probe_key, prior=prior)
+    likelihood = log_likelihood(
+        denoiser, y, args, flow=flow, trace=trace, key=probe_key, prior=prior
+    )
     size = image.size if single is denoiser else image.size // image.shape[0]
     bits = nats_to_bits(-(likelihood.log_prob + offset)) / size
     return BitsPerDim(bits, nats_to_bits(likelihood.stderr) / size, likelihood)

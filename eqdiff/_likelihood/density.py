@@ -24,12 +24,14 @@ class LogLikelihood(eqx.Module):
 
     - `log_prob`: $\log p_{t_0}(x)$ in nats.
     - `latent`: $x(t_1)$.
-    - `stderr`: the standard error over probes, in nats; 0 for the exact trace, NaN (unknown) for a single probe.
-    - `stats`: Diffrax's solver statistics, among them `num_steps`, `num_accepted_steps`, `num_rejected_steps`; and
-        for an explicit solver `num_calls` of the velocity, each one network call with its derivative along each
-        probe.
+    - `stderr`: the standard error over probes, in nats; 0 for the exact trace, NaN (unknown) for a
+        single probe.
+    - `stats`: Diffrax's solver statistics, among them `num_steps`, `num_accepted_steps`,
+        `num_rejected_steps`; and for an explicit solver `num_calls` of the velocity, each one
+        network call with its derivative along each probe.
 
-    Of a batch ([`eqdiff.Batched`][]), `log_prob`, `latent` and `stderr` have a leading axis; the steps were shared.
+    Of a batch ([`eqdiff.Batched`][]), `log_prob`, `latent` and `stderr` have a leading axis; the
+    steps were shared.
     """
 
     log_prob: Float[Array, "..."]
@@ -52,21 +54,21 @@ def log_likelihood(
 
     **Arguments:**
 
-    - `denoiser`: any denoiser. With an [`eqdiff.Batched`][] one, `x` and `args` are a batch, solved with shared
-        steps so that every example meets the tolerance.
+    - `denoiser`: any denoiser. With an [`eqdiff.Batched`][] one, `x` and `args` are a batch, solved
+        with shared steps so that every example meets the tolerance.
     - `x`: one example, at time $t_0$.
     - `args`: what conditions the network.
-    - `flow`: the solver, its tolerances and its adjoint: see [`eqdiff.ProbabilityFlow`][]. The state, and the
-        log-density in nats per dimension, are each held to the tolerance.
+    - `flow`: the solver, its tolerances and its adjoint: see [`eqdiff.ProbabilityFlow`][]. The
+        state, and the log-density in nats per dimension, are each held to the tolerance.
     - `trace`: [`eqdiff.ExactTrace`][] or [`eqdiff.Hutchinson`][].
     - `key`: for the probes.
     - `prior`: $\log p_{t_1}$ of one example; by default the process's prior.
 
     **Returns:** a [`eqdiff.LogLikelihood`][].
 
-    **Raises:** `ValueError` if `x` is of whole numbers or half precision, random probes have no key, the network
-    has no forward-mode derivative, or the derivative of the solve needs another adjoint. A runtime error if `x`
-    is not finite, or `max_steps` were not enough.
+    **Raises:** `ValueError` if `x` is of whole numbers or half precision, random probes have no
+    key, the network has no forward-mode derivative, or the derivative of the solve needs another
+    adjoint. A runtime error if `x` is not finite, or `max_steps` were not enough.
     """
     check_call("log_likelihood", denoiser, x)
     single, each = over_examples(denoiser)
@@ -87,8 +89,8 @@ def log_likelihood(
         velocity, rate = augmented.vf(t, y, args)
         return velocity, rate / dim
 
-    # In nats per dimension: in nats, an absolute tolerance would be a thousand times stricter for images than
-    # for points.
+    # In nats per dimension: in nats, an absolute tolerance would be a thousand times stricter for
+    # images than for points.
     solution = integrate(
         flow,
         diffrax.ODETerm(per_dimension),
@@ -109,7 +111,8 @@ def log_likelihood(
     log_prob = eqx.error_if(
         log_prob,
         jnp.any(jnp.isnan(log_prob)),
-        "log_likelihood: the log-density is NaN, though the solve succeeded. Look at prior(latent) and at the dtype's range.",
+        "log_likelihood: the log-density is NaN, though the solve succeeded. Look at "
+        "prior(latent) and at the dtype's range.",
     )
     return LogLikelihood(log_prob, latent, each(trace.stderr)(change), _stats(flow, solution))
 

@@ -1,27 +1,30 @@
 r"""From pixels to densities.
 
-Images take $L$ values; a flow has a density. Three ways connect them, each a lower bound on the log-probability $\log P(x)$ of
-the pixels, and each right only for the data its network was trained on.
+Images take $L$ values; a flow has a density. Three ways connect them, each a lower bound on the
+log-probability $\log P(x)$ of the pixels, and each right only for the data its network was trained
+on.
 
-**Uniform**, for networks trained on dequantised data $y = \text{low} + w (k + u)$, $u \sim U[0,1)^D$, where level $k$ owns a
-bin of width $w = (\text{high} - \text{low})/L$ (Theis et al. 2016; Song et al. 2021, appendix C):
+**Uniform**, for networks trained on dequantised data $y = \text{low} + w (k + u)$,
+$u \sim U[0,1)^D$, where level $k$ owns a bin of width $w = (\text{high} - \text{low})/L$ (Theis et al.
+2016; Song et al. 2021, appendix C):
 
 $$\log P(x) \ge \mathbb E_u[\log p(y)] + D\log w. \tag{1}$$
 
-**Variational**, for the same networks: noise $u \sim q(u|x)$ that is learned is not spread over the whole bin but goes where
-the density is (Ho et al. 2019; Song et al. 2021b). Uniform noise is the case $q = 1$, and the bound is exact where
-$q(u|x) \propto p(y)$:
+**Variational**, for the same networks: noise $u \sim q(u|x)$ that is learned is not spread over the
+whole bin but goes where the density is (Ho et al. 2019; Song et al. 2021b). Uniform noise is the
+case $q = 1$, and the bound is exact where $q(u|x) \propto p(y)$:
 
 $$\log P(x) \ge \mathbb E_{u\sim q}[\log p(y) - \log q(u|x)] + D\log w. \tag{2}$$
 
-**Gaussian**, for networks trained on the grid itself, whose density has spikes of width $\sigma_{t_0}$ at the levels, into
-which uniform noise never falls. The noise is the process's own first, $y = \alpha_{t_0}x + \sigma_{t_0}z$, and a decoder
-returns to the grid:
+**Gaussian**, for networks trained on the grid itself, whose density has spikes of width
+$\sigma_{t_0}$ at the levels, into which uniform noise never falls. The noise is the process's own
+first, $y = \alpha_{t_0}x + \sigma_{t_0}z$, and a decoder returns to the grid:
 
-$$\log P(x) \ge \mathbb E_z[\log p_{t_0}(y) + \log P(x|y)] + \tfrac D2\log(2\pi e\sigma_{t_0}^2), \tag{3}$$
+$$\log P(x) \ge \mathbb E_z[\log p_{t_0}(y) + \log P(x|y)]
+  + \tfrac D2\log(2\pi e\sigma_{t_0}^2), \tag{3}$$
 
-with $P(x|y)$ a Gaussian around $\hat x_0(t_0, y)$ of standard deviation $\sigma_{t_0}/\alpha_{t_0}$, integrated over each level's
-bin.
+with $P(x|y)$ a Gaussian around $\hat x_0(t_0, y)$ of standard deviation
+$\sigma_{t_0}/\alpha_{t_0}$, integrated over each level's bin.
 """
 
 import abc
@@ -31,16 +34,15 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from .._check import check_example, is_traced
+from .._check import check_levels, of, whole
 from .._denoiser import AbstractDenoiser
 from .._gaussian import discretised_gaussian_log_likelihood_exact
 from .._types import Args, Example, Key, Scalar
 
 
 class AbstractDequantisation(eqx.Module):
-    r"""Turns pixels into a point of the flow, and its log-density into a bound on their log-probability."""
+    r"""Turns pixels into a point of the flow, whose log-density bounds their log-probability."""
 
     @abc.abstractmethod
     def __call__(
@@ -51,16 +53,16 @@ class AbstractDequantisation(eqx.Module):
         **Returns:** $y$, at time $t_0$, and the offset $c$ (nats) with
         $\log P(\text{image}) \ge \mathbb E[\log p_{t_0}(y) + c]$.
 
-        **Raises:** `ValueError` for images of whole numbers; an error for values that are on none of the levels (a `ValueError`
-        that shows them, or under `jit` a runtime error).
+        **Raises:** `ValueError` for images of whole numbers; an error for values that are on none
+        of the levels (a `ValueError` that shows them, or under `jit` a runtime error).
         """
 
 
-def _check(owner: str, levels: int, low: float, high: float) -> None:
-    if levels < 2 or not low < high:
-        raise ValueError(
-            f"{owner}(levels={levels}, low={low}, high={high}): expected at least 2 levels and low < high."
-        )
+def _check(owner: AbstractDequantisation, levels: int, low: float, high: float) -> int:
+    levels = whole(owner, "levels", levels, least=2, remedy=" 8-bit images have 256.")
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(f"{of(owner)}(low={low}, high={high}): expected finite low < high.")
+    return levels
 
 
 def _level(
@@ -68,41 +70,14 @@ def _level(
     image: Example,
 ) -> Example:
     """Which level each pixel is on, 0 to L − 1; an error if it is on none."""
-    owner, levels = type(dequantise).__name__, dequantise.levels
-    low, high = dequantise.low, dequantise.high
-    check_example(owner, image)
-    remedy = (
-        f"{owner}(levels={levels}, low={low:g}, high={high:g}) expects images on {levels} equally spaced levels from low to high: "
-        f"8-bit pixels are levels=256, on [-1, 1] as pixels / 127.5 - 1. Are the data noisy already, or scaled otherwise?"
-    )
-    position = (image - low) * ((levels - 1) / (high - low))
-    level = jnp.rint(position)
-    # Rounding of float32 moves a 16-bit pixel by 0.004 of a level.
-    off = ~(jnp.abs(position - level) < 0.02) | (level < 0) | (level > levels - 1)
-    if not is_traced(off):
-        if np.any(off):
-            given, bad = np.asarray(image), np.asarray(image)[np.asarray(off)]
-            raise ValueError(
-                f"The image has values from {given.min():g} to {given.max():g}, {bad.size} of {given.size} on none of the levels, "
-                f"such as {bad.flat[0]:g}. {remedy}"
-            )
-        return level
-    # Under jit the values cannot be shown; which way they are wrong can.
-    ways = [jnp.any(~jnp.isfinite(image)), jnp.any(level < 0), jnp.any(level > levels - 1)]
-    way = jnp.where(ways[0], 0, jnp.where(ways[1], 1, jnp.where(ways[2], 2, 3)))
-    texts = [
-        "that are not finite",
-        f"below {low:g}",
-        f"above {high:g}",
-        "that are on none of the levels",
-    ]
-    return eqx.branched_error_if(
-        level, jnp.any(off), way, [f"The image has values {text}. {remedy}" for text in texts]
-    )
+    levels, low, high = dequantise.levels, dequantise.low, dequantise.high
+    owner = f"{of(dequantise)}(levels={levels}, low={low:g}, high={high:g})"
+    image = check_levels(owner, image, levels, low, high)
+    return jnp.rint((image - low) * ((levels - 1) / (high - low)))
 
 
 class UniformDequantisation(AbstractDequantisation):
-    r"""Uniform noise within each level's bin, equation (1): for networks trained on dequantised data.
+    r"""Uniform noise within each level's bin, (1): for networks trained on dequantised data.
 
     For 8-bit images on $[-1, 1]$ the offset is the familiar 7 bits/dim.
     """
@@ -114,11 +89,12 @@ class UniformDequantisation(AbstractDequantisation):
     def __init__(self, levels: int = 256, low: float = -1.0, high: float = 1.0):
         r"""**Arguments:**
 
-        - `levels`: the number of grey levels $L$ (256 for 8-bit images, 17 for scikit-learn's digits).
+        - `levels`: the number of grey levels $L$ (256 for 8-bit images, 17 for scikit-learn's
+            digits).
         - `low`, `high`: the values of the lowest and highest level in the images given.
         """
-        _check("UniformDequantisation", levels, low, high)
-        self.levels, self.low, self.high = levels, low, high
+        self.levels = _check(self, levels, low, high)
+        self.low, self.high = low, high
 
     def __call__(self, denoiser, image, args=None, *, key):
         level = _level(self, image)
@@ -132,15 +108,16 @@ Noise = Callable[..., tuple[Example, Scalar]]
 
 
 class VariationalDequantisation(AbstractDequantisation):
-    r"""Noise within each level's bin from a model of it, equation (2): for networks trained on dequantised data.
+    r"""Noise within each level's bin from a model of it, equation (2).
 
-    Train the model of the noise by minimising [`eqdiff.bits_per_dim`][] with respect to it, with the network or after it.
+    For networks trained on dequantised data.     Train the model of the noise by minimising
+    [`eqdiff.bits_per_dim`][] with respect to it, with the network or after it.
 
     ??? cite "Reference"
 
-        Ho, Chen, Srinivas, Duan & Abbeel, *Flow++: Improving Flow-Based Generative Models with Variational Dequantization and
-        Architecture Design*, ICML 2019, section 3.1; Song, Durkan, Murray & Ermon, *Maximum Likelihood Training of Score-Based
-        Diffusion Models*, NeurIPS 2021.
+        Ho, Chen, Srinivas, Duan & Abbeel, *Flow++: Improving Flow-Based Generative Models with
+        Variational Dequantization and Architecture Design*, ICML 2019, section 3.1; Song, Durkan,
+        Murray & Ermon, *Maximum Likelihood Training of Score-Based Diffusion Models*, NeurIPS 2021.
     """
 
     noise: Noise
@@ -151,14 +128,15 @@ class VariationalDequantisation(AbstractDequantisation):
     def __init__(self, noise: Noise, levels: int = 256, low: float = -1.0, high: float = 1.0):
         r"""**Arguments:**
 
-        - `noise`: $q(u|x)$, called as `noise(image, args, key=key)`, which draws $u \in [0, 1]^D$ shaped like the image and returns
-            it with $\log q(u|x)$ in nats; [`eqdiff.LogisticNoise`][], or any callable.
+        - `noise`: $q(u|x)$, called as `noise(image, args, key=key)`, which draws $u \in [0, 1]^D$
+            shaped like the image and returns it with $\log q(u|x)$ in nats;
+            [`eqdiff.LogisticNoise`][], or any callable.
         - `levels`, `low`, `high`: as for [`eqdiff.UniformDequantisation`][].
 
         **Raises:** `ValueError` for fewer than two levels, or unless `low < high`.
         """
-        _check("VariationalDequantisation", levels, low, high)
-        self.noise, self.levels, self.low, self.high = noise, levels, low, high
+        self.levels = _check(self, levels, low, high)
+        self.noise, self.low, self.high = noise, low, high
 
     def __call__(self, denoiser, image, args=None, *, key):
         level = _level(self, image)
@@ -166,24 +144,27 @@ class VariationalDequantisation(AbstractDequantisation):
         u, log_q = self.noise(image, args, key=key)
         if u.shape != image.shape or log_q.shape != ():
             raise ValueError(
-                f"VariationalDequantisation: noise returned u of shape {u.shape} and log q of shape {log_q.shape} for an image of "
-                f"shape {image.shape}; expected {image.shape} and () (sum the log-density over pixels)."
+                f"VariationalDequantisation: noise returned u of shape {u.shape} and log q of "
+                f"shape {log_q.shape} for an image of "
+                f"shape {image.shape}; expected {image.shape} and () (sum the log-density over "
+                "pixels)."
             )
         u = eqx.error_if(
             u,
             ~jnp.all((u >= 0) & (u <= 1)),
-            "VariationalDequantisation: noise returned u outside [0, 1], which belongs to another level's bin.",
+            "VariationalDequantisation: noise returned u outside [0, 1], which belongs to another "
+            "level's bin.",
         )
         y = self.low + width * (level + u.astype(image.dtype))
         return y, image.size * math.log(width) - log_q.astype(image.dtype)
 
 
 class LogisticNoise(eqx.Module):
-    r"""A learnable $q(u|x)$: $u = \operatorname{sigmoid}(\mu(x) + s(x) z)$ with logistic $z$, for
-    [`eqdiff.VariationalDequantisation`][].
+    r"""A learnable $q(u|x)$ for [`eqdiff.VariationalDequantisation`][].
 
-    Independent given the image. With $\mu = 0$, $s = 1$, where a network whose last layer is zero starts, it is uniform and
-    $\log q = 0$.
+    $u = \operatorname{sigmoid}(\mu(x) + s(x) z)$ with logistic $z$.
+    Independent given the image. With $\mu = 0$, $s = 1$, where a network whose last layer is zero
+    starts, it is uniform and $\log q = 0$.
     """
 
     net: Callable[[Example], Example]
@@ -206,7 +187,8 @@ class LogisticNoise(eqx.Module):
         expected = (2 * image.shape[0], *image.shape[1:])
         if output.shape != expected:
             raise ValueError(
-                f"LogisticNoise: net returned shape {output.shape} for an image of shape {image.shape}, expected {expected}: "
+                f"LogisticNoise: net returned shape {output.shape} for an image of shape "
+                f"{image.shape}, expected {expected}: "
                 "the shift, then the log-scale."
             )
         shift, log_scale = jnp.split(output.astype(image.dtype), 2)
@@ -220,9 +202,10 @@ class LogisticNoise(eqx.Module):
 
 
 class GaussianDequantisation(AbstractDequantisation):
-    r"""The process's own noise at $t_0$ and a decoder, equation (3): for networks trained on grid values.
+    r"""The process's own noise at $t_0$ and a decoder, equation (3).
 
-    This is what networks trained with $L_\text{vlb}$, $L_\text{hybrid}$ or on plain normalised pixels need.
+    For networks trained on grid values. This is what networks trained with $L_\text{vlb}$,
+    $L_\text{hybrid}$ or on plain normalised pixels need.
     """
 
     levels: int = eqx.field(static=True)
@@ -231,8 +214,8 @@ class GaussianDequantisation(AbstractDequantisation):
 
     def __init__(self, levels: int = 256, low: float = -1.0, high: float = 1.0):
         """**Arguments:** as for [`eqdiff.UniformDequantisation`][]."""
-        _check("GaussianDequantisation", levels, low, high)
-        self.levels, self.low, self.high = levels, low, high
+        self.levels = _check(self, levels, low, high)
+        self.low, self.high = low, high
 
     def __call__(self, denoiser, image, args=None, *, key):
         process = denoiser.process

@@ -2,7 +2,8 @@ r"""The path between two latents.
 
 For latents at an angle ω, spherical interpolation (Shoemake 1985)
 
-$$\operatorname{slerp}(x, y; w) = \frac{\sin((1 - w)\omega)}{\sin\omega} x + \frac{\sin(w\omega)}{\sin\omega} y, \qquad
+$$\operatorname{slerp}(x, y; w) = \frac{\sin((1 - w)\omega)}{\sin\omega} x +
+  \frac{\sin(w\omega)}{\sin\omega} y, \qquad
   \cos\omega = \frac{x\cdot y}{\|x\|\,\|y\|}. \tag{1}$$
 """
 
@@ -17,8 +18,8 @@ from .._types import Example, Scalar
 def slerp(x: Example, y: Example, weight: float | Scalar) -> Example:
     r"""Spherical interpolation between two latents, equation (1): `x` at weight 0, `y` at 1.
 
-    Keeps the length, if both have the same, and a standard normal standard normal for independent latents; for two of one direction
-    it is linear interpolation.
+    Keeps the length, if both have the same, and a standard normal standard normal for independent
+    latents; for two of one direction it is linear interpolation.
 
     **Arguments:**
 
@@ -27,12 +28,13 @@ def slerp(x: Example, y: Example, weight: float | Scalar) -> Example:
 
     **Returns:** the interpolation, in the precision of `x`.
 
-    **Raises:** `ValueError` for latents of different shapes; a runtime error if one of them is 0 or they are opposite, so that
-    the path between them is not unique.
+    **Raises:** `ValueError` for latents of different shapes; a runtime error if one of them is 0 or
+    they are opposite, so that the path between them is not unique.
 
     ??? cite "Reference"
 
-        Shoemake, *Animating Rotation with Quaternion Curves*, SIGGRAPH 1985; White, *Sampling Generative Networks*, 2016.
+        Shoemake, *Animating Rotation with Quaternion Curves*, SIGGRAPH 1985; White, *Sampling
+        Generative Networks*, 2016.
     """
     if x.shape != y.shape:
         raise ValueError(f"slerp: latents of shapes {x.shape} and {y.shape}; expected one shape.")
@@ -46,7 +48,8 @@ def slerp(x: Example, y: Example, weight: float | Scalar) -> Example:
     angle = eqx.error_if(
         angle,
         bisector < jnp.finfo(x.dtype).eps ** 0.75,
-        "slerp: the latents are opposite: no great circle between them is the shortest. Go by way of a third latent.",
+        "slerp: the latents are opposite: no great circle between them is the shortest. Go by way "
+        "of a third latent.",
     )
     return _ratio(1 - w, angle) * x + _ratio(w, angle) * y
 

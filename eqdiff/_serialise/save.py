@@ -1,0 +1,126 @@
+"""Writing a denoiser."""
+
+import json
+import os
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from .._denoiser import Denoiser
+from .._process import KernelSDE
+from .._require import require
+from .classes import arguments_of, ATTRIBUTES, FORMAT_VERSION, leaves_of, PARTS, table
+
+
+class _Writer:
+    """Turns objects into JSON, putting arrays aside as tensors."""
+
+    def __init__(self, table: dict[str, type]):
+        self.names = {cls: name for name, cls in table.items()}
+        self.tensors: dict[str, np.ndarray] = {}
+
+    def object(self, value: Any, path: str) -> Any:
+        if value is None or isinstance(value, (bool, int, float, str)):
+            return value
+        if isinstance(value, (tuple, list)):
+            return {"tuple": [self.object(v, f"{path}.{i}") for i, v in enumerate(value)]}
+        if isinstance(value, np.dtype):
+            return {"dtype": value.name}
+        if isinstance(value, (np.ndarray, jax.Array)):
+            self.tensors[path] = np.asarray(value)
+            # NumPy tables stay NumPy: JAX would round float64 to its own precision.
+            return {"tensor" if isinstance(value, np.ndarray) else "array": path}
+        if type(value) not in self.names:
+            raise ValueError(
+                f"save_model: {path} is a {type(value).__module__}.{type(value).__qualname__}, "
+                "which the format does not know. For a class of your own write "
+                "classes=(YourClass,), here and in load_model."
+            )
+        names = arguments_of(type(value))
+        kept = {name: ATTRIBUTES.get((type(value), name), name) for name in names}
+        missing = [name for name in names if not hasattr(value, kept[name])]
+        if missing:
+            raise ValueError(
+                f"save_model: {path} is a {type(value).__qualname__}, whose constructor takes "
+                f"{', '.join(missing)}, but it has no attribute of that name. Keep each argument "
+                "(but key) as an attribute: self.name = name."
+            )
+        arguments = {
+            name: self.object(getattr(value, kept[name]), f"{path}.{name}") for name in names
+        }
+        return {"class": self.names[type(value)], "arguments": arguments}
+
+
+def save_model(
+    path: str | os.PathLike,
+    denoiser: Denoiser,
+    *,
+    classes: Iterable[type] = (),
+    overwrite: bool = False,
+) -> None:
+    """Writes a denoiser to one safetensors file.
+
+    It holds weights, architecture, process, parameterisation and variance. The file appears whole
+    or not at all.
+
+    **Arguments:**
+
+    - `path`: the file.
+    - `denoiser`: the denoiser, with concrete weights.
+    - `classes`: classes of your own among its parts, such as a network, which keep each argument of
+        their constructor as an attribute of the same name.
+    - `overwrite`: whether an existing file may be replaced.
+
+    **Raises:** `ValueError` for a part that the format does not know; `FileExistsError` if the file
+    exists and `overwrite` is false; `ImportError` without safetensors.
+    """
+    safetensors = require("safetensors.numpy", "Saving and loading models", extra="checkpoint")
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists; write overwrite=True to replace it.")
+    if not isinstance(denoiser, Denoiser):
+        raise ValueError(
+            f"save_model: expected an eqdiff.Denoiser, got a {type(denoiser).__name__}. Save the "
+            "denoiser that it wraps, and wrap what load_model returns."
+        )
+    known = table(classes)
+    if denoiser.c_noise is not None and type(denoiser.c_noise) not in known.values():
+        raise ValueError(
+            "save_model: the denoiser's c_noise is a function, which cannot be saved. Write it as "
+            "eqdiff.ScaledTime(...) or eqdiff.LogNoise(...), or as a class of your own named in "
+            "classes=; or put "
+            "the numbers into the process (Schedule(betas, c_noise=...))."
+        )
+    if isinstance(denoiser.process, KernelSDE):
+        raise ValueError(
+            "save_model: the process is a KernelSDE, which holds functions, and a file cannot. "
+            "Write it as a "
+            "subclass of eqdiff.AbstractProcess whose constructor takes numbers, and name that "
+            "class in classes=."
+        )
+    writer = _Writer(known)
+    model = {part: writer.object(getattr(denoiser, part), part) for part in PARTS}
+    leaves = leaves_of(denoiser.net)
+    weights = {f"net/{name}": np.asarray(leaf) for name, leaf in leaves.items()}
+    # Tables that are NumPy's in a network stay so.
+    model["tables"] = [name for name, leaf in leaves.items() if isinstance(leaf, np.ndarray)]
+    metadata = {
+        "format": "eqdiff",
+        "format_version": str(FORMAT_VERSION),
+        "eqdiff_version": version("eqdiff"),
+        "model": json.dumps(model),
+    }
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        # safetensors makes private files; a model is for whoever may read the folder.
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        safetensors.save_file(writer.tensors | weights, temporary, metadata)
+        temporary.chmod(mode)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
