@@ -136,6 +136,17 @@ def check_levels(
     return eqx.branched_error_if(image, jnp.any(off), way, messages)
 
 
+def check_precision(owner: Any, x: Any) -> None:
+    """Raises `ValueError` for an example of whole numbers or of half precision."""
+    check_example(owner, x)
+    if jnp.finfo(jnp.result_type(x)).bits < 32:
+        raise ValueError(
+            f"{of(owner)}: the example is {jnp.result_type(x)}, in which the steps near the data "
+            "are lost to rounding. Write x.astype(jnp.float32); the network may compute in half "
+            "precision."
+        )
+
+
 def refuse(tree: PyTree, bad: Bool[Array, ""], message: str) -> PyTree:
     """`ValueError` where `bad` is known already, an error at run time where it is traced."""
     if is_traced(bad):

@@ -115,7 +115,7 @@ def discretised_gaussian_log_likelihood_exact(
 ) -> Example:
     r"""Equation (2) in nats per element, with the exact $\Phi$ and no clamp.
 
-    It works in log-space from whichever tail is the smaller, so that it neither cancels nor
+    It works in log-space from the smaller tail, so that it neither cancels nor
     underflows. Arguments as for `discretised_gaussian_log_likelihood`.
     """
     half = 1 / (levels - 1)

@@ -31,7 +31,7 @@ class FixedArgs(AbstractWrapper):
         """**Arguments:**
 
         - `denoiser`: the denoiser to wrap.
-        - `args`: what it is given in place of what it is called with; `None` for an unconditional
+        - `args`: what replaces the `args` it is called with; `None` for an unconditional
             network.
         """
         self.denoiser, self.args = denoiser, args
@@ -43,8 +43,8 @@ class FixedArgs(AbstractWrapper):
 
 
 def refuse_no_signal(owner: str, denoiser: AbstractDenoiser, why: str) -> None:
-    """Raises `ValueError` for a process whose end has α = 0, where `why`. A learned process is not
-    looked at.
+    """Raises `ValueError` for a process whose end has α = 0, where `why`. A traced process is not
+    checked.
     """
     process = denoiser.process
     if has_no_signal(process):

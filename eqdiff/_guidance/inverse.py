@@ -195,7 +195,7 @@ class PosteriorGuidance(AbstractWrapper):
             signal (α = 0); when called, for an operator that is not linear or does not return the
             shape of `y`.
         """
-        # Looked at as they were given: inside jit, asarray makes tracers of known numbers.
+        # Checked as they were given: inside jit, asarray makes tracers of known numbers.
         _check_known(y, std, positive=isinstance(covariance, ZeroCovariance))
         y, std = jnp.asarray(y), jnp.asarray(std)
         check_example("PosteriorGuidance", y)

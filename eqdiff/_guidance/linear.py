@@ -42,7 +42,7 @@ def transpose_of(operator: LinearOperator, x: Example) -> LinearOperator:
 def check_linear(owner: str, operator: LinearOperator, x: Example) -> None:
     """Raises `ValueError` for an operator that two probes show not to be linear.
 
-    An operator that depends on traced arrays is not looked at; one that cannot be transposed still
+    An operator that depends on traced arrays is not checked; one that cannot be transposed still
     is an error of JAX.
     """
     with jax.ensure_compile_time_eval():

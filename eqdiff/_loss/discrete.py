@@ -34,7 +34,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from .._check import whole
+from .._check import check_levels, check_precision, is_traced, whole
 from .._gaussian import discretised_gaussian_log_likelihood, gaussian_kl, nats_to_bits
 from .._predict import Prediction, stop_mean
 from .._process import require_schedule
@@ -79,11 +79,16 @@ def bound_term(
     **Returns:** at $t > 0$ the KL divergence, at $t = 0$ the negative log-likelihood of the
     discretised decoder.
 
-    **Raises:** `ValueError` if the process is not a schedule, or for fewer than two levels.
+    **Raises:** `ValueError` if the process is not a schedule, for fewer than two levels, data in
+    half precision, and known data with values on none of the levels.
     """
     p = prediction
     schedule = require_schedule(p.process, "The variational bound")
     levels = whole("bound_term", "levels", levels, least=2, remedy=" 8-bit images have 256.")
+    check_precision("bound_term", p.x0)
+    if not is_traced(p.x0):
+        # Traced data, as in training, pass: a check at run time would cost each step its share.
+        check_levels(f"bound_term(levels={levels})", p.x0, levels)
     log_variance = p.variance.log_variance(schedule, p.t, p.estimate.raw_variance).astype(p.x.dtype)
     on_x0, _ = schedule.posterior_mean_coefficients(p.t)
     # Both means share their term in x, so only that in x0 is left of their difference.

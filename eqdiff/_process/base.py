@@ -108,7 +108,7 @@ class AbstractProcess(eqx.Module):
     def diffusion(self, t: Time) -> Scalar:
         r"""$g(t)$ of equation (2).
 
-        **Raises:** as `drift`.
+        **Raises:** as `drift`. Without noise ($\sigma_t = 0$, below $t_0$) it is NaN.
         """
         t = _with_signal(self, t)
         sigma = self.sigma(t)
@@ -157,7 +157,7 @@ class AbstractProcess(eqx.Module):
 
 def has_no_signal(process: AbstractProcess) -> bool:
     r"""Whether $\alpha_{t_1} = 0$. False for a process whose values are traced."""
-    # Looked at now, where it costs nothing.
+    # Evaluated now, where it costs nothing.
     with jax.ensure_compile_time_eval():
         alpha = process.alpha(process.t1)
     return not is_traced(alpha) and float(alpha) == 0

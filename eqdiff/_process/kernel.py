@@ -170,7 +170,7 @@ def _levels(process: KernelSDE) -> list[np.ndarray] | None:
 
 
 def _check(process: KernelSDE) -> None:
-    """Looks at the functions where they can be looked at."""
+    """Checks the functions, unless they hold traced values."""
     levels = _levels(process)
     if levels is None:
         return

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
+from .._check import whole
+
 
 def section_timesteps(num_steps: int, counts: Sequence[int]) -> Int[np.ndarray, " K"]:
     r"""Splits $0, \dots, T-1$ into equal sections and spaces a number of steps evenly in each.
@@ -36,6 +38,7 @@ def section_timesteps(num_steps: int, counts: Sequence[int]) -> Int[np.ndarray, 
     start, kept = 0, []
     for i, count in enumerate(counts):
         size = sections + (i < extra)
+        count = whole("section_timesteps", "counts", count)
         if not 1 <= count <= size:
             raise ValueError(
                 f"section_timesteps({num_steps}, {tuple(counts)}): section {i} has {size} steps, "
@@ -69,6 +72,7 @@ def ddim_timesteps(num_steps: int, count: int) -> Int[np.ndarray, " K"]:
     **Raises:** `ValueError`, naming the nearest counts that work, where no stride gives `count`
     steps.
     """
+    count = whole("ddim_timesteps", "count", count)
     # A stride of T would keep the step 0 alone, and sampling would start from a nearly clean image.
     strides = range(max(num_steps - 1, 1), 0, -1)
     possible = {len(range(0, num_steps, stride)): stride for stride in strides}

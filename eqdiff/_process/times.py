@@ -195,8 +195,8 @@ def _range(
 ) -> tuple[Scalar, Scalar]:
     """The least and the greatest σ/α."""
     check_positive(owner, sigma_min=low, sigma_max=high)
-    given = known_number(low), known_number(high)
-    if None not in given and given[0] >= given[1]:
+    least, most = known_number(low), known_number(high)
+    if least is not None and most is not None and least >= most:
         raise ValueError(
             f"{owner}(sigma_min={low}, sigma_max={high}): expected 0 < sigma_min < sigma_max."
         )

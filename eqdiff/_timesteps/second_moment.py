@@ -30,8 +30,8 @@ class History(eqx.Module):
     r"""The last losses at each step, as rings.
 
     - `losses`: the losses, zero where none has been written yet.
-    - `written`: how many losses $t$ has taken in. From $H$ on only the position in the ring counts,
-        so it stays below $2H$ and cannot overflow.
+    - `written`: how many losses have been recorded at $t$. From $H$ on only the position in the
+        ring counts, so it stays below $2H$ and cannot overflow.
     """
 
     losses: Float[Array, "T H"]
@@ -119,7 +119,7 @@ class LossSecondMoment(AbstractTimesteps):
         return t, (1 / num_steps) / self._mixed(learned)[t]
 
     def update(self, state: History, t: Shaped[Array, " n"], losses: Float[Array, " n"]) -> History:
-        r"""Takes in a batch of unweighted losses at the times drawn, first to last.
+        r"""Updates the state with the unweighted losses at the times drawn, first to last.
 
         **Arguments:**
 

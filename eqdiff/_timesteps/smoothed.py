@@ -184,7 +184,7 @@ class SmoothedSecondMoment(AbstractTimesteps):
         return jnp.asarray(edges)[b] + within, (1 / num_steps) / probability
 
     def update(self, state: Moments, t: Shaped[Array, " n"], losses: Float[Array, " n"]) -> Moments:
-        r"""Takes in a batch of unweighted losses at the times drawn, equation (2).
+        r"""Updates the state with the unweighted losses at the times drawn, equation (2).
 
         **Arguments:**
 
