@@ -92,6 +92,17 @@ def check_example(owner: Any, x: Any) -> None:
         )
 
 
+def check_precision(owner: Any, x: Any) -> None:
+    """Raises `ValueError` for an example of whole numbers or of half precision."""
+    check_example(owner, x)
+    if jnp.finfo(jnp.result_type(x)).bits < 32:
+        raise ValueError(
+            f"{of(owner)}: the example is {jnp.result_type(x)}, in which the steps near the data "
+            "are lost to rounding. Write x.astype(jnp.float32); the network may compute in half "
+            "precision."
+        )
+
+
 def check_levels(
     owner: str,
     image: Float[Array, "..."],
@@ -104,27 +115,26 @@ def check_levels(
     A `ValueError` that shows the values where they are known, a runtime error where they are
     traced.
     """
-    check_example(owner.partition("(")[0], image)
+    check_precision(owner.partition("(")[0], image)
     remedy = (
         f"{owner} expects images on {levels} equally spaced levels from {low:g} to {high:g}: 8-bit "
         "pixels are levels=256, on [-1, 1] as pixels / 127.5 - 1. Are the data noisy already, or "
         "scaled otherwise?"
     )
-    values = image.astype(jnp.promote_types(image.dtype, jnp.float32))
-    position = (values - low) * ((levels - 1) / (high - low))
+    position = (image - low) * ((levels - 1) / (high - low))
     level = jnp.rint(position)
     # Rounding of float32 moves a 16-bit pixel by 0.004 of a level.
     off = ~(jnp.abs(position - level) < 0.02) | (level < 0) | (level > levels - 1)
     if not is_traced(off):
         if np.any(off):
-            given, bad = np.asarray(values), np.asarray(values)[np.asarray(off)]
+            given, bad = np.asarray(image), np.asarray(image)[np.asarray(off)]
             raise ValueError(
                 f"The image has values from {given.min():g} to {given.max():g}, {bad.size} of "
                 f"{given.size} on none of the levels, such as {bad.flat[0]:g}. {remedy}"
             )
         return image
     # Under jit the values cannot be shown; which way they are wrong can.
-    ways = [jnp.any(~jnp.isfinite(values)), jnp.any(level < 0), jnp.any(level > levels - 1)]
+    ways = [jnp.any(~jnp.isfinite(image)), jnp.any(level < 0), jnp.any(level > levels - 1)]
     way = jnp.where(ways[0], 0, jnp.where(ways[1], 1, jnp.where(ways[2], 2, 3)))
     texts = [
         "that are not finite",
@@ -134,17 +144,6 @@ def check_levels(
     ]
     messages = [f"The image has values {text}. {remedy}" for text in texts]
     return eqx.branched_error_if(image, jnp.any(off), way, messages)
-
-
-def check_precision(owner: Any, x: Any) -> None:
-    """Raises `ValueError` for an example of whole numbers or of half precision."""
-    check_example(owner, x)
-    if jnp.finfo(jnp.result_type(x)).bits < 32:
-        raise ValueError(
-            f"{of(owner)}: the example is {jnp.result_type(x)}, in which the steps near the data "
-            "are lost to rounding. Write x.astype(jnp.float32); the network may compute in half "
-            "precision."
-        )
 
 
 def refuse(tree: PyTree, bad: Bool[Array, ""], message: str) -> PyTree:

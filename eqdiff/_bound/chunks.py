@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from .._check import check_example, is_traced, whole
+from .._check import check_precision, is_traced, whole
 from .._types import Args, Example, Key
 
 
@@ -61,7 +61,7 @@ def check_batch(owner: str, data: Example, args: Args, least: int) -> None:
 
     Also for known data that are not floating-point or not finite.
     """
-    check_example(owner, data)
+    check_precision(owner, data)
     if data.ndim == 0 or data.shape[0] < least:
         raise ValueError(
             f"{owner}: expected a batch of at least {least} examples along the first axis, got "

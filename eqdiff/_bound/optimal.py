@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from .._check import whole
 from .._denoiser import AbstractDenoiser
 from .._process import require_schedule, Schedule
 from .._types import Args, Key
@@ -63,7 +64,8 @@ def optimal_timesteps(terms: PairwiseTerms, num_steps: int) -> Int[np.ndarray, "
         Models*, 2021.
     """
     size = terms.grid.size
-    if not 1 <= num_steps <= size:
+    num_steps = whole("optimal_timesteps", "num_steps", num_steps)
+    if num_steps > size:
         raise ValueError(
             f"optimal_timesteps(num_steps={num_steps}): expected 1 to {size}, the times of the "
             "grid. For more steps make "

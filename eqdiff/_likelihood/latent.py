@@ -47,7 +47,7 @@ def slerp(x: Example, y: Example, weight: float | Scalar) -> Example:
     angle = 2 * jnp.arctan2(chord, bisector)
     angle = eqx.error_if(
         angle,
-        bisector < jnp.finfo(x.dtype).eps ** 0.75,
+        bisector < float(jnp.finfo(x.dtype).eps) ** 0.75,
         "slerp: the latents are opposite: no great circle between them is the shortest. Go by way "
         "of a third latent.",
     )
@@ -74,6 +74,6 @@ def _unit(x: Example) -> Example:
 
 def _ratio(weight: Scalar, angle: Scalar) -> Float[Array, ""]:
     """sin(wω)/sin ω, which is w at ω = 0."""
-    small = angle < jnp.finfo(angle.dtype).eps ** 0.5
+    small = angle < float(jnp.finfo(angle.dtype).eps) ** 0.5
     safe = jnp.where(small, 1.0, angle)
     return jnp.where(small, weight, jnp.sin(weight * safe) / jnp.sin(safe))

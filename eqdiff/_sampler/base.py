@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from .._check import check_example, of
+from .._check import check_precision, of
 from .._denoiser import AbstractDenoiser
 from .._process import AbstractProcess
 from .._types import Args, Example, Key, Scalar
@@ -191,9 +191,4 @@ def check_call(owner: object, denoiser: AbstractDenoiser, x: Example) -> None:
             f"{of(owner)} takes a denoiser, but was given a {type(denoiser).__name__}. For a network "
             "write eqdiff.Denoiser(net, process)."
         )
-    check_example(owner, x)
-    if jnp.finfo(jnp.result_type(x)).bits < 32:
-        raise ValueError(
-            f"{of(owner)}: the state is {jnp.result_type(x)}, in which the steps near the data are lost "
-            "to rounding. Write x.astype(jnp.float32); the network may compute in half precision."
-        )
+    check_precision(owner, x)
