@@ -271,11 +271,16 @@ def test_a_loss_on_an_equal_process_trains(make, getkey):
 
 
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
-def test_nonfinite_is_flagged(bad, getkey):
+def test_a_nonfinite_step_is_flagged_and_spoils_nothing(bad, getkey):
     x0, args = make_batch(getkey())
     spoilt = x0.at[3, 1].set(bad), args
-    _, reported = run(make_net(getkey()), getkey(), [(x0, args), spoilt])
+    net, key, adam = make_net(getkey()), getkey(), optax.adam(1e-2)
+    kept, reported = run(net, key, [(x0, args), spoilt], optimiser=adam)
     assert [bool(m.nonfinite) for m in reported] == [False, True]
+    before, _ = run(net, key, [(x0, args)], optimiser=adam)
+    for part in ("net", "ema", "opt_state"):
+        assert eqx.tree_equal(getattr(kept, part), getattr(before, part)), part
+    assert int(kept.step) == 2, "the next step draws other times"
 
 
 def test_steps_differ_and_repeat(getkey):

@@ -74,12 +74,12 @@ def known_to_differ(a: AbstractProcess, b: AbstractProcess) -> bool:
     if isinstance(a, Schedule):
         return a != b
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=False)
-    return any(known_number(x) is not None and _far(x, known_number(y)) for x, y in pairs)
+    return any(_far(known_number(x), known_number(y)) for x, y in pairs)
 
 
-def _far(x: float, y: float | None) -> bool:
+def _far(x: float | None, y: float | None) -> bool:
     # Of two precisions, as a field and the same number in a jitted argument may be.
-    return y is not None and abs(x - y) > 1e-6 * abs(y)
+    return x is not None and y is not None and abs(x - y) > 1e-6 * abs(y)
 
 
 def described(process: AbstractProcess) -> str:

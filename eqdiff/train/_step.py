@@ -115,18 +115,25 @@ def _advance(
     state: TrainState,
     optimiser: optax.GradientTransformationExtraArgs,
     gradient: PyTree,
-    loss: Scalar,
+    metrics: StepMetrics,
 ) -> tuple[PyTree, tuple[PyTree, ...], PyTree]:
-    """The new network, its averages and the optimiser's state."""
+    """The new network, its averages and the optimiser's state: the old ones if a step is spoilt."""
     params, constants = eqx.partition(state.net, eqx.is_inexact_array)
     with jax.numpy_dtype_promotion("standard"):
-        updates, opt_state = optimiser.update(gradient, state.opt_state, params, value=loss)
-        params = optax.apply_updates(params, updates)
+        updates, opt_state = optimiser.update(gradient, state.opt_state, params, value=metrics.loss)
+        new = optax.apply_updates(params, updates)
     n = state.step + 1
     ema = tuple(
-        ema_update(rule, average, params, n)
+        ema_update(rule, average, new, n)
         for rule, average in zip(state.ema_rules, state.ema, strict=True)
     )
+
+    def unless_spoilt(old: Any, new: Any) -> Any:
+        # One NaN in the parameters is NaN in all of them a step later, and for good.
+        return jnp.where(metrics.nonfinite, old, new) if eqx.is_array(new) else new
+
+    before, after = (params, state.ema, state.opt_state), (new, ema, opt_state)
+    params, ema, opt_state = jax.tree.map(unless_spoilt, before, after)
     return eqx.combine(params, constants), ema, opt_state
 
 
@@ -164,6 +171,10 @@ def make_step(
     A step draws times, averages the weighted loss over the batch (equation 1), updates the
     parameters, their moving averages and the timestep strategy. The state given to it is *donated*:
     its memory is used for the new one, and it cannot be used again.
+
+    A step whose loss or gradient is not finite leaves parameters, averages and the optimiser's state
+    as they were, and says so in its metrics (`nonfinite`): one bad example does not turn the weights
+    into NaN. The next step draws other times and noise.
 
     **Arguments:**
 
@@ -203,7 +214,7 @@ def make_step(
         gradient, (losses, terms) = _gradient(loss_fn, process, state.net, examples, accumulate)
 
         metrics = _report(process, t, weights, losses, terms, gradient)
-        net, ema, opt_state = _advance(state, extended, gradient, metrics.loss)
+        net, ema, opt_state = _advance(state, extended, gradient, metrics)
         new = TrainState(
             net=net,
             ema=ema,
