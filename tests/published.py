@@ -65,8 +65,8 @@ def draw(denoiser, steps, x, *, key, predictor=None, corrector=None, known=None,
     def body(state, inputs):
         x, mean = state
         step, level, key = inputs
-        for kind, key in zip((corrector, predictor), jax.random.split(key), strict=True):
-            move, constrain = jax.random.split(key)
+        for kind, keys in zip((corrector, predictor), jax.random.split(key), strict=True):
+            move, constrain = jax.random.split(keys)
             if kind is not None:
                 x, mean, _ = kind(denoiser, step, x, None, key=move)
             if known is not None:

@@ -64,7 +64,7 @@ def test_known_pixels_are_noised_to_the_level_after_each_step(chain, getkey):
 
 @pytest.mark.slow
 def test_repeats_approach_the_posterior(getkey):
-    """Replacement alone is not conditional sampling; going up and down again (RePaint) approaches it."""
+    """Replacement alone is not conditional sampling; repeated steps (RePaint) approach it."""
     expected = np.array([RHO * KNOWN, np.sqrt(1 - RHO**2)])
     errors = {}
     for repeats in (1, 10):
@@ -107,7 +107,7 @@ def test_masks_and_grey_axes_are_orthonormal_systems(getkey):
 def test_colourised_images_have_their_grey(getkey):
     path = trajectory(eqd.Colourise(GREY), getkey)
     np.testing.assert_allclose(path[-1].mean(0), GREY, atol=1e-6)
-    # Along the other axes nothing is constrained: the path of the unconstrained chain, whose step is pixel by pixel.
+    # Along the other axes nothing is constrained: the unconstrained chain's step is pixel by pixel.
     x1 = jnp.asarray(np.random.default_rng(0).standard_normal((3, 2, 2)), float)
     free = quick_jit(eqd.DDIM(4).trajectory)(PIXELS, x1).x
     colour = np.array([1, -2, 1]) / np.sqrt(6)
@@ -156,7 +156,6 @@ def on_pixels(constraint):
         (lambda: eqd.Replace(np.array([np.inf]), pool), "not finite"),
         (lambda: eqd.Constrained(eqd.DDIM(2), inpaint(), repeats=0), "repeats=0"),
         (lambda: eqd.Constrained(eqd.PredictorCorrector(), inpaint()), "constrain="),
-        (lambda: eqd.PublishedReplacement(eqd.PredictorCorrector(), inpaint()), "FinalMean"),
     ],
 )
 def test_bad_arguments(build, match):

@@ -1,4 +1,4 @@
-"""The page on controllable generation runs as it is written, and so does the example behind its picture."""
+"""The page on controllable generation runs as written, and the example behind its picture."""
 
 import os
 import re

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._check import is_traced
-from .._process import AbstractProcess, is_whole, require_schedule, respace, Schedule
+from .._process import AbstractProcess, require_schedule, respace, Schedule
 from .._types import Args, Example, Time
 from .base import AbstractChain
 from .grid import Grid, grid_of, Spacing
@@ -79,7 +79,7 @@ class Ancestral(AbstractChain):
         schedule = require_schedule(process, "Ancestral sampling")
         with jax.ensure_compile_time_eval():
             times = self.grid.times(schedule)
-        if not is_whole(times) or is_traced(times):
+        if is_traced(times) or not jnp.issubdtype(times.dtype, jnp.integer):
             given = "traced" if is_traced(times) else f"{times.dtype}"
             raise ValueError(
                 f"Ancestral visits steps of the schedule, whole numbers known in advance, but its times are "

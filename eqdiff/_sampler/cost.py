@@ -67,7 +67,9 @@ class Counting(diffrax.AbstractAdaptiveStepSizeController):
         t1, inner = self.controller.init(terms, t0, t1, y0, dt0, args, func, error_order)
         return t1, _State(inner, jnp.asarray(False), jnp.zeros((), jnp.int32))
 
-    def adapt_step_size(self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state):
+    def adapt_step_size(
+        self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state
+    ):
         state = controller_state
         keep, *ends, jumped, inner, result = self.controller.adapt_step_size(
             t0, t1, y0, y1_candidate, args, y_error, error_order, state.inner

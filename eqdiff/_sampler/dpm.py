@@ -15,6 +15,7 @@ from .._denoiser import AbstractDenoiser
 from .._process import log_snr_times
 from .._term import data_prediction, DPMSolverPP2M
 from .._types import Args, Example, Key
+from .adjoint import adjoint_named
 from .base import AbstractSampler, check_call, Trajectory
 from .grid import Grid, grid_of, Spacing
 
@@ -95,19 +96,20 @@ class DPMSolverPP(AbstractSampler):
             return x1[None]
         process = denoiser.process
         clock = (0.5 * jax.vmap(process.log_snr)(times)).astype(x1.dtype)
-        solution = diffrax.diffeqsolve(
-            data_prediction(denoiser),
-            DPMSolverPP2M(),
-            t0=clock[0],
-            t1=clock[-1],
-            dt0=None,
-            y0=x1 / process.sigma(times[0]).astype(x1.dtype),
-            args=args,
-            stepsize_controller=diffrax.StepTo(clock),
-            saveat=diffrax.SaveAt(ts=clock) if all else diffrax.SaveAt(t1=True),
-            max_steps=max(len(times), 16),
-            adjoint=self.adjoint,
-        )
+        with adjoint_named(self, self.adjoint):
+            solution = diffrax.diffeqsolve(
+                data_prediction(denoiser),
+                DPMSolverPP2M(),
+                t0=clock[0],
+                t1=clock[-1],
+                dt0=None,
+                y0=x1 / process.sigma(times[0]).astype(x1.dtype),
+                args=args,
+                stepsize_controller=diffrax.StepTo(clock),
+                saveat=diffrax.SaveAt(ts=clock) if all else diffrax.SaveAt(t1=True),
+                max_steps=max(len(times), 16),
+                adjoint=self.adjoint,
+            )
         kept = times if all else times[-1:]
         assert solution.ys is not None
         scale = jax.vmap(process.sigma)(kept).astype(x1.dtype)

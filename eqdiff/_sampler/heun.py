@@ -137,7 +137,9 @@ class StochasticHeun(AbstractChain):
         chosen = (level >= self.churn_min) & (level <= self.churn_max)
         # No process goes beyond its own end.
         beyond = (1 + gamma) * level > most
-        up = jnp.where(chosen, jnp.where(beyond, jnp.maximum(most, level), (1 + gamma) * level), level)
+        up = jnp.where(
+            chosen, jnp.where(beyond, jnp.maximum(most, level), (1 + gamma) * level), level
+        )
         # Written as products: a difference of squares leaves rounding where there is no churn.
         free = math.sqrt(gamma * (2 + gamma)) * level
         bound = jnp.sqrt(jnp.maximum((up - level) * (up + level), 0))

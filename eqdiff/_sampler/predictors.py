@@ -33,7 +33,7 @@ from jaxtyping import Array, Float
 
 from .._check import check_fraction
 from .._denoiser import AbstractDenoiser
-from .._process import AbstractProcess, Schedule
+from .._process import AbstractProcess, as_time, Schedule
 from .._term import reverse_sde, shape_of
 from .._types import Args, Example, Key, Scalar
 from .._variance import AbstractVariance, ReverseStep
@@ -190,7 +190,7 @@ class EulerMaruyama(AbstractPredictor):
 
     def __call__(self, denoiser, step, x, args, *, key):
         process, t, estimate = denoiser.process, step.t, denoiser(step.t, x, args)
-        size = (t - step.s).astype(x.dtype)
+        size = as_time(t) - as_time(step.s)
         variance = self.eta**2 * size * process.diffusion(t) ** 2
         on_x0 = -size * process.alpha_dot(t)
         on_noise = -size * process.sigma_dot(t) - 0.5 * variance / process.sigma(t)
