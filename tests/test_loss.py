@@ -167,10 +167,6 @@ def test_golden_ddpm_loss_is_l_simple(reduce_mean):
     assert_golden(factor * jnp.mean(losses), SDE_LOSSES, f"{case}/loss")
 
 
-def gaussian_prediction(denoiser, t, x0, key):
-    return eqd.predict(denoiser, t, x0, key=key)
-
-
 PROCESSES = {"vp": eqd.VPSDE(), "sub_vp": eqd.SubVPSDE(), "ve": eqd.VESDE()}
 
 
@@ -178,7 +174,7 @@ PROCESSES = {"vp": eqd.VPSDE(), "sub_vp": eqd.SubVPSDE(), "ve": eqd.VESDE()}
 def test_score_matching_by_its_definition(process, getkey, x64):
     """Written with scores, as in the paper, at a time where nothing is small."""
     t, x0 = 0.6, jax.random.normal(getkey(), (4,))
-    p = gaussian_prediction(eqd.GaussianDenoiser(process, 0.3, 0.5), t, x0, getkey())
+    p = eqd.predict(eqd.GaussianDenoiser(process, 0.3, 0.5), t, x0, key=getkey())
     sigma, g = process.sigma(t), process.diffusion(t)
     score = -p.estimate.noise / sigma
     truth = -(p.x - process.alpha(t) * x0) / sigma**2
