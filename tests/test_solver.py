@@ -1,4 +1,4 @@
-"""DPM-Solver++(2M) as a Diffrax solver and as a sampler, and what solves cost."""
+"""DPM-Solver++(2M) as a Diffrax solver and as a sampler."""
 
 import diffrax
 import equinox as eqx
@@ -9,6 +9,7 @@ import pytest
 from toys import quick_jit
 
 import eqdiff as eqd
+from eqdiff._term import data_prediction, DPMSolverPP2M
 
 
 X1 = np.array([0.7, -1.3])
@@ -37,21 +38,21 @@ def textbook(denoiser, times, x):
     return estimate(times[-1], jnp.asarray(x))
 
 
-@pytest.mark.parametrize("process", [SMOOTH, eqd.linear_schedule(50)], ids=["sde", "chain"])
+@pytest.mark.parametrize("process", [SMOOTH, eqd.linear_schedule(50)], ids=["vp", "schedule"])
 def test_is_the_published_algorithm(process, x64):
     denoiser = mixture(process)
-    times = process.grid(6)
+    times = eqd.uniform_times(process, 6)
     expected = textbook(denoiser, times, X1)
     sample = quick_jit(lambda x: eqd.DPMSolverPP(times=times)(denoiser, x))(jnp.asarray(X1))
     np.testing.assert_allclose(sample, expected, rtol=1e-9)
 
 
 def solve(denoiser, times, x, solver):
-    """The probability flow by its data-prediction term, from the first of some times to the last."""
+    """The probability flow by its data-prediction term, from the first time to the last."""
     process = denoiser.process
     clock = 0.5 * jax.vmap(process.log_snr)(times)
     solution = diffrax.diffeqsolve(
-        eqd.data_prediction(denoiser),
+        data_prediction(denoiser),
         solver,
         t0=clock[0],
         t1=clock[-1],
@@ -63,7 +64,7 @@ def solve(denoiser, times, x, solver):
 
 
 def test_euler_on_its_term_is_ddim(x64):
-    """The first step of 2M, repeated: order 1. DDIM goes on from the last time to the data, by its estimate there."""
+    """The first step of 2M, repeated: order 1. DDIM goes on from the last time to the data."""
     denoiser, times, x1 = mixture(SMOOTH), eqd.log_snr_times(SMOOTH, 7), jnp.asarray(X1)
     x = quick_jit(lambda: solve(denoiser, times, x1, diffrax.Euler()))()
     ddim = quick_jit(lambda: eqd.DDIM(times=times).trajectory(denoiser, x1).x)()
@@ -77,11 +78,11 @@ def slope(errors):
 
 @pytest.mark.slow
 def test_is_of_second_order_in_both_directions(x64):
-    """Against 400 steps of fifth order of the probability flow in natural time; and from data back to noise."""
+    """Against 400 steps of fifth order in natural time; and from data back to noise."""
     denoiser, x1 = mixture(SMOOTH), jnp.asarray(X1)
     flow = eqd.ProbabilityFlow(diffrax.Tsit5(), num_steps=400)
     exact = np.asarray(quick_jit(lambda: flow.solve(denoiser, x1).ys[-1])())
-    run = quick_jit(lambda times, x: solve(denoiser, times, x, eqd.DPMSolverPP2M()))
+    run = quick_jit(lambda times, x: solve(denoiser, times, x, DPMSolverPP2M()))
     down, up = {}, {}
     for n in (40, 160):
         times = eqd.log_snr_times(SMOOTH, n + 1)
@@ -92,12 +93,12 @@ def test_is_of_second_order_in_both_directions(x64):
 
 
 def test_is_adams_bashforth_on_an_ordinary_term(x64):
-    """Its extrapolation knows nothing of diffusion: on dy/dt = cos t · y, on an uneven grid, second order."""
+    """Its extrapolation knows no diffusion: dy/dt = cos t · y on an uneven grid, second order."""
 
     def run(grid):
         return diffrax.diffeqsolve(
             diffrax.ODETerm(lambda t, y, args: {"y": jnp.cos(t) * y["y"]}),
-            eqd.DPMSolverPP2M(),
+            DPMSolverPP2M(),
             t0=0.0,
             t1=2.0,
             dt0=None,
@@ -123,87 +124,6 @@ def test_sampler_is_differentiable_and_keeps_float32():
     np.testing.assert_allclose(gradient, same, rtol=1e-4)
     np.testing.assert_allclose(gradient.sum(), there - here, rtol=1e-3)
     assert eqx.filter_eval_shape(eqd.DPMSolverPP(1), denoiser, x).dtype == jnp.float32
-    with pytest.raises(ValueError, match="at least two times"):
-        eqd.DPMSolverPP(1).solve(denoiser, x)
-
-
-class Counting:
-    """A noise network that counts its calls as they run."""
-
-    def __init__(self):
-        self.calls = 0
-
-    def _tick(self, x):
-        self.calls += 1
-        return np.zeros((), np.asarray(x).dtype)
-
-    def __call__(self, label, x, args=None, *, key=None):
-        # Of x, lest a loop at one time be given one call.
-        zero = jax.pure_callback(self._tick, jax.ShapeDtypeStruct((), x.dtype), x)
-        return jnp.tanh(x) + zero
-
-
-CHAINS = [
-    (eqd.PredictorCorrector(4, corrector=eqd.Langevin(steps=2)), 12),
-    (eqd.PredictorCorrector(4, predictor=None), 5),
-    (eqd.PredictorCorrector(4, predictor=None, final=eqd.FinalSample()), 4),
-    (eqd.PredictorCorrector(4, predictor=eqd.AncestralPredictor(), corrector=None), 4),
-    # ShARK has two stages; the estimate at every time is one more.
-    (eqd.PredictorCorrector(4, predictor=eqd.DiffraxPredictor(), corrector=None), 10),
-    (eqd.StochasticHeun(4, churn=1.0), 7),
-    (eqd.DPMSolverPP(5), 5),
-]
-
-
-@pytest.mark.parametrize("i", range(len(CHAINS)))
-def test_calls_of_chains(i):
-    sampler, expected = CHAINS[i]
-    assert sampler.num_calls == expected
-    net = Counting()
-    denoiser, x = eqd.Denoiser(net, SMOOTH), jnp.asarray(X1, float)
-    run = quick_jit(lambda x: sampler(denoiser, x, key=jax.random.key(0)))
-    jax.block_until_ready(run(x))
-    assert net.calls == expected
-
-
-SOLVES = {
-    "tsit5": eqd.ProbabilityFlow(rtol=1e-2, atol=1e-2),
-    "heun": eqd.ProbabilityFlow(diffrax.Heun(), num_steps=3),
-    "slow_rk": eqd.ReverseSDE(diffrax.SlowRK(), num_steps=2),
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SOLVES)
-def test_calls_of_solves(name):
-    """`solve`, and the final denoising that the statistics include."""
-    sampler, net = SOLVES[name], Counting()
-    denoiser = eqd.Denoiser(net, SMOOTH)
-    kwargs = {"key": jax.random.key(0)} if isinstance(sampler, eqd.ReverseSDE) else {}
-
-    def run(x):
-        solution = sampler.solve(denoiser, x, **kwargs)
-        return sampler.stats(solution), denoiser(SMOOTH.t0, solution.ys[-1]).x0
-
-    stats, _ = jax.block_until_ready(quick_jit(run)(jnp.asarray(X1, float)))
-    assert int(stats.num_calls) == net.calls
-    accepted, rejected = int(stats.num_accepted_steps), int(stats.num_rejected_steps)
-    assert accepted + rejected > 1
-    if sampler.num_steps is not None:
-        assert (accepted, rejected) == (sampler.num_steps, 0)
-
-
-def test_unknown_costs_are_refused():
-    sampler = eqd.ReverseSDE(diffrax.HalfSolver(diffrax.Euler()), num_steps=1)
-    denoiser = eqd.GaussianDenoiser(SMOOTH)
-
-    def run(x):
-        return sampler.stats(sampler.solve(denoiser, x, key=jax.random.key(0)))
-
-    with pytest.raises(ValueError, match=r"Read solution\.stats"):
-        jax.eval_shape(run, jnp.asarray(X1, float))
-    with pytest.raises(ValueError, match="cannot be counted"):
-        eqd.DiffraxPredictor(diffrax.HalfSolver(diffrax.Euler()))
 
 
 @pytest.mark.slow

@@ -12,12 +12,12 @@ import eqdiff as eqd
 from eqdiff._term import reverse_drift, velocity
 
 
-CHAIN = eqd.cosine_schedule(100)
+SCHEDULE = eqd.cosine_schedule(100)
 PROCESSES = {
     "vp": (eqd.VPSDE(), 0.3),
     "sub_vp": (eqd.SubVPSDE(), 0.3),
     "ve": (eqd.VESDE(), 0.3),
-    "continuous": (CHAIN, 30.3),
+    "schedule": (SCHEDULE, 30.3),
 }
 MEAN, COVARIANCE = np.array([0.5, -1.0]), np.array([[0.5, 0.3], [0.3, 0.4]])
 
@@ -69,7 +69,9 @@ def test_args_reach_the_denoiser(getkey):
     plain = eqd.GaussianDenoiser(eqd.VPSDE(), args, 0.5)
     denoiser = _Conditional(eqd.VPSDE())
     expected = eqd.terms.probability_flow(plain).vf(0.4, x, None)
-    np.testing.assert_allclose(eqd.terms.probability_flow(denoiser).vf(0.4, x, args), expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        eqd.terms.probability_flow(denoiser).vf(0.4, x, args), expected, rtol=1e-6
+    )
 
 
 def unsafe(shape=(2,)):
@@ -79,7 +81,7 @@ def unsafe(shape=(2,)):
 
 @pytest.mark.parametrize("process", [eqd.VPSDE(), eqd.VESDE(0.1, 5.0)])
 def test_forward_sde_has_the_marginals(process):
-    """From one x0: mean α x0 and variance σ² (VE carries σ_min² from t = 0 on)."""
+    """From one state at t0: the mean a x and the variance b² of the transition."""
     x0, t, n = jnp.array([1.0, -2.0]), 0.3, 3000
 
     @quick_jit
@@ -88,17 +90,17 @@ def test_forward_sde_has_the_marginals(process):
         return diffrax.diffeqsolve(
             eqd.terms.forward_sde(process, unsafe()(key)),
             diffrax.Euler(),
-            t0=0.0,
+            t0=process.t0,
             t1=t,
-            dt0=t / 300,
+            dt0=(t - process.t0) / 300,
             y0=x0,
             adjoint=diffrax.ForwardMode(),
         ).ys[-1]
 
     x = np.asarray(sample(jax.random.split(jax.random.key(0), n)))
-    start = 0.1**2 if isinstance(process, eqd.VESDE) else 0.0
-    variance = float(process.sigma(t)) ** 2 - start
-    np.testing.assert_allclose(x.mean(0), process.alpha(t) * x0, atol=4 * (variance / n) ** 0.5)
+    a, b = (float(value) for value in process.transition(process.t0, t))
+    variance = b**2
+    np.testing.assert_allclose(x.mean(0), a * np.asarray(x0), atol=4 * (variance / n) ** 0.5)
     np.testing.assert_allclose(x.var(0), variance, rtol=4 * (2 / n) ** 0.5)
 
 
@@ -139,29 +141,18 @@ def test_reverse_sde_runs_one_way_only(solver, getkey):
             solve(jnp.array(t0), jnp.array(t1), getkey())
 
 
-def test_terms_need_continuous_time():
-    denoiser = eqd.GaussianDenoiser(CHAIN)
-    for make in (
-        eqd.terms.probability_flow,
-        lambda d: eqd.terms.augmented_flow(d, eqd.ExactTrace(), None),
-        lambda d: eqd.terms.reverse_sde(d, unsafe()(jax.random.key(0))),
-        lambda d: velocity(d, 3, jnp.zeros(2)),
-    ):
-        with pytest.raises(
-            ValueError, match=r"on a Schedule. Build it on schedule\.continuous\(\)"
-        ):
-            make(denoiser)
-
-
 @pytest.mark.parametrize(
     "make",
     [
         lambda d: (eqd.terms.probability_flow(d), jnp.ones(2)),
-        lambda d: (eqd.terms.augmented_flow(d, eqd.ExactTrace(), None), (jnp.ones(2), jnp.zeros(1))),
+        lambda d: (
+            eqd.terms.augmented_flow(d, eqd.ExactTrace(), None),
+            (jnp.ones(2), jnp.zeros(1)),
+        ),
     ],
 )
 def test_flows_are_solved_where_the_process_is_used(make):
-    """t = 0, where σ = 0 and its rate infinite, and the indices of a chain are the usual mistakes."""
+    """The usual mistakes: t = 0, where σ = 0 and its rate infinite, and steps of a schedule."""
     process = eqd.VPSDE()
     term, state = make(eqd.GaussianDenoiser(process))
     vf = eqx.filter_jit(lambda t: term.vf(t, state, None))

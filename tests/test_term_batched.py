@@ -58,20 +58,20 @@ def test_it_is_the_denoiser_for_each_example(getkey):
 def test_likelihood_and_encoding_are_each_examples_own(x64):
     """One per example, each to the tolerance, with one number of steps for all."""
     x, batched = jnp.asarray(BATCH), eqd.Batched(MIXTURE)
-    options = dict(rtol=1e-7, atol=1e-7)
+    flow = eqd.ProbabilityFlow(rtol=1e-7, atol=1e-7)
 
     def prior(y):
         return MIXTURE.log_prob(1.0, y)
 
     @quick_jit
     def shared(x):
-        found = eqd.log_likelihood(batched, x, trace=eqd.ExactTrace(), prior=prior, **options)
-        return found, eqd.decode(batched, found.latent, **options)
+        found = eqd.log_likelihood(batched, x, flow=flow, trace=eqd.ExactTrace(), prior=prior)
+        return found, flow.decode(batched, found.latent)
 
     @quick_jit
     @jax.vmap
     def alone(x):
-        return eqd.encode(MIXTURE, x, **options)
+        return flow.encode(MIXTURE, x)
 
     found, back = shared(x)
     assert found.log_prob.shape == found.stderr.shape == (4,) and found.latent.shape == (4, 2)
@@ -91,9 +91,9 @@ def test_every_example_meets_the_tolerance(x64):
 
     @quick_jit
     def log_prob(x, means):
-        return eqd.log_likelihood(
-            denoiser, x, {"mean": means}, trace=eqd.ExactTrace(), rtol=1e-6, atol=1e-6
-        ).log_prob
+        flow = eqd.ProbabilityFlow(rtol=1e-6, atol=1e-6)
+        args = {"mean": means}
+        return eqd.log_likelihood(denoiser, x, args, flow=flow, trace=eqd.ExactTrace()).log_prob
 
     found = log_prob(x, jnp.asarray(means))
     # The linear flow of a Gaussian.
@@ -113,7 +113,8 @@ def test_probes_differ_between_examples(x64):
 
     @quick_jit
     def run(x):
-        options = dict(trace=eqd.Hutchinson(3), key=jax.random.key(0), rtol=1e-4, atol=1e-4)
+        flow = eqd.ProbabilityFlow(rtol=1e-4, atol=1e-4)
+        options = dict(flow=flow, trace=eqd.Hutchinson(3), key=jax.random.key(0))
         return eqd.log_likelihood(denoiser, x, **options)
 
     found = run(x)
@@ -126,7 +127,7 @@ def test_probes_differ_between_examples(x64):
 @pytest.mark.slow
 def test_bits_per_dim_of_a_batch(x64):
     images = jnp.array([[-1.0, 0.0], [1.0, 1.0], [0.0, 0.0]])
-    options = dict(trace=eqd.ExactTrace(), rtol=1e-6, atol=1e-6)
+    options = dict(trace=eqd.ExactTrace(), flow=eqd.ProbabilityFlow(rtol=1e-6, atol=1e-6))
     key, dequantise = jax.random.key(0), eqd.UniformDequantisation(levels=3)
     run = quick_jit(
         lambda images: eqd.bits_per_dim(
@@ -134,15 +135,15 @@ def test_bits_per_dim_of_a_batch(x64):
         )
     )
     found = run(images)
-    assert found.value.shape == found.stderr.shape == (3,)
+    assert found.bits.shape == found.stderr.shape == (3,)
     offset = 2 * np.log(2 / 3)
     expected = -(found.likelihood.log_prob + offset) / (2 * np.log(2))
-    np.testing.assert_allclose(found.value, expected, rtol=1e-12)
+    np.testing.assert_allclose(found.bits, expected, rtol=1e-12)
 
 
 @pytest.mark.slow
 def test_samplers_take_shared_steps(x64):
-    """The samplers' own solves on a batched denoiser: one number of steps, and the samples of each alone."""
+    """Solves on a batched denoiser: one number of steps, and the samples of each alone."""
     x1 = jax.random.normal(jax.random.key(0), (5, 2))
     sampler = eqd.ProbabilityFlow(rtol=1e-7, atol=1e-7)
     batched = eqd.Batched(MIXTURE)

@@ -1,4 +1,4 @@
-"""Reversing SDEs that are not processes: a rotating Ornstein–Uhlenbeck process, whose marginals are Gaussian and known."""
+"""Reversing SDEs that are not processes: a rotating Ornstein–Uhlenbeck process, known in law."""
 
 import diffrax
 import equinox as eqx
@@ -12,7 +12,7 @@ from toys import quick_jit
 import eqdiff as eqd
 
 
-# dx = A (x − args) dt + g(t) dw: contracts, shears and rotates. Its variance has no closed form in t, but an ODE.
+# dx = A (x − args) dt + g(t) dw: contracts, shears and rotates. Its variance is an integral over t.
 A = np.array([[-0.6, -2.0], [1.0, -1.2]])
 M0, S0 = np.array([1.5, -0.5]), np.array([[0.3, 0.1], [0.1, 0.15]])
 SHIFT = jnp.array([0.4, 0.2])
@@ -28,7 +28,7 @@ def diffusion(t):
 
 
 def moments(t):
-    """Mean and covariance at t: e^{At} S0 e^{Aᵀt} + ∫ g(s)² e^{A(t−s)} e^{Aᵀ(t−s)} ds, by Gauss–Legendre."""
+    """Mean and covariance, e^{At} S0 e^{Aᵀt} + ∫ g(s)² e^{A(t−s)} e^{Aᵀ(t−s)} ds, by quadrature."""
     shift = np.asarray(SHIFT)
     flow = expm(A * t)
     nodes, weights = np.polynomial.legendre.leggauss(30)
@@ -39,7 +39,7 @@ def moments(t):
     return shift + flow @ (M0 - shift), covariance
 
 
-# The score at any time, between Chebyshev nodes (exact to rounding: the moments are entire functions of t).
+# The score at any time, between Chebyshev nodes: exact to rounding, the moments are entire in t.
 _NODES = 0.5 * T1 * (1 + np.cos(np.pi * (np.arange(24) + 0.5) / 24))
 _FIT = np.polynomial.Chebyshev.fit
 _TABLE = np.array([np.concatenate([m, C.ravel()]) for m, C in map(moments, _NODES)])
@@ -58,7 +58,7 @@ def score(t, x, args):
 
 @pytest.mark.slow
 def test_the_flow_transports_the_density_exactly(x64):
-    """The flow of a Gaussian is affine, so its Jacobian carries the covariance: m1 = φ(m0), C1 = J C0 Jᵀ; and back."""
+    """A Gaussian's flow is affine: m1 = φ(m0), C1 = J C0 Jᵀ with J its Jacobian; and back."""
     term = eqd.terms.general_probability_flow(drift, diffusion, score)
 
     def solve(x, t0, t1):
@@ -213,4 +213,6 @@ def test_functions_that_do_not_fit_are_refused(getkey):
             -0.1, x, None
         )
     with pytest.raises(ValueError, match=r"diffusion\(t\) returned shape \(2, 2\)"):
-        eqd.terms.forward_general_sde(zero, lambda t: jnp.eye(2), brownian).terms[0].vf(0.1, x, None)
+        eqd.terms.forward_general_sde(zero, lambda t: jnp.eye(2), brownian).terms[0].vf(
+            0.1, x, None
+        )

@@ -15,9 +15,9 @@ from .._process import AbstractProcess
 from .._term import interval
 from .._types import Args, Example, Key, Scalar
 from .adjoint import adjoint_named
-from .base import AbstractSampler, Trajectory
+from .base import AbstractSampler, check_call, Trajectory
 from .cost import calls_of, solve_stats, SolveStats
-from .grid import Grid, grid_of, Spacing
+from .grid import Grid, grid_of
 
 
 class AbstractSolve(AbstractSampler):
@@ -81,6 +81,7 @@ class AbstractSolve(AbstractSampler):
         - `saveat`: the decreasing times to look at, from where the solve starts to where it ends; by default
             those of given steps, or 32 evenly spaced ones. Each costs one more network call, for $\\hat x_0$.
         """
+        check_call(self, denoiser, x1)
         (first, last), given = span_of(self.grid, denoiser.process, x1)
         if saveat is None:
             saveat = jnp.linspace(first, last, 32) if given is None else given
@@ -105,8 +106,11 @@ def ends_of(owner: AbstractSolve, num_steps: Any, spacing: Any, times: Any) -> G
         if spacing is not None:
             raise ValueError(f"{of(owner)}: a spacing needs a number of steps: write num_steps=50.")
         return None
-    ends = None if num_steps is None else whole(owner, "num_steps", num_steps) + 1
-    grid = grid_of(owner, ends, spacing, times, default_spacing=_evenly)
+    if num_steps is None or times is not None:
+        grid = grid_of(owner, num_steps, spacing, times)
+    else:
+        ends = whole(owner, "num_steps", num_steps) + 1
+        grid = grid_of(owner, ends, spacing, None, default_spacing=_evenly)
     if grid.num_steps is not None and grid.num_steps < 2:
         raise ValueError(f"{of(owner)}: one time was given; a step needs two.")
     return grid
