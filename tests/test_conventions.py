@@ -290,7 +290,7 @@ def test_code_blocks():
         ("eqd.DDIM(50).num_calls and [`eqdiff.Estimate.move`][]", 0),
         ("eqdiff.Denoiser.c_noise is a field, eqdiff.nn.UNet a class of a namespace", 0),
         ("eqdiff.terms.reverse_sde, eqdiff._process.base, python -m eqdiff.interop", 0),
-        ("the file tests/eqdiff.rst, and my_eqd.Nothing", 0),
+        ('the file tests/eqdiff.rst, my_eqd.Nothing, and the old name "eqdiff.Noise"', 0),
         ("eqd.Ancestor(4)", 1),
         ("eqdiff.Denoiser.label", 1),
         ("eqdiff.nn.NoNet and eqdiff._process.chain", 2),

@@ -1,8 +1,8 @@
 """Shows the constructor of Equinox modules that leave it to their fields.
 
-An Equinox module without an `__init__` has its fields as constructor arguments, like a data class, but
-carries no decorator by which a static reader of the sources could know. This Griffe extension writes
-that `__init__` down, so that the documentation shows a signature.
+An Equinox module without an `__init__` has its fields as constructor arguments, like a data class,
+but carries no decorator by which a static reader of the sources could know. This Griffe extension
+writes that `__init__` down, so that the documentation shows a signature.
 """
 
 import griffe

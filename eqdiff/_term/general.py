@@ -1,6 +1,8 @@
-r"""Any SDE $\mathrm dx = f(t, x)\,\mathrm dt + g(t)\,\mathrm dw$ and its reversal, equation (5) of the folder's docstring.
+r"""Any SDE $\mathrm dx = f(t, x)\,\mathrm dt + g(t)\,\mathrm dw$ and its reversal, equation (5) of
+the folder's docstring.
 
-For SDEs that are not a process of eqdiff, whose drift is $f(t)\,x$: underdamped, rotating, bounded, nonlinear.
+For SDEs that are not a process of eqdiff, whose drift is $f(t)\,x$: underdamped, rotating, bounded,
+nonlinear.
 """
 
 from collections.abc import Callable
@@ -19,8 +21,8 @@ Field = Callable[[Scalar, Example, Args], Example]
 Diffusion = Callable[[Scalar], Float[Array, "..."]]
 
 _CLOCK = (
-    "It lives on the increasing clock −t: from the negative of the forward SDE's last time to that of its first, with a "
-    "positive dt0."
+    "It lives on the increasing clock −t: from the negative of the forward SDE's last time to that "
+    "of its first, with a positive dt0."
 )
 
 
@@ -28,7 +30,8 @@ def _apply(name: str, field: Field, t: Scalar, x: Example, args: Args) -> Exampl
     value = jnp.asarray(field(t, x, args))
     if value.shape != x.shape:
         raise ValueError(
-            f"{name}(t, x, args) returned shape {value.shape} for x of shape {x.shape}; expected the shape of x."
+            f"{name}(t, x, args) returned shape {value.shape} for x of shape {x.shape}; expected "
+            "the shape of x."
         )
     return value.astype(x.dtype)
 
@@ -37,8 +40,8 @@ def _noise_level(diffusion: Diffusion, t: Scalar, x: Example) -> Float[Array, ".
     g = jnp.asarray(diffusion(t))
     if g.shape not in ((), x.shape):
         raise ValueError(
-            f"diffusion(t) returned shape {g.shape} for x of shape {x.shape}; expected a number, or one for each element of x. "
-            "A matrix belongs into a diffrax.ControlTerm of your own."
+            f"diffusion(t) returned shape {g.shape} for x of shape {x.shape}; expected a number, "
+            "or one for each element of x. A matrix belongs in a diffrax.ControlTerm of your own."
         )
     return g.astype(x.dtype)
 
@@ -54,8 +57,8 @@ def forward_general_sde(
     - `diffusion`: $g$, called as `diffusion(t)`: a number, or an array shaped like $x$.
     - `brownian`: the Brownian motion, over the times of the solve and shaped like $x$.
 
-    **Raises:** `ValueError`, when solved, for a drift or diffusion that does not fit $x$, or if the solver needs Lévy areas that
-    `brownian` does not have.
+    **Raises:** `ValueError`, when solved, for a drift or diffusion that does not fit $x$, or if the
+    solver needs Lévy areas that `brownian` does not have.
     """
 
     def vector_field(t, x, args):
@@ -72,33 +75,40 @@ def reverse_general_sde(
     score: Field,
     brownian: diffrax.AbstractBrownianPath,
 ) -> diffrax.MultiTerm:
-    r"""The reversal of any SDE, $\mathrm dx = (-f + g^2 s)\,\mathrm d\tau + g\,\mathrm d\bar w$ on the increasing clock $\tau = -t$.
+    r"""The reversal of any SDE, $\mathrm dx = (-f + g^2 s)\,\mathrm d\tau + g\,\mathrm d\bar w$ on
+    the increasing clock $\tau = -t$.
 
-    Solve from $\tau = -t_1$ to $\tau = -t_0$, $t_0 \ge 0$, with a positive step: if $x(t_1) \sim p_{t_1}$, then
-    $x(t_0) \sim p_{t_0}$. The noise is additive, so ShARK, SRA1 and SPaRK apply, and adapt.
+    Solve from $\tau = -t_1$ to $\tau = -t_0$, $t_0 \ge 0$, with a positive step: if
+    $x(t_1) \sim p_{t_1}$, then $x(t_0) \sim p_{t_0}$. The noise is additive, so ShARK, SRA1 and
+    SPaRK apply, and adapt.
 
     **Arguments:**
 
-    - `drift`: $f$ of the *forward* SDE, called as `drift(t, x, args)` with natural time $t = -\tau$.
+    - `drift`: $f$ of the *forward* SDE, called as `drift(t, x, args)` with natural time
+        $t = -\tau$.
     - `diffusion`: $g$, called as `diffusion(t)`: a number, or an array shaped like $x$.
     - `score`: $s = \nabla_x\log p_t$, called as `score(t, x, args)`.
     - `brownian`: the Brownian motion, over $[-t_1, -t_0]$ and shaped like $x$.
 
-    **Raises:** `ValueError`, when solved, for functions that do not fit $x$, or if the solver needs Lévy areas that `brownian` does
-    not have; a runtime error if solved with a decreasing time, or at positive times.
+    **Raises:** `ValueError`, when solved, for functions that do not fit $x$, or if the solver needs
+    Lévy areas that `brownian` does not have; a runtime error if solved with a decreasing time, or
+    at positive times.
 
     ??? cite "Reference"
 
-        Anderson, *Reverse-time diffusion equation models*, Stochastic Processes and their Applications 12, 1982.
+        Anderson, *Reverse-time diffusion equation models*, Stochastic Processes and their
+        Applications 12, 1982.
     """
 
     def vector_field(tau, x, args):
         t = -jnp.asarray(tau)
-        # On x, not on t: a drift, a diffusion and a score may all ignore t, and an error on an unused value is never seen.
+        # On x, not on t: a drift, a diffusion and a score may all ignore t, and an error on an
+        # unused value is never seen.
         x = eqx.error_if(
             x,
             t < 0,
-            f"reverse_general_sde was solved at a positive time. {_CLOCK} An SDE with negative times needs its clock shifted.",
+            f"reverse_general_sde was solved at a positive time. {_CLOCK} An SDE with negative "
+            "times needs its clock shifted.",
         )
         g = _noise_level(diffusion, t, x)
         return g**2 * _apply("score", score, t, x, args) - _apply("drift", drift, t, x, args)
@@ -110,12 +120,15 @@ def reverse_general_sde(
 
 
 def general_probability_flow(drift: Field, diffusion: Diffusion, score: Field) -> diffrax.ODETerm:
-    r"""The probability flow of any SDE, $\dot x = f - \tfrac12 g^2 s$, on natural time in either direction.
+    r"""The probability flow of any SDE, $\dot x = f - \tfrac12 g^2 s$, on natural time in either
+    direction.
 
-    Its solutions have the marginals of $\mathrm dx = f(t, x)\,\mathrm dt + g(t)\,\mathrm dw$. For log-densities, integrate
-    `trace.divergence(lambda y: term.vf(t, y, args), x, probes)` beside it, as [`eqdiff.augmented_flow`][] does.
+    Its solutions have the marginals of $\mathrm dx = f(t, x)\,\mathrm dt + g(t)\,\mathrm dw$. For
+    log-densities, integrate `trace.divergence(lambda y: term.vf(t, y, args), x, probes)`
+    alongside,
+    as [`eqdiff.terms.augmented_flow`][] does.
 
-    **Arguments:** as for [`eqdiff.reverse_general_sde`][].
+    **Arguments:** as for [`eqdiff.terms.reverse_general_sde`][].
 
     **Raises:** `ValueError`, when solved, for functions that do not fit $x$.
     """

@@ -120,7 +120,7 @@ class DiT(eqx.Module):
     by `class_dropout`.
 
     One example at a time, channels first; use `jax.vmap` for a batch. The paper's sizes are made by
-    [`eqdiff.nn.dit`][].
+    [`eqdiff.nn.presets.dit`][].
 
     ??? cite "Reference"
 
