@@ -97,7 +97,7 @@ ADAPTIVE = {
     "tsit5": (eqd.ProbabilityFlow(rtol=1e-2, atol=1e-2), 6, 0.0),
     "bosh3": (eqd.ProbabilityFlow(diffrax.Bosh3(), rtol=1e-3, atol=1e-3), 3, 0.0),
     # So rough in time that the first step is rejected, several times.
-    "rejected": (eqd.ProbabilityFlow(diffrax.Bosh3(), rtol=1e-3, atol=1e-3), 3, 1.0),
+    "rejected": (eqd.ProbabilityFlow(diffrax.Bosh3(), rtol=1e-3, atol=1e-3), 3, 3.0),
     "heun": (eqd.ProbabilityFlow(diffrax.Heun(), rtol=1e-2, atol=1e-2), 2, 0.0),
     "shark": (eqd.ReverseSDE(rtol=0.1, atol=0.1), 2, 0.0),
 }

@@ -45,12 +45,15 @@ class AbstractSolve(AbstractSampler):
 
         **Arguments:** as for the call, and
 
-        - `saveat`: decreasing times at which the state is saved; by default only where the solve ends.
+        - `saveat`: decreasing times at which the state is saved; by default only where the solve
+            ends.
         """
 
     @property
     def num_calls(self) -> int | None:
-        """Network calls of given steps and the final denoising; `None` where steps adapt: see `stats`."""
+        """Network calls of given steps and the final denoising; `None` where steps adapt: see
+        `stats`.
+        """
         if self.grid is None or self.grid.num_steps is None:
             return None
         start, each = calls_of(self.solver)
@@ -78,8 +81,9 @@ class AbstractSolve(AbstractSampler):
 
         **Arguments:** as for the call, and
 
-        - `saveat`: the decreasing times to look at, from where the solve starts to where it ends; by default
-            those of given steps, or 32 evenly spaced ones. Each costs one more network call, for $\\hat x_0$.
+        - `saveat`: the decreasing times to look at, from where the solve starts to where it ends;
+            by default those of given steps, or 32 evenly spaced ones. Each costs one more network
+            call, for $\\hat x_0$.
         """
         check_call(self, denoiser, x1)
         (first, last), given = span_of(self.grid, denoiser.process, x1)
@@ -92,10 +96,11 @@ class AbstractSolve(AbstractSampler):
         return Trajectory(saveat, jnp.concatenate([states[1:], x0[-1:]]), x0)
 
     def stats(self, solution: diffrax.Solution) -> SolveStats:
-        """What a solution of `solve` and its final denoising cost: `num_calls`, `num_accepted_steps` and
-        `num_rejected_steps`.
+        """What a solution of `solve` and its final denoising cost: `num_calls`,
+        `num_accepted_steps` and `num_rejected_steps`.
 
-        **Raises:** `ValueError` for a solver whose network calls cannot be counted: implicit ones, and wrappers.
+        **Raises:** `ValueError` for a solver whose network calls cannot be counted: implicit ones,
+        and wrappers.
         """
         return solve_stats(self.solver, solution, extra=1)
 
@@ -146,9 +151,9 @@ def solve_terms(sampler, owner, terms, ends, dt0, y0, args, *, controller, savea
     ys = eqx.error_if(
         solution.ys,
         exhausted,
-        f"{owner} took max_steps={sampler.max_steps} steps without coming to the end of the solve. Loosen "
-        "rtol and atol (float32 holds no tolerance below 1e-6), or raise max_steps; if the network returns "
-        "NaN, no step is small enough.",
+        f"{owner} took max_steps={sampler.max_steps} steps without reaching the end of the solve. "
+        "Loosen rtol and atol (float32 holds no tolerance below 1e-6), or raise max_steps; if the "
+        "network returns NaN, no step is small enough.",
     )
     failed = solution.result != diffrax.RESULTS.successful
     ys = solution.result.error_if(ys, failed & ~exhausted)

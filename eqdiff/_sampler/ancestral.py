@@ -1,12 +1,15 @@
 r"""Ancestral sampling of a discrete schedule.
 
-$$x_{t-1} = \tilde\mu_t(x_t, \hat x_0) + [t \ne 0]\,e^{\frac12\log\Sigma_t}\,z, \qquad z \sim \mathcal N(0, I) \tag{1}$$
+$$x_{t-1} = \tilde\mu_t(x_t, \hat x_0) + [t \ne 0]\,e^{\frac12\log\Sigma_t}\,z, \qquad
+  z \sim \mathcal N(0, I) \tag{1}$$
 
-(Ho et al. 2020, algorithm 2; Nichol & Dhariwal 2021 for a learned Σ and for fewer steps). On fewer steps
-$\tilde\mu$ and Σ are those of the respaced schedule; the denoiser is called at the original time.
+(Ho et al. 2020, algorithm 2; Nichol & Dhariwal 2021 for a learned Σ and for fewer steps). On fewer
+steps $\tilde\mu$ and Σ are those of the respaced schedule; the denoiser is called at the original
+time.
 
-Guidance may shift the mean by a multiple of Σ, $\tilde\mu_t + \Sigma_t\, s\nabla\log p(y|x_t)$ (Dhariwal & Nichol
-2021, algorithm 1). It is an option here and not a denoiser, because only the sampler knows the Σ of its step.
+Guidance may shift the mean by a multiple of Σ, $\tilde\mu_t + \Sigma_t\, s\nabla\log p(y|x_t)$
+(Dhariwal & Nichol 2021, algorithm 1). It is an option here and not a denoiser, because only the
+sampler knows the Σ of its step.
 """
 
 from collections.abc import Callable
@@ -24,14 +27,15 @@ from .grid import Grid, grid_of, Spacing
 
 
 class Ancestral(AbstractChain):
-    r"""Ancestral sampling, $x_{t-1} = \tilde\mu_t(x_t, \hat x_0) + \Sigma_t^{1/2} z$, of a discrete schedule.
+    r"""Ancestral sampling, $x_{t-1} = \tilde\mu_t(x_t, \hat x_0) + \Sigma_t^{1/2} z$, of a discrete
+    schedule.
 
     With all variances; wrap the denoiser in [`eqdiff.Clip`][] for images.
 
     ??? cite "Reference"
 
-        Ho et al., *Denoising Diffusion Probabilistic Models*, NeurIPS 2020, algorithm 2; Nichol & Dhariwal,
-        *Improved Denoising Diffusion Probabilistic Models*, ICML 2021, section 4.
+        Ho et al., *Denoising Diffusion Probabilistic Models*, NeurIPS 2020, algorithm 2; Nichol &
+        Dhariwal, *Improved Denoising Diffusion Probabilistic Models*, ICML 2021, section 4.
     """
 
     grid: Grid
@@ -48,14 +52,15 @@ class Ancestral(AbstractChain):
     ):
         r"""**Arguments:**
 
-        - `num_steps`, `spacing`: how many steps of the schedule to visit, all of them by default, and
-            which: as for [`eqdiff.Grid`][].
+        - `num_steps`, `spacing`: how many steps of the schedule to visit, all of them by default,
+            and which: as for [`eqdiff.Grid`][].
         - `times`: or exactly which, decreasing and whole: `ddim_timesteps(4000, 50)[::-1]`.
-        - `guidance`: $s\nabla\log p(y|x_t)$ as a function of $t$, $x_t$ and `args`: each step's mean is shifted by
-            $\Sigma_t$ times it. [`eqdiff.MeanShift`][]. Other guidance wraps the denoiser.
+        - `guidance`: $s\nabla\log p(y|x_t)$ as a function of $t$, $x_t$ and `args`: each step's
+            mean is shifted by $\Sigma_t$ times it. [`eqdiff.MeanShift`][]. Other guidance wraps the
+            denoiser.
 
-        **Raises:** `ValueError` as [`eqdiff.Grid`][]; when called, for times that are not whole, and a
-        process that is not a schedule.
+        **Raises:** `ValueError` as [`eqdiff.Grid`][]; when called, for times that are not whole,
+        and a process that is not a schedule.
         """
         self.grid = grid_of(self, num_steps, spacing, times)
         self.guidance = guidance
@@ -82,8 +87,8 @@ class Ancestral(AbstractChain):
         if is_traced(times) or not jnp.issubdtype(times.dtype, jnp.integer):
             given = "traced" if is_traced(times) else f"{times.dtype}"
             raise ValueError(
-                f"Ancestral visits steps of the schedule, whole numbers known in advance, but its times are "
-                f"{given}. Write for example times=ddim_timesteps({schedule.num_steps}, 50)[::-1]; DDIM(eta=1.0) "
-                "has the same noise at any times."
+                "Ancestral visits steps of the schedule, whole numbers known in advance, but its "
+                f"times are {given}. Write for example times=ddim_timesteps({schedule.num_steps}, "
+                "50)[::-1]; DDIM(eta=1.0) has the same noise at any times."
             )
         return respace(schedule, np.asarray(times)[::-1])

@@ -1,11 +1,12 @@
 r"""What samplers are.
 
-A sampler turns prior noise into data: `sampler(denoiser, x1, args=None, *, key=None) -> x0`, for one
-example. Those that solve a differential equation call Diffrax; the others are Markov chains,
+A sampler turns prior noise into data: `sampler(denoiser, x1, args=None, *, key=None) -> x0`, for
+one example. Those that solve a differential equation call Diffrax; the others are Markov chains,
 
 $$x_{s} = \texttt{step}(t, s, x_t, \text{key}), \qquad t = t_1 > \dots > t_n, \tag{1}$$
 
-under one `lax.scan`. All end in the denoised estimate $\hat x_0$ at the last time, never in a noisy state.
+under one `lax.scan`. All end in the denoised estimate $\hat x_0$ at the last time, never in a noisy
+state.
 """
 
 import abc
@@ -41,7 +42,9 @@ class AbstractSampler(eqx.Module):
     @property
     @abc.abstractmethod
     def num_calls(self) -> int | None:
-        """How many calls of the denoiser make one sample; `None` where only a solve can tell, or a schedule."""
+        """How many calls of the denoiser make one sample; `None` where only a solve can tell, or a
+        schedule.
+        """
 
     @abc.abstractmethod
     def __call__(
@@ -52,15 +55,15 @@ class AbstractSampler(eqx.Module):
         **Arguments:**
 
         - `denoiser`: any denoiser.
-        - `x1`: prior noise, from `denoiser.process.prior_sample`; or, for a sampler whose times begin below
-            the noisiest, a state at the first of them.
+        - `x1`: prior noise, from `denoiser.process.prior_sample`; or, for a sampler whose times
+            begin below the noisiest, a state at the first of them.
         - `args`: what conditions the network.
         - `key`: for the sampler's own noise; not the one `x1` was drawn with.
 
         **Returns:** a sample, shaped like `x1`.
 
-        **Raises:** `ValueError` for a process the sampler is not defined on, a state of whole numbers or
-        of half precision, or where it needs a key and has none.
+        **Raises:** `ValueError` for a process the sampler is not defined on, a state of whole
+        numbers or of half precision, or where it needs a key and has none.
         """
 
     @abc.abstractmethod
@@ -71,11 +74,12 @@ class AbstractSampler(eqx.Module):
 
 
 class Step(eqx.Module):
-    r"""From time `t` down to `s`. The last step goes to the data: $\alpha_s = 1$, $\sigma_s = 0$ and no `s` of its own.
+    r"""From time `t` down to `s`. The last step goes to the data: $\alpha_s = 1$, $\sigma_s = 0$.
 
     - `t`, `s`: where the step starts and ends; at the last, `s` is `t`.
     - `alpha_t`, `sigma_t`, `log_snr_t`, `alpha_s`, `sigma_s`, `log_snr_s`: the levels there.
-    - `log_snr_fall`: $\lambda_s - \lambda_t$, which the difference of the two would have lost to rounding.
+    - `log_snr_fall`: $\lambda_s - \lambda_t$, which the difference of the two would have lost to
+        rounding.
     - `index`: how many steps come after this one.
     - `last`: whether it is the last.
 
@@ -132,7 +136,9 @@ def steps_along(process: AbstractProcess, times: Shaped[Array, " n"], *, like: E
 
 
 class AbstractChain(AbstractSampler):
-    """A sampler that is a Markov chain, equation (1): a grid of times and a step between two of them."""
+    """A sampler that is a Markov chain, equation (1): a grid of times and a step between two of
+    them.
+    """
 
     grid: eqx.AbstractVar[Grid]
     random: eqx.AbstractVar[bool]
@@ -159,7 +165,9 @@ class AbstractChain(AbstractSampler):
     def trajectory(
         self, denoiser: AbstractDenoiser, x1: Example, args: Args = None, *, key: Key | None = None
     ) -> Trajectory:
-        """Draws one sample and keeps every state: see [`eqdiff.Trajectory`][]. Arguments as for the call."""
+        """Draws one sample and keeps every state: see [`eqdiff.Trajectory`][]. Arguments as for the
+        call.
+        """
         _, (x, x0) = _scan(self, denoiser, x1, args, key, lambda x, x0: (x, x0))
         return Trajectory(self.grid.times(denoiser.process), x, x0)
 
@@ -169,9 +177,10 @@ def _scan(chain: AbstractChain, denoiser, x1, args, key, keep):
     if key is None:
         if chain.random:
             raise ValueError(
-                f"{of(chain)} draws noise at each step and needs a key: write key=jax.random.key(0)."
+                f"{of(chain)} draws noise at each step and needs a key: write "
+                "key=jax.random.key(0)."
             )
-        # Never read: a chain without noise ignores its keys.
+        # A chain without noise ignores its keys.
         key = jax.random.key(0)
     steps = steps_along(denoiser.process, chain.grid.times(denoiser.process), like=x1)
     keys = jax.random.split(key, len(steps.t))
@@ -185,10 +194,10 @@ def _scan(chain: AbstractChain, denoiser, x1, args, key, keep):
 
 
 def check_call(owner: object, denoiser: AbstractDenoiser, x: Example) -> None:
-    """Raises `ValueError` for a network where a denoiser belongs, or a state no sampler can keep."""
+    """Raises `ValueError` for a network in place of a denoiser, or a state of low precision."""
     if not isinstance(denoiser, AbstractDenoiser):
         raise ValueError(
-            f"{of(owner)} takes a denoiser, but was given a {type(denoiser).__name__}. For a network "
-            "write eqdiff.Denoiser(net, process)."
+            f"{of(owner)} takes a denoiser, but was given a {type(denoiser).__name__}. For a "
+            "network write eqdiff.Denoiser(net, process)."
         )
     check_precision(owner, x)

@@ -1,10 +1,12 @@
 r"""Constraints for every chain, and RePaint.
 
-A step of a chain ends at a known level, so a constraint can follow it, whatever chain it is. What the constraint puts in and what the chain made of
-the rest may not fit together; going back up and down again lets the chain see both (Lugmayr et al. 2022, algorithm 1). With $U$ repeats, a step
-from $t$ to $s$ is made $U$ times, each but the first from
+A step of a chain ends at a known level, so a constraint can follow it, whatever chain it is. What
+the constraint puts in and what the chain made of the rest may not fit together; going back up and
+down again shows the chain both (Lugmayr et al. 2022, algorithm 1). With $U$ repeats, a step from
+$t$ to $s$ is made $U$ times, each but the first from
 
-$$x_t = \frac{\alpha_t}{\alpha_s} x_s + b z, \qquad b^2 = \sigma_t^2 - \frac{\alpha_t^2}{\alpha_s^2}\sigma_s^2. \tag{1}$$
+$$x_t = \frac{\alpha_t}{\alpha_s} x_s + b z, \qquad
+  b^2 = \sigma_t^2 - \frac{\alpha_t^2}{\alpha_s^2}\sigma_s^2. \tag{1}$$
 """
 
 from typing import ClassVar
@@ -21,14 +23,17 @@ from .predictor_corrector import PredictorCorrector
 
 
 class Constrained(AbstractChain):
-    r"""A chain with a constraint applied after every step: `Constrained(Ancestral(250), Inpaint(image, mask), repeats=10)`.
+    r"""A chain with a constraint applied after every step:
+    `Constrained(Ancestral(250), Inpaint(image, mask), repeats=10)`.
 
-    For [`eqdiff.Ancestral`][], [`eqdiff.DDIM`][], [`eqdiff.StochasticHeun`][] and chains of your own, whose steps end at the next time and whose last
-    ends at the data. [`eqdiff.PredictorCorrector`][] takes the constraint itself. Several constraints are nested.
+    For [`eqdiff.Ancestral`][], [`eqdiff.DDIM`][], [`eqdiff.StochasticHeun`][] and chains of your
+    own, whose steps end at the next time and whose last ends at the data.
+    [`eqdiff.PredictorCorrector`][] takes the constraint itself. Several constraints are nested.
 
     ??? cite "Reference"
 
-        Lugmayr et al., *RePaint: Inpainting using Denoising Diffusion Probabilistic Models*, CVPR 2022.
+        Lugmayr et al., *RePaint: Inpainting using Denoising Diffusion Probabilistic Models*, CVPR
+        2022.
     """
 
     chain: AbstractChain
@@ -41,13 +46,16 @@ class Constrained(AbstractChain):
 
         - `chain`: the chain.
         - `constraint`: what is known about the sample.
-        - `repeats`: $U$: how many times each step is made; the cost is as many times that of the chain. RePaint uses 10.
+        - `repeats`: $U$: how many times each step is made; the cost is as many times that of the
+            chain. RePaint uses 10.
 
-        **Raises:** `ValueError` for less than one repeat, or a chain that takes the constraint itself.
+        **Raises:** `ValueError` for less than one repeat, or a chain that takes the constraint
+        itself.
         """
         if isinstance(chain, PredictorCorrector):
             raise ValueError(
-                "Constrained: a PredictorCorrector constrains its corrector's steps too. Write PredictorCorrector(constrain=...)."
+                "Constrained: a PredictorCorrector constrains its corrector's steps too. Write "
+                "PredictorCorrector(constrain=...)."
             )
         self.repeats = whole(self, "repeats", repeats)
         self.chain, self.constraint = chain, constraint

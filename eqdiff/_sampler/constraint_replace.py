@@ -1,16 +1,19 @@
 r"""Replacement constraints: inpainting, colourisation and the like.
 
-Let the rows of $A$ be orthonormal — some pixels, the grey axis of RGB, the coarse coefficients of a wavelet transform — and let $y = Ax_0$ be
-known. After a step to level $(\alpha_s, \sigma_s)$ the known part of the state becomes a fresh sample of what it must be there,
+Let the rows of $A$ be orthonormal — some pixels, the grey axis of RGB, the coarse coefficients of a
+wavelet transform — and let $y = Ax_0$ be known. After a step to level $(\alpha_s, \sigma_s)$ the
+known part of the state becomes a fresh sample of what it must be there,
 
 $$x \leftarrow x + A^\top(\alpha_s y + \sigma_s z - Ax), \qquad z \sim \mathcal N(0, I), \tag{1}$$
 
-and the rest, orthogonal to it, stays (Song et al. 2021, appendix I.2 and I.3, at the level that $x$ has *after* the step; the
-published code noises the known part to the level before it). After the last step $\alpha_s = 1$ and $\sigma_s = 0$: the known part is the data, the rest the denoised
+and the rest, orthogonal to it, stays (Song et al. 2021, appendix I.2 and I.3, at the level that $x$
+has *after* the step; the published code noises the known part to the level before it). After the
+last step $\alpha_s = 1$ and $\sigma_s = 0$: the known part is the data, the rest the denoised
 estimate.
 
-**What this samples.** Not quite $p(x_0|y)$: the rest is never told of $y$ but through the noisy state, so it may not fit to it. Repeating each step
-([`eqdiff.Constrained`][], RePaint) mends that at a multiple of the cost; [`eqdiff.PosteriorGuidance`][] instead tells the denoiser.
+**What this samples.** Not quite $p(x_0|y)$: the rest depends on $y$ through the noisy state
+alone, so it may not fit. Repeating each step ([`eqdiff.Constrained`][], RePaint) mends that at a
+multiple of the cost; [`eqdiff.PosteriorGuidance`][] guides the denoiser by $y$ instead.
 """
 
 import abc
@@ -49,7 +52,10 @@ class AbstractReplacement(AbstractConstraint):
         return self.put(x, step.alpha_s * y + step.sigma_s * noise)
 
 
-_SOFT = "Inpaint: the mask has values other than 0 and 1. For a soft mask choose a threshold: mask > 0.5."
+_SOFT = (
+    "Inpaint: the mask has values other than 0 and 1. For a soft mask choose a threshold, for "
+    "example mask > 0.5."
+)
 
 
 def _check_mask(image: ArrayLike, mask: ArrayLike) -> None:
@@ -57,7 +63,8 @@ def _check_mask(image: ArrayLike, mask: ArrayLike) -> None:
     ends = zip(shape[::-1], expected[::-1], strict=False)
     if len(shape) > len(expected) or any(m not in (1, n) for m, n in ends):
         raise ValueError(
-            f"Inpaint: the mask has shape {shape}, which does not broadcast to that of the image, {expected}."
+            f"Inpaint: the mask has shape {shape}, which does not broadcast to that of the image, "
+            f"{expected}."
         )
     if is_traced(mask):
         return
@@ -78,12 +85,14 @@ class Inpaint(AbstractReplacement):
 
     ```python
     sampler = eqd.PredictorCorrector(constrain=eqd.Inpaint(image, mask))
-    sampler = eqd.Constrained(eqd.Ancestral(250), eqd.Inpaint(image, mask), repeats=10)      # RePaint
+    # RePaint:
+    sampler = eqd.Constrained(eqd.Ancestral(250), eqd.Inpaint(image, mask), repeats=10)
     ```
 
     ??? cite "Reference"
 
-        Song et al., *Score-Based Generative Modeling through Stochastic Differential Equations*, ICLR 2021, appendix I.2.
+        Song et al., *Score-Based Generative Modeling through Stochastic Differential Equations*,
+        ICLR 2021, appendix I.2.
     """
 
     image: Float[Array, "..."]
@@ -93,18 +102,18 @@ class Inpaint(AbstractReplacement):
         """**Arguments:**
 
         - `image`: one example, of any shape; only its known elements matter.
-        - `mask`: true (or 1) where it is known. Of the shape of `image`, or one that broadcasts to it: `(height, width)` is for all
-            channels.
+        - `mask`: true (or 1) where it is known. Of the shape of `image`, or one that broadcasts to
+            it: `(height, width)` is for all channels.
 
-        **Raises:** `ValueError` for an image of whole numbers, a mask of another shape or with values other than 0 and 1, and a known
-            element that is not finite.
+        **Raises:** `ValueError` for an image of whole numbers, a mask of another shape or with
+            values other than 0 and 1, and a known element that is not finite.
         """
-        # Looked at as they were given: inside jit, asarray makes tracers of known numbers.
+        # Checked as they were given: inside jit, asarray makes tracers of known numbers.
         _check_mask(image, mask)
-        looked_at = not is_traced(mask)
+        checked = not is_traced(mask)
         image, mask = jnp.asarray(image), jnp.asarray(mask)
         check_example("Inpaint", image)
-        if not looked_at:
+        if not checked:
             zero, one = (jnp.asarray(value, mask.dtype) for value in (0, 1))
             mask = eqx.error_if(mask, jnp.any((mask != zero) & (mask != one)), _SOFT)
         known = jnp.asarray(mask, bool)
@@ -116,8 +125,8 @@ class Inpaint(AbstractReplacement):
     def known(self, x):
         if x.shape != self.image.shape:
             raise ValueError(
-                f"Inpaint: the sample has shape {x.shape}, the image {self.image.shape}; they must agree. For a batch build the "
-                "sampler inside jax.vmap."
+                f"Inpaint: the sample has shape {x.shape}, the image {self.image.shape}; they "
+                "must agree. For a batch build the sampler inside jax.vmap."
             )
         return self.image.astype(x.dtype)
 
@@ -126,11 +135,13 @@ class Inpaint(AbstractReplacement):
 
 
 class Colourise(AbstractReplacement):
-    r"""A known grey image: $A$ projects the channels onto the grey axis $w$, $y = w \cdot x / \|w\|$.
+    r"""A known grey image: $A$ projects the channels onto the grey axis $w$,
+    $y = w \cdot x / \|w\|$.
 
     ??? cite "Reference"
 
-        Song et al., *Score-Based Generative Modeling through Stochastic Differential Equations*, ICLR 2021, appendix I.3.
+        Song et al., *Score-Based Generative Modeling through Stochastic Differential Equations*,
+        ICLR 2021, appendix I.3.
     """
 
     grey: Float[Array, "1 *space"]
@@ -144,11 +155,13 @@ class Colourise(AbstractReplacement):
     ):
         r"""**Arguments:**
 
-        - `grey`: the grey image, `(height, width)` or `(1, height, width)`, on the scale of the channels.
-        - `weights`: $w$: how grey is made of the channels; a mean by default, $(0.299, 0.587, 0.114)$ for luminance.
+        - `grey`: the grey image, `(height, width)` or `(1, height, width)`, on the scale of the
+            channels.
+        - `weights`: $w$: how grey is made of the channels; a mean by default,
+            $(0.299, 0.587, 0.114)$ for luminance.
 
-        **Raises:** `ValueError` for a grey image of whole numbers, of another shape or not finite, and for weights that do not sum to 1
-            (grey pixels would not keep their value).
+        **Raises:** `ValueError` for a grey image of whole numbers, of another shape or not finite,
+            and for weights that do not sum to 1 (grey pixels would not keep their value).
         """
         _check_finite("Colourise", grey)
         grey = jnp.asarray(grey)
@@ -157,8 +170,9 @@ class Colourise(AbstractReplacement):
             grey = grey[None]
         if grey.ndim != 3 or grey.shape[0] != 1:
             raise ValueError(
-                f"Colourise: the grey image has shape {grey.shape}, expected (height, width) or (1, height, width). For an RGB image "
-                "whose channels are equal write image[0]; of a colour image write image.mean(0)."
+                f"Colourise: the grey image has shape {grey.shape}, expected (height, width) or "
+                "(1, height, width). For an RGB image whose channels are equal write image[0]; of "
+                "a colour image write image.mean(0)."
             )
         if not math.isclose(sum(weights), 1, abs_tol=1e-6):
             raise ValueError(f"Colourise(weights={weights}): expected weights that sum to 1.")
@@ -172,8 +186,9 @@ class Colourise(AbstractReplacement):
         expected = (len(self.weights), *self.grey.shape[1:])
         if x.shape != expected:
             raise ValueError(
-                f"Colourise: the sample has shape {x.shape}, expected {expected}, for {len(self.weights)} weights and a grey image of "
-                f"shape {self.grey.shape}. For a batch build the sampler inside jax.vmap."
+                f"Colourise: the sample has shape {x.shape}, expected {expected}, for "
+                f"{len(self.weights)} weights and a grey image of shape {self.grey.shape}. For a "
+                "batch build the sampler inside jax.vmap."
             )
         return self.grey.astype(x.dtype) / math.hypot(*self.weights)
 
@@ -203,11 +218,11 @@ class Replace(AbstractReplacement):
         r"""**Arguments:**
 
         - `value`: $y$.
-        - `operator`: $x \mapsto Ax$, linear, from one example to what is shaped like `value`; its rows orthonormal (or zero). Make it an
-            `eqx.Module` if it holds arrays that are traced.
+        - `operator`: $x \mapsto Ax$, linear, from one example to what is shaped like `value`; its
+            rows orthonormal (or zero). Make it an `eqx.Module` if it holds arrays that are traced.
 
-        **Raises:** `ValueError` for values that are whole numbers or not finite; when called, for an operator that does not return their
-            shape or whose rows are not orthonormal.
+        **Raises:** `ValueError` for values that are whole numbers or not finite; when called, for
+            an operator that does not return their shape or whose rows are not orthonormal.
         """
         _check_finite("Replace", value)
         value = jnp.asarray(value)
@@ -218,8 +233,9 @@ class Replace(AbstractReplacement):
         shape = output_shape("Replace", self.operator, x)
         if shape != self.value.shape:
             raise ValueError(
-                f"Replace: for a sample of shape {x.shape} the operator returns shape {shape}, but the value has {self.value.shape}; "
-                "they must agree. For a batch build the sampler inside jax.vmap."
+                f"Replace: for a sample of shape {x.shape} the operator returns shape {shape}, "
+                f"but the value has {self.value.shape}; they must agree. For a batch build the "
+                "sampler inside jax.vmap."
             )
         check_partial_isometry("Replace", self.operator, x)
         return self.value.astype(x.dtype)

@@ -1,9 +1,10 @@
 r"""What a solve costs.
 
-Diffrax counts steps; what costs time is network calls. An explicit Runge–Kutta method of $s$ stages calls the
-network $s$ times a step. One fewer where its last stage is the next step's first ("FSAL": Tsit5, Dopri5): then
-only a step with no accepted step before it evaluates its first stage itself, so that one call is added for the
-first step and one more for each time it is rejected. A rejected step costs as much as an accepted one.
+Diffrax counts steps; what costs time is network calls. An explicit Runge–Kutta method of $s$ stages
+calls the network $s$ times a step. One fewer where its last stage is the next step's first ("FSAL":
+Tsit5, Dopri5): then only a step with no accepted step before it evaluates its first stage itself,
+so that one call is added for the first step and one more for each time it is rejected. A rejected
+step costs as much as an accepted one.
 """
 
 from typing import Any
@@ -28,8 +29,8 @@ class SolveStats(eqx.Module):
     r"""What a solve cost.
 
     - `num_calls`: network calls, the final denoising included.
-    - `num_accepted_steps`, `num_rejected_steps`: of the solver; an adaptive one rejects steps whose error is too
-        large.
+    - `num_accepted_steps`, `num_rejected_steps`: of the solver; an adaptive one rejects steps whose
+        error is too large.
     """
 
     num_calls: Int[Array, ""]
@@ -96,8 +97,8 @@ def calls_of(solver: diffrax.AbstractSolver) -> tuple[int, int]:
                 return 0, calls
     raise ValueError(
         f"The network calls of {type(solver).__name__} cannot be counted from its steps. Read "
-        "solution.stats, which has Diffrax's own counts; explicit Runge–Kutta methods (ODE and SDE), Euler "
-        "and EulerHeun are counted."
+        "solution.stats, which has Diffrax's own counts; explicit Runge–Kutta methods (ODE and "
+        "SDE), Euler and EulerHeun are counted."
     )
 
 

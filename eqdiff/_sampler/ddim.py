@@ -1,20 +1,23 @@
 r"""DDIM, for every process.
 
 $$x_s = \alpha_s\hat x_0 + \sqrt{\sigma_s^2 - \varsigma^2}\,\hat\varepsilon + \varsigma z, \qquad
-  \varsigma^2 = \eta^2\,\frac{\sigma_s^2}{\sigma_t^2}\left(\sigma_t^2 - \frac{\alpha_t^2}{\alpha_s^2}\sigma_s^2\right)
+  \varsigma^2 = \eta^2\,\frac{\sigma_s^2}{\sigma_t^2}
+    \left(\sigma_t^2 - \frac{\alpha_t^2}{\alpha_s^2}\sigma_s^2\right)
   = -\eta^2\sigma_s^2\,\mathrm{expm1}(\lambda_t - \lambda_s) \tag{1}$$
 
-(Song, Meng & Ermon 2021, equations 12 and 16, written for any α and σ; the right-hand form does not cancel
-on fine grids). At $\eta = 0$ this is Euler's method on $\mathrm d(x/\alpha) = \hat\varepsilon\,\mathrm d(\sigma/\alpha)$, the
-probability flow in the clock $\sigma/\alpha$; at $\eta = 1$ it is ancestral sampling with variance $\tilde\beta$. The last
-step goes to $\alpha = 1$, $\sigma = 0$.
+(Song, Meng & Ermon 2021, equations 12 and 16, written for any α and σ; the right-hand form does not
+cancel on fine grids). At $\eta = 0$ this is Euler's method on
+$\mathrm d(x/\alpha) = \hat\varepsilon\,\mathrm d(\sigma/\alpha)$, the probability flow in the clock
+$\sigma/\alpha$; at $\eta = 1$ it is ancestral sampling with variance $\tilde\beta$. The last step
+goes to $\alpha = 1$, $\sigma = 0$.
 
-The same Euler steps in the other direction, $s > t$, encode: from data to the latent that decodes to them,
+The same Euler steps in the other direction, $s > t$, encode: from data to the latent that decodes
+to them,
 
 $$x_s = \alpha_s\hat x_0(t, x_t) + \sigma_s\hat\varepsilon(t, x_t), \tag{2}$$
 
-the inverse of (1) up to the error of a step, since each evaluates the denoiser at the other's end (Song, Meng
-& Ermon 2021, section 4.3).
+the inverse of (1) up to the error of a step, since each evaluates the denoiser at the other's end
+(Song, Meng & Ermon 2021, section 4.3).
 """
 
 from typing import Any
@@ -31,10 +34,12 @@ from .grid import Grid, grid_of, Spacing
 
 
 class DDIM(AbstractChain):
-    r"""DDIM, $x_s = \alpha_s\hat x_0 + \sqrt{\sigma_s^2-\varsigma^2}\,\hat\varepsilon + \varsigma z$, on any process.
+    r"""DDIM,
+    $x_s = \alpha_s\hat x_0 + \sqrt{\sigma_s^2-\varsigma^2}\,\hat\varepsilon + \varsigma z$, on any
+    process.
 
-    Each step costs one network call. Deterministic at η = 0, and then needs no key, and `encode` is its
-    inverse.
+    Each step costs one network call. Deterministic at η = 0, and then needs no key, and `encode` is
+    its inverse.
 
     ??? cite "Reference"
 
@@ -54,8 +59,8 @@ class DDIM(AbstractChain):
     ):
         r"""**Arguments:**
 
-        - `num_steps`, `spacing`, `times`: the times, as for [`eqdiff.Grid`][]; 50 evenly spaced ones by
-            default. `DDIM(times=ddim_timesteps(1000, 50)[::-1])` is the official "ddim50".
+        - `num_steps`, `spacing`, `times`: the times, as for [`eqdiff.Grid`][]; 50 evenly spaced
+            ones by default. `DDIM(times=ddim_timesteps(1000, 50)[::-1])` is the official "ddim50".
         - `eta`: η in $[0, 1]$: 0 is deterministic, 1 has the noise of ancestral sampling.
 
         **Raises:** `ValueError` for η outside $[0, 1]$, and as [`eqdiff.Grid`][].
@@ -83,15 +88,18 @@ class DDIM(AbstractChain):
         return x, estimate.x0
 
     def encode(self, denoiser: AbstractDenoiser, x0: Example, args: Args = None) -> Example:
-        r"""The latent from which this sampler, at η = 0, draws `x0`: equation (2) along its times, upwards.
+        r"""The latent from which this sampler, at η = 0, draws `x0`: equation (2) along its times,
+        upwards.
 
-        The data are taken for a state at the cleanest time, as in the official code, and the latent is a
-        state at the noisiest, where sampling begins; that makes one network call less than there are times.
-        (The official code goes on to $\bar\alpha = 0$: its latent is `denoiser(t1, z).noise` of this one.)
+        The data are taken for a state at the cleanest time, as in the official code, and the latent
+        is a state at the noisiest, where sampling begins; that makes one network call less than
+        there are times. (The official code goes on to $\bar\alpha = 0$: its latent is
+        `denoiser(t1, z).noise` of this one.)
 
-        Decoding returns `x0` but for an error of first order in the steps, and one of order $\sigma_{t_0}^2$ that is
-        the noise the data do not have at the cleanest time. Not through [`eqdiff.Clip`][], which cannot be
-        undone. For an error of your choice there is `ProbabilityFlow(rtol=..., atol=...).encode`.
+        Decoding returns `x0` but for an error of first order in the steps, and one of order
+        $\sigma_{t_0}^2$ that is the noise the data do not have at the cleanest time. Not through
+        [`eqdiff.Clip`][], which cannot be undone. For an error of your choice there is
+        `ProbabilityFlow(rtol=..., atol=...).encode`.
 
         **Arguments:**
 

@@ -1,7 +1,8 @@
 r"""Fast deterministic sampling with a multistep method.
 
-DPM-Solver++(2M), the Diffrax solver of `_term/dpm.py`, along given times: at each the denoiser is called once,
-its estimate and the one before extrapolate half a step ahead, and the last step goes to the data by $\hat x_0$.
+DPM-Solver++(2M), the Diffrax solver of `_term/dpm.py`, along given times: at each the denoiser is
+called once, its estimate and the one before extrapolate half a step ahead, and the last step goes
+to the data by $\hat x_0$.
 """
 
 from typing import Any
@@ -27,11 +28,13 @@ class DPMSolverPP(AbstractSampler):
     x0 = eqd.DPMSolverPP(20)(denoiser, x1)
     ```
 
-    Times are evenly spaced in the log-SNR unless given. The sample is $\hat x_0$ at the last of them.
+    Times are evenly spaced in the log-SNR unless given. The sample is $\hat x_0$ at the last of
+    them.
 
     ??? cite "Reference"
 
-        Lu et al., *DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models*, 2022, algorithm 2.
+        Lu et al., *DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic
+        Models*, 2022, algorithm 2.
     """
 
     grid: Grid
@@ -72,7 +75,8 @@ class DPMSolverPP(AbstractSampler):
     def trajectory(
         self, denoiser: AbstractDenoiser, x1: Example, args: Args = None, *, key: Key | None = None
     ) -> Trajectory:
-        """Draws one sample and keeps every state: see [`eqdiff.Trajectory`][]. Arguments as for the call.
+        """Draws one sample and keeps every state: see [`eqdiff.Trajectory`][]. Arguments as for the
+        call.
 
         The estimates are computed once more, so it costs twice as many network calls.
         """

@@ -19,10 +19,11 @@ Spacing = Callable[[AbstractProcess, int], Shaped[Array, " n"]]
 
 
 class Grid(eqx.Module):
-    """Decreasing times, noise first: `Grid(50)`, `Grid(50, spacing=karras_times)` or `Grid(times=...)`.
+    """Decreasing times, noise first: `Grid(50)`, `Grid(50, spacing=karras_times)` or
+    `Grid(times=...)`.
 
-    Times that begin below the process's noisiest one start a sampler from a state that was noised to the
-    first of them, `process.perturb(times[0], image, noise)`: SDEdit (Meng et al. 2022).
+    Times that begin below the process's noisiest one start a sampler from a state that was noised
+    to the first of them, `process.perturb(times[0], image, noise)`: SDEdit (Meng et al. 2022).
     """
 
     num_steps: int | None = eqx.field(static=True)
@@ -37,13 +38,13 @@ class Grid(eqx.Module):
         """**Arguments:**
 
         - `num_steps`: how many times; all steps of a schedule if nothing is given.
-        - `spacing`: a function `(process, num_steps) -> times`: [`eqdiff.uniform_times`][] (the default),
-            [`eqdiff.karras_times`][] and so on.
+        - `spacing`: a function `(process, num_steps) -> times`: [`eqdiff.uniform_times`][] (the
+            default), [`eqdiff.karras_times`][] and so on.
         - `times`: the decreasing times themselves, instead of both.
 
-        **Raises:** `ValueError` if `times` is given together with one of the others, for a number that
-        is not whole and positive, and times that are not a vector or do not decrease; when used, for times
-        that the process does not have.
+        **Raises:** `ValueError` if `times` is given together with one of the others, for a number
+        that is not whole and positive, and times that are not a vector or do not decrease; when
+        used, for times that the process does not have.
         """
         _check("Grid", num_steps, spacing, times)
         self._known = self._traced = None
@@ -57,8 +58,8 @@ class Grid(eqx.Module):
     def times(self, process: AbstractProcess) -> Shaped[Array, " n"]:
         """The times on a process, decreasing.
 
-        **Raises:** `ValueError` for known times that the process does not have, or where no number was
-        given and the process is not a schedule.
+        **Raises:** `ValueError` for known times that the process does not have, or where no number
+        was given and the process is not a schedule.
         """
         if self._known is not None:
             # Elements of a NumPy array are known under jit.
@@ -101,8 +102,8 @@ def _check(owner: Any, num_steps: Any, spacing: Any, times: Any) -> None:
     if num_steps is not None or spacing is not None:
         other = f"num_steps={num_steps}" if num_steps is not None else "a spacing"
         raise ValueError(
-            f"{of(owner)}: times and {other} were both given; give one of them. Times have their own "
-            "number and spacing."
+            f"{of(owner)}: times and {other} were both given; give one of them. Times have their "
+            "own number and spacing."
         )
     _decreasing(owner, times)
 

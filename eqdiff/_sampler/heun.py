@@ -1,18 +1,23 @@
 r"""EDM's stochastic sampler: churn, then Heun.
 
-In $y = x/\alpha$ every process has $y = x_0 + s\varepsilon$ with the noise level $s = \sigma/\alpha$, and its probability flow is
-$\mathrm dy/\mathrm ds = \hat\varepsilon$. Each step first adds fresh noise and so goes *up*, from $s_i$ to $\hat s = (1 + \gamma_i)s_i$,
+In $y = x/\alpha$ every process has $y = x_0 + s\varepsilon$ with the noise level
+$s = \sigma/\alpha$, and its probability flow is $\mathrm dy/\mathrm ds = \hat\varepsilon$. Each
+step first adds fresh noise and so goes *up*, from $s_i$ to $\hat s = (1 + \gamma_i)s_i$,
 
 $$\hat y = y_i + \sqrt{\hat s^2 - s_i^2}\; S_{\text{noise}}\, z, \qquad
-  \gamma_i = \min\!\left(S_{\text{churn}}/n,\ \sqrt2 - 1\right) \text{ if } S_{\min} \le s_i \le S_{\max}, \text{ else } 0, \tag{1}$$
+  \gamma_i = \min\!\left(S_{\text{churn}}/n,\ \sqrt2 - 1\right)
+    \text{ if } S_{\min} \le s_i \le S_{\max}, \text{ else } 0, \tag{1}$$
 
-and then solves down to $s_{i+1}$ by a second-order step with its second slope at $s' = \hat s + c\,(s_{i+1} - \hat s)$,
+and then solves down to $s_{i+1}$ by a second-order step with its second slope at
+$s' = \hat s + c\,(s_{i+1} - \hat s)$,
 
-$$y_{i+1} = \hat y + (s_{i+1} - \hat s)\left(\left(1 - \tfrac1{2c}\right)\hat\varepsilon(\hat y) + \tfrac1{2c}\,\hat\varepsilon(y')\right),
+$$y_{i+1} = \hat y + (s_{i+1} - \hat s)
+    \left(\left(1 - \tfrac1{2c}\right)\hat\varepsilon(\hat y)
+    + \tfrac1{2c}\,\hat\varepsilon(y')\right),
   \qquad y' = \hat y + (s' - \hat s)\,\hat\varepsilon(\hat y) \tag{2}$$
 
-(Karras et al. 2022, algorithm 2, where $c = 1$, Heun; their algorithm 3 has the general $c$, called α there).
-The last step goes to $s = 0$ by Euler's method, which is $\hat x_0$.
+(Karras et al. 2022, algorithm 2, where $c = 1$, Heun; their algorithm 3 has the general $c$, called
+α there). The last step goes to $s = 0$ by Euler's method, which is $\hat x_0$.
 """
 
 import math
@@ -31,10 +36,11 @@ from .grid import Grid, grid_of, Spacing
 
 
 class StochasticHeun(AbstractChain):
-    r"""EDM's sampler: each step adds noise ("churn"), then solves the probability flow by Heun's method.
+    r"""EDM's sampler: each step adds noise ("churn"), then solves the probability flow by Heun's
+    method.
 
-    On any process, through $x/\alpha$ and $\sigma/\alpha$; $2n - 1$ network calls. Deterministic unless `churn` is
-    positive, and then needs no key.
+    On any process, through $x/\alpha$ and $\sigma/\alpha$; $2n - 1$ network calls. Deterministic
+    unless `churn` is positive, and then needs no key.
 
     ```python
     fast = eqd.StochasticHeun(18)(denoiser, x1)
@@ -43,8 +49,8 @@ class StochasticHeun(AbstractChain):
 
     ??? cite "Reference"
 
-        Karras et al., *Elucidating the Design Space of Diffusion-Based Generative Models*, NeurIPS 2022, algorithms 2
-        and 3.
+        Karras et al., *Elucidating the Design Space of Diffusion-Based Generative Models*, NeurIPS
+        2022, algorithms 2 and 3.
     """
 
     grid: Grid
@@ -70,22 +76,26 @@ class StochasticHeun(AbstractChain):
 
         - `num_steps`, `spacing`, `times`: the times, as for [`eqdiff.Grid`][]; 18 times of
             [`eqdiff.karras_times`][] with ρ = 7 by default.
-        - `churn`: $S_{\text{churn}}$; the level rises by the share $\gamma = \min(S_{\text{churn}}/n, \sqrt2 - 1)$.
+        - `churn`: $S_{\text{churn}}$; the level rises by the share
+            $\gamma = \min(S_{\text{churn}}/n, \sqrt2 - 1)$.
         - `churn_min`, `churn_max`: only noise levels $\sigma/\alpha$ in this range are churned.
-        - `noise`: $S_{\text{noise}}$, slightly above 1 to make up for the detail that a network removes.
-        - `midpoint`: $c$ of equation (2) in $(0, 1]$: 1 is Heun's method, ½ the midpoint method, ⅔ Ralston's.
+        - `noise`: $S_{\text{noise}}$, slightly above 1 to make up for the detail that a network
+            removes.
+        - `midpoint`: $c$ of equation (2) in $(0, 1]$: 1 is Heun's method, ½ the midpoint method, ⅔
+            Ralston's.
 
         **Raises:** `ValueError` for a number out of range, and as [`eqdiff.Grid`][].
         """
         check_positive(self, noise=noise, midpoint=midpoint)
         if not churn >= 0 or not 0 <= churn_min <= churn_max:
             raise ValueError(
-                f"StochasticHeun(churn={churn}, churn_min={churn_min}, churn_max={churn_max}): expected "
-                "churn >= 0 and 0 <= churn_min <= churn_max."
+                f"StochasticHeun(churn={churn}, churn_min={churn_min}, churn_max={churn_max}): "
+                "expected churn >= 0 and 0 <= churn_min <= churn_max."
             )
         if midpoint > 1:
             raise ValueError(
-                f"StochasticHeun(midpoint={midpoint}): expected a number in (0, 1]; 1 is Heun's method."
+                f"StochasticHeun(midpoint={midpoint}): expected a number in (0, 1]; 1 is Heun's "
+                "method."
             )
         self.grid = grid_of(
             self, num_steps, spacing, times, default=18, default_spacing=karras_times

@@ -1,16 +1,19 @@
 r"""Predictor–corrector sampling.
 
-At each of $n$ decreasing times the corrector moves $x$ at its level, then the predictor takes it to the next
-(Song et al. 2021, algorithm 1, in the order of the official code),
+At each of $n$ decreasing times the corrector moves $x$ at its level, then the predictor takes it to
+the next (Song et al. 2021, algorithm 1, in the order of the official code),
 
-$$x \leftarrow \mathrm{correct}(x, t_i), \qquad x \leftarrow \mathrm{predict}(x, t_i \to t_{i+1}), \qquad
+$$x \leftarrow \mathrm{correct}(x, t_i), \qquad
+  x \leftarrow \mathrm{predict}(x, t_i \to t_{i+1}), \qquad
   i = 1, \dots, n, \tag{1}$$
 
-and after the last time comes the data, $\alpha = 1$, $\sigma = 0$. The last predictor step is replaced by what it is made
-from, $\hat x_0$: its own mean, which the official code returns, still has noise of order $\sigma^2$ for some predictors.
+and after the last time comes the data, $\alpha = 1$, $\sigma = 0$. The last predictor step is
+replaced by what it is made from, $\hat x_0$: its own mean, which the official code returns, still
+has noise of order $\sigma^2$ for some predictors.
 
-A constraint is applied after the corrector, at the level of $t_i$, and again after the predictor, at the level
-of $t_{i+1}$: the level that $x$ has *after* the step. (The official code noises known pixels to $t_i$ both times.)
+A constraint is applied after the corrector, at the level of $t_i$, and again after the predictor,
+at the level of $t_{i+1}$: the level that $x$ has *after* the step. (The official code noises known
+pixels to $t_i$ both times.)
 """
 
 from typing import Any, ClassVar
@@ -26,7 +29,8 @@ from .predictors import AbstractPredictor, ReverseDiffusion
 
 
 class PredictorCorrector(AbstractChain):
-    r"""Alternates Langevin steps at a time with a step of the reverse process to the next, equation (1).
+    r"""Alternates Langevin steps at a time with a step of the reverse process to the next, equation
+    (1).
 
     ```python
     corrector = eqd.Langevin(snr=0.16)
@@ -36,8 +40,8 @@ class PredictorCorrector(AbstractChain):
 
     ??? cite "Reference"
 
-        Song et al., *Score-Based Generative Modeling through Stochastic Differential Equations*, ICLR 2021,
-        algorithm 1 and appendix G.
+        Song et al., *Score-Based Generative Modeling through Stochastic Differential Equations*,
+        ICLR 2021, algorithm 1 and appendix G.
     """
 
     grid: Grid
@@ -58,12 +62,13 @@ class PredictorCorrector(AbstractChain):
     ):
         r"""**Arguments:**
 
-        - `num_steps`, `spacing`, `times`: the times, as for [`eqdiff.Grid`][]; 500 evenly spaced ones by
-            default.
-        - `predictor`: how the reverse process is stepped; `None` leaves $x$ as the corrector made it (annealed
-            Langevin dynamics).
+        - `num_steps`, `spacing`, `times`: the times, as for [`eqdiff.Grid`][]; 500 evenly spaced
+            ones by default.
+        - `predictor`: how the reverse process is stepped; `None` leaves $x$ as the corrector made
+            it (annealed Langevin dynamics).
         - `corrector`: how $x$ is corrected before; `None` for predictors alone.
-        - `constrain`: what is known about the sample, imposed after every corrector and every predictor.
+        - `constrain`: what is known about the sample, imposed after every corrector and every
+            predictor.
 
         **Raises:** `ValueError` for neither predictor nor corrector, and as [`eqdiff.Grid`][].
         """

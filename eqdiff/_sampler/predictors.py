@@ -1,10 +1,13 @@
 r"""Predictors: one step of the reverse process, from a time to a smaller one.
 
-From level $(\alpha_t, \sigma_t)$ to $(\alpha_s, \sigma_s)$, with the forward transition $p(x_t|x_s) = \mathcal N(a x_s, b^2 I)$,
+From level $(\alpha_t, \sigma_t)$ to $(\alpha_s, \sigma_s)$, with the forward transition
+$p(x_t|x_s) = \mathcal N(a x_s, b^2 I)$,
 
-$$a = \frac{\alpha_t}{\alpha_s}, \qquad b^2 = \sigma_t^2 - a^2\sigma_s^2 = -\sigma_t^2\,\mathrm{expm1}(\lambda_t - \lambda_s), \tag{1}$$
+$$a = \frac{\alpha_t}{\alpha_s}, \qquad
+  b^2 = \sigma_t^2 - a^2\sigma_s^2 = -\sigma_t^2\,\mathrm{expm1}(\lambda_t - \lambda_s), \tag{1}$$
 
-Song et al. (2021) propose three steps. *Reverse diffusion* (equation 46) reverses the discretised transition as it stands,
+Song et al. (2021) propose three steps. *Reverse diffusion* (equation 46) reverses the discretised
+transition as it stands,
 
 $$x_s = (2 - a)\,x_t + \tfrac{1 + \eta^2}2 b^2\, s(x_t) + \eta\, b z; \tag{2}$$
 
@@ -13,13 +16,15 @@ $$x_s = (2 - a)\,x_t + \tfrac{1 + \eta^2}2 b^2\, s(x_t) + \eta\, b z; \tag{2}$$
 $$x_s = \alpha_s\hat x_0 + \frac{a\sigma_s^2}{\sigma_t}\hat\varepsilon + \Sigma^{1/2} z, \qquad
   \tilde\beta = \frac{\sigma_s^2}{\sigma_t^2} b^2 \le \Sigma \le b^2; \tag{3}$$
 
-and *Euler–Maruyama* discretises the reverse SDE with $h = t - s$ (equation 6 with v the probability flow's velocity),
+and *Euler–Maruyama* discretises the reverse SDE with $h = t - s$ (equation 6 with v the probability
+flow's velocity),
 
 $$x_s = x_t - h v + \tfrac{\eta^2}2 h g^2 s(x_t) + \eta\, g \sqrt h z. \tag{4}$$
 
-η is the share of the reverse SDE's noise: at 0 each is a step of the probability flow. $a$ and $b$ make (2) and (3) valid for every
-process, VP ($a = \sqrt{1-\beta}$, $b = \sqrt\beta$) and VE ($a = 1$, $b^2 = \sigma_t^2 - \sigma_s^2$) as published, and others; the official
-code falls back to (4) for sub-VP.
+η is the share of the reverse SDE's noise: at 0 each is a step of the probability flow. $a$ and $b$
+make (2) and (3) valid for every process, VP ($a = \sqrt{1-\beta}$, $b = \sqrt\beta$) and VE
+($a = 1$, $b^2 = \sigma_t^2 - \sigma_s^2$) as published, and others; the official code falls back to
+(4) for sub-VP.
 """
 
 import abc
@@ -52,7 +57,9 @@ def gaussian(mean: Example, std: Scalar | Example, x0: Example, key: Key) -> Pro
 
 
 class AbstractPredictor(eqx.Module):
-    """One step of the reverse process: `predictor(denoiser, step, x, args, *, key) -> (x, mean, x0)`."""
+    """One step of the reverse process:
+    `predictor(denoiser, step, x, args, *, key) -> (x, mean, x0)`.
+    """
 
     @abc.abstractmethod
     def __call__(
@@ -63,8 +70,9 @@ class AbstractPredictor(eqx.Module):
         **Arguments:**
 
         - `denoiser`, `args`: any denoiser, and what conditions it.
-        - `step`: from where to where, with the levels: see [`eqdiff.Step`][]. The last step, into the data, has
-            $\alpha_s = 1$, $\sigma_s = 0$ and no time of its own: $s = t$. The sampler ends in $\hat x_0$ there.
+        - `step`: from where to where, with the levels: see [`eqdiff.Step`][]. The last step, into
+            the data, has $\alpha_s = 1$, $\sigma_s = 0$ and $s = t$. The
+            sampler ends in $\hat x_0$ there.
         - `x`: the state at `step.t`.
         - `key`: for the step's noise.
 
@@ -77,11 +85,13 @@ class AbstractPredictor(eqx.Module):
 
 
 class ReverseDiffusion(AbstractPredictor):
-    r"""Reverse diffusion, $x_s = (2-a)x_t + \frac{1+\eta^2}2 b^2 s(x_t) + \eta b z$, on any process.
+    r"""Reverse diffusion, $x_s = (2-a)x_t + \frac{1+\eta^2}2 b^2 s(x_t) + \eta b z$, on any
+    process.
 
     ??? cite "Reference"
 
-        Song et al., *Score-Based Generative Modeling through Stochastic Differential Equations*, ICLR 2021, appendix E.
+        Song et al., *Score-Based Generative Modeling through Stochastic Differential Equations*,
+        ICLR 2021, appendix E.
     """
 
     eta: float = eqx.field(static=True)
@@ -109,14 +119,17 @@ class ReverseDiffusion(AbstractPredictor):
 
 
 class AncestralPredictor(AbstractPredictor):
-    r"""Ancestral sampling, $x_s = \alpha_s\hat x_0 + \frac{a\sigma_s^2}{\sigma_t}\hat\varepsilon + \Sigma^{1/2}z$, on any process.
+    r"""Ancestral sampling,
+    $x_s = \alpha_s\hat x_0 + \frac{a\sigma_s^2}{\sigma_t}\hat\varepsilon + \Sigma^{1/2}z$, on any
+    process.
 
     On a schedule this is [`eqdiff.Ancestral`][] with correctors between its steps.
 
     ??? cite "Reference"
 
-        Ho et al., *Denoising Diffusion Probabilistic Models*, NeurIPS 2020, algorithm 2 (VP); Song et al.,
-        *Score-Based Generative Modeling through Stochastic Differential Equations*, ICLR 2021, appendix F (VE).
+        Ho et al., *Denoising Diffusion Probabilistic Models*, NeurIPS 2020, algorithm 2 (VP); Song
+        et al., *Score-Based Generative Modeling through Stochastic Differential Equations*, ICLR
+        2021, appendix F (VE).
     """
 
     variance: AbstractVariance | None
@@ -124,8 +137,8 @@ class AncestralPredictor(AbstractPredictor):
     def __init__(self, variance: AbstractVariance | None = None):
         r"""**Arguments:**
 
-        - `variance`: Σ of equation (3); the denoiser's own by default. Published are `FixedLarge()`, $b^2$, under
-            VP and `FixedSmall()`, $\tilde\beta$, under VE.
+        - `variance`: Σ of equation (3); the denoiser's own by default. Published are
+            `FixedLarge()`, $b^2$, under VP and `FixedSmall()`, $\tilde\beta$, under VE.
         """
         self.variance = variance
 
@@ -158,10 +171,12 @@ def _reverse_step(
     return ReverseStep(
         schedule=schedule,
         timestep=timestep,
-        # The official clip of the first step is for its decoder; here the last step's noise is dropped.
+        # The official clip of the first step is for its decoder; here the last step's noise is
+        # dropped.
         first=jnp.asarray(False),
         log_beta=jnp.log(beta),
-        # A step into the data has none; a finite logarithm of nothing keeps learned interpolations finite.
+        # A step into the data has none; a finite logarithm of nothing keeps learned interpolations
+        # finite.
         log_posterior_variance=jnp.log(jnp.maximum(posterior, jnp.finfo(posterior.dtype).tiny)),
         posterior_variance=posterior,
         noise_coefficient=beta / (step.sigma_t * a),
@@ -169,11 +184,13 @@ def _reverse_step(
 
 
 class EulerMaruyama(AbstractPredictor):
-    r"""Euler–Maruyama, $x_s = x_t - hv + \frac{\eta^2}2 hg^2 s(x_t) + \eta g\sqrt h z$, on any process.
+    r"""Euler–Maruyama, $x_s = x_t - hv + \frac{\eta^2}2 hg^2 s(x_t) + \eta g\sqrt h z$, on any
+    process.
 
     ??? cite "Reference"
 
-        Song et al., *Score-Based Generative Modeling through Stochastic Differential Equations*, ICLR 2021, section 4.1.
+        Song et al., *Score-Based Generative Modeling through Stochastic Differential Equations*,
+        ICLR 2021, section 4.1.
     """
 
     eta: float = eqx.field(static=True)
@@ -181,7 +198,8 @@ class EulerMaruyama(AbstractPredictor):
     def __init__(self, eta: float = 1.0):
         r"""**Arguments:**
 
-        - `eta`: η in $[0, 1]$, the share of the noise; 0 is Euler's method for the probability flow.
+        - `eta`: η in $[0, 1]$, the share of the noise; 0 is Euler's method for the probability
+            flow.
 
         **Raises:** `ValueError` for η outside $[0, 1]$.
         """
@@ -204,9 +222,9 @@ class EulerMaruyama(AbstractPredictor):
 class DiffraxPredictor(AbstractPredictor):
     r"""One step of any Diffrax SDE solver on the reverse SDE, with its own Brownian increment.
 
-    The noise of the reverse SDE is additive, so `DiffraxPredictor(diffrax.ShARK())` is of strong order 1.5 where
-    Euler–Maruyama is of order 1. It has no mean without noise, and the estimate $\hat x_0$ is one more network
-    call.
+    The noise of the reverse SDE is additive, so `DiffraxPredictor(diffrax.ShARK())` is of strong
+    order 1.5 where Euler–Maruyama is of order 1. It has no mean without noise, and the estimate
+    $\hat x_0$ is one more network call.
     """
 
     solver: diffrax.AbstractSolver
@@ -216,8 +234,8 @@ class DiffraxPredictor(AbstractPredictor):
 
         - `solver`: any explicit Diffrax solver for SDEs with additive noise.
 
-        **Raises:** `ValueError` for a solver that wraps another one (`diffrax.HalfSolver`) or whose calls cannot be
-            counted.
+        **Raises:** `ValueError` for a solver that wraps another one (`diffrax.HalfSolver`) or whose
+            calls cannot be counted.
         """
         calls_of(solver)
         self.solver = solver

@@ -1,11 +1,13 @@
 r"""Samplers that are Diffrax solves.
 
-The probability-flow ODE and the reverse SDE of `_term`, from prior noise at $t_1$ down to $t_0$, and then the
-denoised estimate there. Adaptive by default: the error is controlled for each example on its own, so a sample
-does not depend on the batch it was drawn in. With `num_steps=`, `spacing=` or `times=` the steps are given.
+The probability-flow ODE and the reverse SDE of `_term`, from prior noise at $t_1$ down to $t_0$,
+and then the denoised estimate there. Adaptive by default: the error is controlled for each example
+on its own, so a sample does not depend on the batch it was drawn in. With `num_steps=`, `spacing=`
+or `times=` the steps are given.
 
-All settings of a solve live in the sampler: it encodes and decodes with them, and likelihoods take it as
-`flow=`. What a solve cost is read from its solution, `sampler.stats(sampler.solve(denoiser, x1))`.
+All settings of a solve live in the sampler: it encodes and decodes with them, and likelihoods take
+it as `flow=`. What a solve cost is read from its solution,
+`sampler.stats(sampler.solve(denoiser, x1))`.
 """
 
 from collections.abc import Callable
@@ -30,7 +32,8 @@ from .grid import Grid, Spacing
 
 
 class ProbabilityFlow(AbstractSolve):
-    r"""Solves $\dot x = \dot\alpha\hat x_0 + \dot\sigma\hat\varepsilon$ with a Diffrax ODE solver: sampling, encoding, likelihoods.
+    r"""Solves $\dot x = \dot\alpha\hat x_0 + \dot\sigma\hat\varepsilon$ with a Diffrax ODE solver:
+    sampling, encoding, likelihoods.
 
     Deterministic. The sample is $\hat x_0$ at $t_0$.
 
@@ -42,8 +45,8 @@ class ProbabilityFlow(AbstractSolve):
 
     ??? cite "Reference"
 
-        Song et al., *Score-Based Generative Modeling through Stochastic Differential Equations*, ICLR 2021, equation
-        13.
+        Song et al., *Score-Based Generative Modeling through Stochastic Differential Equations*,
+        ICLR 2021, equation 13.
     """
 
     solver: diffrax.AbstractSolver
@@ -68,15 +71,17 @@ class ProbabilityFlow(AbstractSolve):
         """**Arguments:**
 
         - `solver`: any Diffrax ODE solver. For a trained network, which is not smooth in time,
-            `diffrax.Bosh3()` at a tolerance of 1e-3 needs the fewest network calls: see *Adaptive solves*.
+            `diffrax.Bosh3()` at a tolerance of 1e-3 needs the fewest network calls: see *Adaptive
+            solves*.
         - `rtol`, `atol`: the tolerances of adaptive steps.
         - `num_steps`: if given, this many steps instead of adaptive ones, evenly spaced in time.
-        - `spacing`: how `num_steps` steps are spaced: `spacing(process, num_steps + 1)` returns their ends.
+        - `spacing`: how `num_steps` steps are spaced: `spacing(process, num_steps + 1)` returns
+            their ends.
         - `times`: if given, steps between these decreasing times.
         - `max_steps`: more than this is an error.
-        - `adjoint`: how the solve is differentiated. For gradients in reverse mode keep the default; for forward
-            mode (`jax.jvp`, `jax.jacfwd`) write `diffrax.ForwardMode()`; for both, as in `jax.hessian`,
-            `diffrax.DirectAdjoint()`.
+        - `adjoint`: how the solve is differentiated. For gradients in reverse mode keep the
+            default; for forward mode (`jax.jvp`, `jax.jacfwd`) write `diffrax.ForwardMode()`; for
+            both, as in `jax.hessian`, `diffrax.DirectAdjoint()`.
 
         **Raises:** `ValueError` for tolerances that are not positive, and as [`eqdiff.Grid`][].
         """
@@ -95,22 +100,23 @@ class ProbabilityFlow(AbstractSolve):
 
         **Arguments:**
 
-        - `denoiser`: any denoiser; with an [`eqdiff.Batched`][] one, `x` and `args` are a batch. Do not clip it:
-            where it clips, the way back contracts by $\sigma_{t_0}/\sigma_t$, so that what was encoded cannot be told
-            apart again to any tolerance.
+        - `denoiser`: any denoiser; with an [`eqdiff.Batched`][] one, `x` and `args` are a batch. Do
+            not clip it: where it clips, the way back contracts by $\sigma_{t_0}/\sigma_t$, so that
+            what was encoded cannot be told apart again to any tolerance.
         - `x`: one example of data.
         - `args`: what conditions the network.
 
-        **Raises:** as the call. A runtime error if `x` is not finite, or `max_steps` were not enough.
+        **Raises:** as the call. A runtime error if `x` is not finite, or `max_steps` were not
+        enough.
         """
         return self._carry("encode", denoiser, x, args, forwards=True)
 
     def decode(self, denoiser: AbstractDenoiser, latent: Example, args: Args = None) -> Example:
         r"""The inverse of `encode`: $x(t_0)$ from $x(t_1)$, without a final denoising.
 
-        Scaling a latent sets its *temperature* (Kingma & Dhariwal 2018): `flow.decode(denoiser, 0.8 * latent)` is
-        the sample of a prior of 0.8 times the standard deviation, closer to the mode and less diverse; 1 is the
-        model itself.
+        Scaling a latent sets its *temperature* (Kingma & Dhariwal 2018):
+        `flow.decode(denoiser, 0.8 * latent)` is the sample of a prior of 0.8 times the standard
+        deviation, closer to the mode and less diverse; 1 is the model itself.
 
         **Arguments:** as for `encode`.
 
@@ -141,17 +147,19 @@ class ProbabilityFlow(AbstractSolve):
 
 
 class ReverseSDE(AbstractSolve):
-    r"""Solves the reverse SDE $\mathrm dx = (fx - g^2 s)\,\mathrm dt + g\,\mathrm d\bar w$ with a Diffrax SDE solver.
+    r"""Solves the reverse SDE $\mathrm dx = (fx - g^2 s)\,\mathrm dt + g\,\mathrm d\bar w$ with a
+    Diffrax SDE solver.
 
-    Its noise is additive, so high-order and adaptive solvers apply: `ReverseSDE(diffrax.ShARK(), rtol=1e-2,
-    atol=1e-2)` needs tens of steps where Euler–Maruyama (`ReverseSDE(diffrax.Euler(), num_steps=1000)`) needs a
-    thousand. The sample is $\hat x_0$ at $t_0$.
+    Its noise is additive, so high-order and adaptive solvers apply:
+    `ReverseSDE(diffrax.ShARK(), rtol=1e-2, atol=1e-2)` needs tens of steps where Euler–Maruyama
+    (`ReverseSDE(diffrax.Euler(), num_steps=1000)`) needs a thousand. The sample is $\hat x_0$ at
+    $t_0$.
 
     ??? cite "Reference"
 
-        Song et al., *Score-Based Generative Modeling through Stochastic Differential Equations*, ICLR 2021, equation
-        6; Foster, dos Reis & Strange, *High Order Splitting Methods for SDEs Satisfying a Commutativity Condition*,
-        2023 (ShARK).
+        Song et al., *Score-Based Generative Modeling through Stochastic Differential Equations*,
+        ICLR 2021, equation 6; Foster, dos Reis & Strange, *High Order Splitting Methods for SDEs
+        Satisfying a Commutativity Condition*, 2023 (ShARK).
     """
 
     solver: diffrax.AbstractSolver
@@ -175,8 +183,8 @@ class ReverseSDE(AbstractSolve):
     ):
         """**Arguments:**
 
-        - `solver`: any Diffrax SDE solver; adaptive steps need one with an error estimate (ShARK, SRA1, SPaRK,
-            Heun).
+        - `solver`: any Diffrax SDE solver; adaptive steps need one with an error estimate (ShARK,
+            SRA1, SPaRK, Heun).
         - `rtol`, `atol`, `num_steps`, `spacing`, `times`, `max_steps`, `adjoint`: as for
             [`eqdiff.ProbabilityFlow`][].
 
@@ -193,7 +201,8 @@ class ReverseSDE(AbstractSolve):
             raise ValueError("ReverseSDE draws noise and needs a key: write key=jax.random.key(0).")
         process = denoiser.process
         (first, last), times = span_of(self.grid, process, x1)
-        # The path is exact at points this far apart and bridged between; well below any step a sampler takes.
+        # The path is exact at points this far apart and bridged between; well below any step a
+        # sampler takes.
         fineness = 4 * max(0 if times is None else len(times), 4096)
         brownian = diffrax.VirtualBrownianTree(
             -first,
@@ -251,7 +260,8 @@ def integrate(
     norm: Callable[[PyTree[Array]], Scalar] = error_norm,
     saveat: Shaped[Array, " n"] | None = None,
 ) -> diffrax.Solution:
-    """Solves a term from noise to data, or forwards from data to noise, with the settings of a flow.
+    """Solves a term from noise to data, or forwards from data to noise, with the settings of a
+    flow.
 
     **Arguments:**
 
@@ -261,9 +271,9 @@ def integrate(
     (first, last), times = span_of(flow.grid, process, x)
     if forwards:
         first, last, times = last, first, None if times is None else times[::-1]
-    # Where a solver would look for a first step lies outside [t0, t1], if the flow is slow. A longer one than
-    # this from the data steps over the times at which the noise is as wide as narrow data, and the error
-    # estimate does not see what it missed.
+    # Where a solver would look for a first step lies outside [t0, t1], if the flow is slow. A
+    # longer one than this from the data steps over the times at which the noise is as wide as
+    # narrow data, and the error estimate does not see what it missed.
     dt0 = 0.001 * jnp.minimum(last - first, 1) if forwards else (last - first) / 100
     pid = diffrax.PIDController(rtol=flow.rtol, atol=flow.atol, norm=norm)
     return solve_terms(

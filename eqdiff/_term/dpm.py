@@ -1,21 +1,24 @@
 r"""DPM-Solver++(2M): the probability flow with its linear part solved exactly.
 
-In the clock $\ell = \log(\alpha/\sigma)$ (half the log-SNR, increasing towards the data) the probability flow is
+In the clock $\ell = \log(\alpha/\sigma)$ (half the log-SNR, increasing towards the data) the
+probability flow is
 
 $$\mathrm d\!\left(\frac x\sigma\right) = \hat x_0\,\mathrm d\!\left(\frac\alpha\sigma\right)
   = \hat x_0\, e^{\ell}\,\mathrm d\ell, \tag{1}$$
 
-with no linear term left, so that a step of size $h = \ell_1 - \ell_0$ costs only the error of holding $\hat x_0$ fixed,
+with no linear term left, so that a step of size $h = \ell_1 - \ell_0$ costs only the error of
+holding $\hat x_0$ fixed,
 
 $$\frac{x_1}{\sigma_1} = \frac{x_0}{\sigma_0} + \left(e^{\ell_1} - e^{\ell_0}\right) D. \tag{2}$$
 
-With $D = \hat x_0$ at the step's start this is DDIM, of order 1. With the step before, of size $h_-$ and estimate $\hat x_{0-}$, the
-estimate half a step ahead,
+With $D = \hat x_0$ at the step's start this is DDIM, of order 1. With the step before, of size
+$h_-$ and estimate $\hat x_{0-}$, the estimate half a step ahead,
 
 $$D = \hat x_0 + \frac{h}{2h_-}\left(\hat x_0 - \hat x_{0-}\right), \tag{3}$$
 
-gives order 2 for the same single network call (Lu et al. 2022b, algorithm 2). Equation (3) knows nothing of diffusion: it is the
-two-step Adams–Bashforth method with variable steps. All of (1) lies in the term.
+gives order 2 for the same single network call (Lu et al. 2022b, algorithm 2). Equation (3) knows
+nothing of diffusion: it is the two-step Adams–Bashforth method with variable steps. All of (1) lies
+in the term.
 """
 
 from collections.abc import Callable
@@ -47,10 +50,12 @@ class _DataPrediction(diffrax.AbstractTerm):
 
 
 def data_prediction(denoiser: AbstractDenoiser) -> diffrax.AbstractTerm:
-    r"""The probability flow as $\mathrm d(x/\sigma) = \hat x_0\,\mathrm d(\alpha/\sigma)$, equation (1).
+    r"""The probability flow as $\mathrm d(x/\sigma) = \hat x_0\,\mathrm d(\alpha/\sigma)$, equation
+    (1).
 
-    The state is $x/\sigma$ and the solver's time $\log(\alpha/\sigma)$, half the process's `log_snr`, in either direction. With
-    `DPMSolverPP2M` it is DPM-Solver++(2M), with `diffrax.Euler` DDIM.
+    The state is $x/\sigma$ and the solver's time $\log(\alpha/\sigma)$, half the process's
+    `log_snr`, in either direction. With `DPMSolverPP2M` it is DPM-Solver++(2M), with
+    `diffrax.Euler` DDIM.
 
     **Arguments:**
 
@@ -62,14 +67,17 @@ def data_prediction(denoiser: AbstractDenoiser) -> diffrax.AbstractTerm:
 class DPMSolverPP2M(diffrax.AbstractSolver):
     r"""DPM-Solver++(2M) as a Diffrax solver, for the term `data_prediction`.
 
-    $$y_1 = y_0 + \left(\hat x_0 + \frac{h}{2h_-}(\hat x_0 - \hat x_{0-})\right)\left(e^{\ell_1} - e^{\ell_0}\right),$$
+    $$y_1 = y_0 + \left(\hat x_0 + \frac{h}{2h_-}(\hat x_0 - \hat x_{0-})\right)
+      \left(e^{\ell_1} - e^{\ell_0}\right),$$
 
-    on $y = x/\sigma$ and $\ell = \log(\alpha/\sigma)$: second order, one network call per step, and no error estimate, so its steps
-    are given (`diffrax.StepTo`). The first step is DDIM's. On an ordinary `diffrax.ODETerm` it is the Adams–Bashforth method.
+    on $y = x/\sigma$ and $\ell = \log(\alpha/\sigma)$: second order, one network call per step, and
+    no error estimate, so its steps are given (`diffrax.StepTo`). The first step is DDIM's. On an
+    ordinary `diffrax.ODETerm` it is the Adams–Bashforth method.
 
     ??? cite "Reference"
 
-        Lu et al., *DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models*, 2022, algorithm 2.
+        Lu et al., *DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic
+        Models*, 2022, algorithm 2.
     """
 
     term_structure: ClassVar = diffrax.AbstractTerm

@@ -17,12 +17,14 @@ from .._types import Args, Example, Scalar, Time
 
 
 def interval(process: AbstractProcess, x: Example) -> tuple[Scalar, Scalar]:
-    r"""$(t_0, t_1)$ in the precision of x: Diffrax would promote the whole state to the precision of its times."""
+    r"""$(t_0, t_1)$ in the precision of x: Diffrax would promote the whole state to the precision
+    of its times.
+    """
     low, high = known_number(process.t0), known_number(process.t1)
     if low is not None and high is not None and not low < high:
         raise ValueError(
-            f"{type(process).__name__}: the interval from t0 = {low:g} to t1 = {high:g} is empty, so "
-            "there is nothing to solve. A schedule needs at least two steps for it."
+            f"{type(process).__name__}: the interval from t0 = {low:g} to t1 = {high:g} is empty, "
+            "so there is nothing to solve. A schedule needs at least two steps for it."
         )
     return jnp.asarray(process.t0, x.dtype), jnp.asarray(process.t1, x.dtype)
 
@@ -33,7 +35,9 @@ def shape_of(x: Example) -> jax.ShapeDtypeStruct:
 
 
 def outside(process: AbstractProcess, t: Scalar) -> Bool[Array, ""]:
-    """Whether a time is off [t0, t1] by more than rounding. At t = 0, the usual mistake, σ may be 0 and its rate infinite."""
+    """Whether a time is off [t0, t1] by more than rounding. At t = 0, the usual mistake, σ may be 0
+    and its rate infinite.
+    """
     t0, t1 = jnp.asarray(process.t0, t.dtype), jnp.asarray(process.t1, t.dtype)
     slack = 1e-6 * (t1 - t0)
     # So that NaN is outside too.
@@ -45,13 +49,16 @@ def _checked(process: AbstractProcess, t: Time, owner: str) -> Scalar:
     return eqx.error_if(
         t,
         outside(process, t),
-        f"{owner} was solved at a time outside [t0, t1] of its process. Between process.t0 and process.t1 is where the process "
-        "is used: solve from one to the other, in either direction, or make the process with other ends.",
+        f"{owner} was solved at a time outside [t0, t1] of its process. The process is used "
+        "between process.t0 and process.t1: solve from one to the other, in either direction, or make the "
+        "process with other ends.",
     )
 
 
 def velocity(denoiser: AbstractDenoiser, t: Time, x: Example, args: Args = None) -> Example:
-    r"""The probability flow's velocity $\dot\alpha_t\hat x_0 + \dot\sigma_t\hat\varepsilon$, equation (2)."""
+    r"""The probability flow's velocity $\dot\alpha_t\hat x_0 + \dot\sigma_t\hat\varepsilon$,
+    equation (2).
+    """
     process = denoiser.process
     estimate = denoiser(t, x, args)
     alpha_dot, sigma_dot = process.alpha_dot(t), process.sigma_dot(t)
@@ -59,11 +66,12 @@ def velocity(denoiser: AbstractDenoiser, t: Time, x: Example, args: Args = None)
 
 
 def probability_flow(denoiser: AbstractDenoiser) -> diffrax.ODETerm:
-    r"""The probability-flow ODE $\dot x = \dot\alpha\hat x_0 + \dot\sigma\hat\varepsilon$, equation (2).
+    r"""The probability-flow ODE $\dot x = \dot\alpha\hat x_0 + \dot\sigma\hat\varepsilon$, equation
+    (2).
 
-    Its solutions have the SDE's marginals. Solve from $t_1$ to $t_0$ to sample and from $t_0$ to $t_1$ to encode, with any
-    Diffrax ODE solver; `args` of `diffeqsolve` is what conditions the network. With an [`eqdiff.Batched`][] denoiser the
-    state is a batch.
+    Its solutions have the SDE's marginals. Solve from $t_1$ to $t_0$ to sample and from $t_0$ to
+    $t_1$ to encode, with any Diffrax ODE solver; `args` of `diffeqsolve` is what conditions the
+    network. With an [`eqdiff.Batched`][] denoiser the state is a batch.
 
     **Raises:** a runtime error if solved outside $[t_0, t_1]$.
     """
@@ -80,13 +88,13 @@ def augmented_flow(
 ) -> diffrax.ODETerm:
     r"""The probability flow with its log-density, equation (3), on states $(x, \ell)$.
 
-    Solved from $t_0$ to $t_1$ with $\ell(t_0) = 0$, $\log p_{t_0}(x(t_0)) = \log p_{t_1}(x(t_1)) + \ell(t_1)$
-    (Chen et al. 2018, theorem 1).
+    Solved from $t_0$ to $t_1$ with $\ell(t_0) = 0$,
+    $\log p_{t_0}(x(t_0)) = \log p_{t_1}(x(t_1)) + \ell(t_1)$ (Chen et al. 2018, theorem 1).
 
     **Arguments:**
 
-    - `denoiser`: any denoiser. With an [`eqdiff.Batched`][] one, $x$, ℓ and `probes` have a leading axis of
-        examples, and each example has its own log-density.
+    - `denoiser`: any denoiser. With an [`eqdiff.Batched`][] one, $x$, ℓ and `probes` have a leading
+        axis of examples, and each example has its own log-density.
     - `trace`: how the divergence is found.
     - `probes`: `trace.probes(x, key=key)`. ℓ has one entry per probe (one for the exact trace).
 

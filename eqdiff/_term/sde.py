@@ -22,11 +22,13 @@ _CLOCK = (
 def increment(brownian: diffrax.AbstractBrownianPath, t0: Any, t1: Any, options: dict) -> Any:
     """The Brownian increment, with its Lévy areas where the solver asks for them."""
     control = brownian.evaluate(t0, t1, **options)
-    # Diffrax notices too, in a page that shows the types of both terms and never says what to write.
+    # Diffrax notices too, in a page that shows the types of both terms and never says what to
+    # write.
     if options.get("use_levy") and isinstance(control, diffrax.BrownianIncrement):
         raise ValueError(
-            "This solver needs the Lévy areas of the Brownian motion, which was made without: write "
-            f"diffrax.{type(brownian).__name__}(..., levy_area=diffrax.SpaceTimeLevyArea). Euler and Heun do without."
+            "This solver needs the Lévy areas of the Brownian motion, which was made without: "
+            f"write diffrax.{type(brownian).__name__}(..., levy_area=diffrax.SpaceTimeLevyArea). "
+            "Euler and Heun do without."
         )
     return control
 
@@ -50,9 +52,9 @@ class ForwardDiffusion(diffrax.AbstractTerm):
 class ReverseDiffusion(diffrax.AbstractTerm):
     """g(−τ) dw̄ on the clock τ = −t, carrying along the direction of the solve.
 
-    Diffrax turns a decreasing solve into an increasing one by multiplying every control by −1, invisibly to the term.
-    So each Brownian increment travels with a 1 beside it (each Lévy area with a 0): what comes back negative was
-    solved the wrong way round.
+    Diffrax turns a decreasing solve into an increasing one by multiplying every control by −1,
+    invisibly to the term. So each Brownian increment travels with a 1 (each Lévy area
+    with a 0): what comes back negative was solved the wrong way round.
     """
 
     diffusion: Callable[[Scalar], Float[Array, "..."]]
@@ -83,8 +85,11 @@ class ReverseDiffusion(diffrax.AbstractTerm):
         return vf.astype(noise.dtype) * noise
 
 
-def forward_sde(process: AbstractProcess, brownian: diffrax.AbstractBrownianPath) -> diffrax.MultiTerm:
-    r"""The noising SDE $\mathrm dx = f x\,\mathrm dt + g\,\mathrm dw$, equation (1), from $t_0$ to $t_1$.
+def forward_sde(
+    process: AbstractProcess, brownian: diffrax.AbstractBrownianPath
+) -> diffrax.MultiTerm:
+    r"""The noising SDE $\mathrm dx = f x\,\mathrm dt + g\,\mathrm dw$, equation (1), from $t_0$ to
+    $t_1$.
 
     **Arguments:**
 
@@ -98,7 +103,9 @@ def forward_sde(process: AbstractProcess, brownian: diffrax.AbstractBrownianPath
 
 
 def reverse_drift(denoiser: AbstractDenoiser, t: Time, x: Example, args: Args = None) -> Example:
-    r"""The drift $-v + \frac12 g^2 s = -fx + g^2 s$ of the reverse SDE on the clock $-t$, equation (4)."""
+    r"""The drift $-v + \frac12 g^2 s = -fx + g^2 s$ of the reverse SDE on the clock $-t$, equation
+    (4).
+    """
     process = denoiser.process
     estimate = denoiser(t, x, args)
     on_x0: Scalar = -process.alpha_dot(t)
@@ -111,14 +118,16 @@ def reverse_sde(
 ) -> diffrax.MultiTerm:
     r"""The reverse-time SDE, equation (4), on the increasing clock $\tau = -t$.
 
-    Solve from $\tau = -t_1$ to $\tau = -t_0$ with a positive step and any Diffrax SDE solver. The noise is additive (its
-    coefficient does not depend on $x$), so ShARK, SRA1 and SPaRK apply, and adapt.
+    Solve from $\tau = -t_1$ to $\tau = -t_0$ with a positive step and any Diffrax SDE solver. The
+    noise is additive (its coefficient does not depend on $x$), so ShARK, SRA1 and SPaRK apply, and
+    adapt.
 
     **Arguments:**
 
     - `denoiser`: any denoiser.
-    - `brownian`: the Brownian motion, over $[-t_1, -t_0]$ and shaped like $x$; its key must not be the prior sample's.
-        Stochastic Runge–Kutta solvers need `levy_area=diffrax.SpaceTimeLevyArea`.
+    - `brownian`: the Brownian motion, over $[-t_1, -t_0]$ and shaped like $x$; its key must not be
+        the prior sample's. Stochastic Runge–Kutta solvers need
+        `levy_area=diffrax.SpaceTimeLevyArea`.
 
     **Raises:** `ValueError` if the solver needs Lévy areas that `brownian` does not have; a
     runtime error if solved with a decreasing time, at positive times, or outside $[-t_1, -t_0]$.
@@ -127,7 +136,8 @@ def reverse_sde(
 
     def vector_field(tau, x, args):
         tau = jnp.asarray(tau)
-        # Some processes have values at negative t (VE's σ is an exponential): they would be believed.
+        # Some processes have values at negative t (VE's σ is an exponential): they would be
+        # believed.
         tau = eqx.branched_error_if(
             tau,
             outside(process, -tau),
