@@ -103,24 +103,25 @@ _ONE = dict(channel_mult=(1,), attention_downsamples=())
 
 
 def test_guidance_and_loss_take_it(getkey):
-    """The loss is the cross-entropy of its logits at x_t, and guidance moves the score by the gradient of log p."""
-    net, chain = _net("attention", **_ONE), eqd.cosine_schedule(20)
-    classifier = eqd.Classifier(net, chain)
+    """The loss is the cross-entropy of its logits at x_t, and guidance moves the score by the
+    gradient of log p."""
+    net, schedule = _net("attention", **_ONE), eqd.cosine_schedule(20)
+    classifier = eqd.Classifier(net, schedule)
     x0 = jax.random.normal(getkey(), (2, 8, 8), _dtype())
     x, y, t = jax.random.normal(getkey(), x0.shape, x0.dtype), jnp.asarray(3), 7
     key, scale = getkey(), 2.0
-    denoiser = eqd.Denoiser(lambda label, x, args, *, key=None: 0.5 * x, chain)
+    denoiser = eqd.Denoiser(lambda c_noise, x, args, *, key=None: 0.5 * x, schedule)
 
     def log_prob(x):
-        return jax.nn.log_softmax(net(chain.label(t).astype(x.dtype), x))[y]
+        return jax.nn.log_softmax(net(schedule.c_noise(t).astype(x.dtype), x))[y]
 
     @quick_jit
     def run(x, y):
         guided = eqd.ClassifierGuidance(eqd.FixedArgs(denoiser), classifier, scale)
         noise = jax.random.normal(jax.random.split(key)[0], x0.shape, x0.dtype)
-        noisy = chain.perturb(t, x0, noise)
+        noisy = schedule.perturb(t, x0, noise)
         loss = eqd.classifier_loss(classifier, t, x0, y, key=key)
-        shift = scale * chain.sigma(t).astype(x.dtype) * jax.grad(log_prob)(x)
+        shift = scale * schedule.sigma(t).astype(x.dtype) * jax.grad(log_prob)(x)
         return loss, -log_prob(noisy), guided(t, x, y).noise, 0.5 * x - shift
 
     loss, expected, noise, shifted = run(x, y)

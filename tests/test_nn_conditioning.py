@@ -13,6 +13,7 @@ from helpers import random_network
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import eqdiff.nn as nn
+from eqdiff.nn._check import check_c_noise
 
 
 class Trunk(eqx.Module):
@@ -113,6 +114,11 @@ def test_time_inputs_of_every_kind_are_the_same_number():
     expected = call(net, "UNet", None, jnp.asarray(998, jnp.float32))
     for c_noise in (998, 998.0, np.float64(998), *(jnp.asarray(998, d) for d in ("i2", "u4"))):
         np.testing.assert_allclose(call(net, "UNet", None, c_noise), expected, atol=1e-6)
+
+
+def test_time_inputs_of_a_batch_are_refused():
+    with pytest.raises(ValueError, match=r"MLP takes one c_noise per example, got shape \(7,\)"):
+        check_c_noise(jnp.zeros(7), jnp.float32, "MLP")
 
 
 # Class labels out of range, and those that are not one integer.

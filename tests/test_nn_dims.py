@@ -1,9 +1,10 @@
 """`nn.UNet` in one and three dimensions is that in two, where the data and the kernels say so.
 
-On an image that is constant along one axis, with kernels that look only along the other, the network is
-the one-dimensional one; on a volume, with kernels that look at one slice only, it is the two-dimensional
-one for every slice. (Where it has attention, all slices must be equal: attention sees the whole volume, and
-repeating every key changes no softmax.) Layers are held to their definitions elsewhere.
+On an image that is constant along one axis, with kernels that look only along the other, the
+network is the one-dimensional one; on a volume, with kernels that look at one slice only, it is the
+two-dimensional one for every slice. (Where it has attention, all slices must be equal: attention
+sees the whole volume, and repeating every key changes no softmax.) Layers are held to their
+definitions elsewhere.
 """
 
 import functools as ft
@@ -52,7 +53,8 @@ def _unet(dims, updown, conv_resample):
 
 
 def _thicken(small, large, axis):
-    """The weights of `small` in `large`, whose kernels have one axis more, at the middle of that axis."""
+    """The weights of `small` in `large`, whose kernels have one axis more, at the middle of that
+    axis."""
 
     def put(a, b):
         if a.shape == b.shape:

@@ -35,14 +35,14 @@ def _load(name, dtype):
     return jax.tree.map(lambda p: p.astype(dtype), net)
 
 
-def _conditions(name, dtype, labelled=True):
+def _conditions(name, dtype):
     golden = load_golden(name)
-    label = augment = None
-    if "raw/class_labels" in golden and labelled:
-        label = jnp.asarray(np.argmax(golden["raw/class_labels"], 1))
-    if "raw/augment_labels" in golden and labelled:
+    class_label = augment = None
+    if "raw/class_labels" in golden:
+        class_label = jnp.asarray(np.argmax(golden["raw/class_labels"], 1))
+    if "raw/augment_labels" in golden:
         augment = jnp.asarray(golden["raw/augment_labels"], dtype)
-    return eqd.nn.Conditions(label, augment)
+    return eqd.nn.Conditions(class_label, augment)
 
 
 # c_skip, c_in, c_out, c_noise of σ (Karras et al. 2022, table 1; the data's deviation is a half).
@@ -67,9 +67,9 @@ def test_outputs_and_gradients(name):
     args = _conditions(name, dtype)
 
     @quick_jit
-    def run(labels, x, args):
+    def run(c_noises, x, args):
         def loss(x):
-            out = jax.vmap(net)(labels, x, args)
+            out = jax.vmap(net)(c_noises, x, args)
             return jnp.sum(out * w), out
 
         return jax.value_and_grad(loss, has_aux=True)(x)
@@ -80,9 +80,10 @@ def test_outputs_and_gradients(name):
     assert_golden(grad_x, name, "raw/grad_x")
     if name not in _PRECONDITIONING:
         return
-    # The network inside its preconditioning, with classes and, where they are zero vectors, without.
+    # The network inside its preconditioning, with classes and, where they are zero vectors,
+    # without.
     sigma = golden["precond/sigma"].astype(np.float64)
-    skip, scale, gain, told = (
+    skip, scale, gain, c_noises = (
         jnp.asarray(np.broadcast_to(c, sigma.shape), dtype) for c in _PRECONDITIONING[name](sigma)
     )
     y = jnp.asarray(golden["precond/x"], dtype)
@@ -90,10 +91,10 @@ def test_outputs_and_gradients(name):
     def column(c):
         return jnp.reshape(c, (-1, 1, 1, 1))
 
-    (_, inner), _ = run(told, column(scale) * y, args)
+    (_, inner), _ = run(c_noises, column(scale) * y, args)
     assert_golden(column(skip) * y + column(gain) * inner, name, "precond/D")
     forward = quick_jit(jax.vmap(net))
-    inner = forward(told, column(scale) * y)
+    inner = forward(c_noises, column(scale) * y)
     assert_golden(column(skip) * y + column(gain) * inner, name, "precond/D0")
 
 

@@ -8,9 +8,9 @@ import pytest
 from helpers import assert_golden, load_golden
 from toys import quick_jit
 
+from eqdiff.nn._c_noise import level_number
 from eqdiff.nn._embed import fourier_embedding, fourier_frequencies, sinusoidal_embedding
 from eqdiff.nn._fir import downsample, DownsampleConv, filter_axis, upsample, UpsampleConv
-from eqdiff.nn._c_noise import level_number
 from eqdiff.nn._norm import InstanceNormPlus
 from eqdiff.nn._resample import average_pool, repeat_pixels
 
@@ -136,8 +136,8 @@ def test_embeddings():
     out = jax.vmap(lambda t: sinusoidal_embedding(t, 16, cosine_first=False, endpoint=True))(t)
     assert_golden(out, NAME, "timestep_embedding/16/out")
     frequencies = tuple(float(w) for w in golden["fourier/W"])
-    label = jnp.log(jnp.asarray(golden["fourier/sigma"], _double()))
-    out = jax.vmap(lambda t: fourier_embedding(t, frequencies))(label)
+    c_noises = jnp.log(jnp.asarray(golden["fourier/sigma"], _double()))
+    out = jax.vmap(lambda t: fourier_embedding(t, frequencies))(c_noises)
     assert_golden(out, NAME, "fourier/out")
 
 
@@ -159,8 +159,8 @@ def test_instance_norm_plus(getkey):
 
 def test_level_numbers():
     sigmas = load_golden(NAME)["get_sigmas/sigmas"]
-    labels = jnp.asarray(np.log(sigmas), jnp.float32)
-    found = jax.vmap(lambda label: level_number(label, (0.01, 50.0, 1000)))(labels)
+    c_noises = jnp.asarray(np.log(sigmas), jnp.float32)
+    found = jax.vmap(lambda c: level_number(c, (0.01, 50.0, 1000)))(c_noises)
     np.testing.assert_array_equal(found, np.arange(1000))
     # Beyond the levels the nearest is the last.
     outside = [level_number(jnp.asarray(v, jnp.float32), (0.01, 50.0, 1000)) for v in (-9.0, 9.0)]

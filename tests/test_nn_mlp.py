@@ -1,4 +1,4 @@
-"""`nn.MLP`: contract, and that it tells labels of every scale apart."""
+"""`nn.MLP`: contract, and that it resolves time inputs of every scale."""
 
 import equinox as eqx
 import jax
@@ -13,7 +13,7 @@ from eqdiff.nn._embed import sinusoidal_embedding
 from eqdiff.nn._mlp import _embed_c_noise
 
 
-def _fit(net, labels, x, y, steps=200):
+def _fit(net, c_noises, x, y, steps=200):
     """Least squares over whole batches; returns the final root mean square error."""
     optimiser = optax.adam(3e-3)
     with jax.numpy_dtype_promotion("standard"):
@@ -27,7 +27,7 @@ def _fit(net, labels, x, y, steps=200):
                 params, state = carry
 
                 def loss(params):
-                    out = jax.vmap(eqx.combine(params, static))(labels, x)
+                    out = jax.vmap(eqx.combine(params, static))(c_noises, x)
                     return jnp.mean((out - y) ** 2)
 
                 value, grads = jax.value_and_grad(loss)(params)
@@ -41,22 +41,22 @@ def _fit(net, labels, x, y, steps=200):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "labels",
+    "c_noises",
     [
-        # Iterated times of a chain, times of a process in [0, 1], log σ, and ¼ log σ as in EDM.
+        # Times of a schedule, times of a process in [0, 1], log σ, and ¼ log σ as in EDM.
         np.linspace(0, 999, 64),
         np.geomspace(1e-3, 1, 64),
         np.linspace(-5, 4, 64),
         np.linspace(-1.5, 1.1, 64),
     ],
 )
-def test_labels_of_every_scale_are_told_apart(getkey, labels):
-    # The target oscillates three times over the range of the label: a straight line through it
-    # has the error 0.7, and so has a network that cannot resolve the label.
+def test_time_inputs_of_every_scale_are_resolved(getkey, c_noises):
+    # The target oscillates three times over the range of the time input: a straight line through it
+    # has the error 0.7, and so has a network that cannot resolve the time input.
     target = np.sin(np.linspace(0, 6 * np.pi, 64))[:, None]
-    labels, y = jnp.asarray(labels, jnp.float32), jnp.asarray(target, jnp.float32)
+    c_noises, y = jnp.asarray(c_noises, jnp.float32), jnp.asarray(target, jnp.float32)
     x = jnp.zeros((64, 2), jnp.float32)
-    assert _fit(nn.MLP(2, 1, 64, 2, key=getkey()), labels, x, y) < 0.3
+    assert _fit(nn.MLP(2, 1, 64, 2, key=getkey()), c_noises, x, y) < 0.3
 
 
 @pytest.mark.slow
@@ -65,8 +65,8 @@ def test_learns_a_sharp_function(getkey):
     x = jax.random.uniform(getkey(), (1024, 2), jnp.float32, -2, 2)
     cells = jnp.floor(x).astype(jnp.int32)
     y = jnp.where(jnp.sum(cells, axis=1, keepdims=True) % 2 == 0, 1.0, -1.0).astype(jnp.float32)
-    labels = jnp.zeros(1024, jnp.float32)
-    assert _fit(nn.MLP(2, 1, 128, 3, key=getkey()), labels, x, y, steps=300) < 0.5
+    c_noises = jnp.zeros(1024, jnp.float32)
+    assert _fit(nn.MLP(2, 1, 128, 3, key=getkey()), c_noises, x, y, steps=300) < 0.5
 
 
 def test_contract(getkey):
@@ -114,42 +114,45 @@ def test_derivatives(getkey, x64):
     np.testing.assert_allclose(forward, jnp.stack(columns, axis=1), rtol=1e-5, atol=1e-8)
 
 
-def test_errors(getkey):
-    net = nn.MLP(2, 2, 8, 1, key=getkey())
-    x = jnp.ones(2, jnp.float32)
-    with pytest.raises(ValueError, match=r"shape \(2,\), got \(3,\)"):
-        net(0.0, jnp.ones(3, jnp.float32))
-    with pytest.raises(ValueError, match=r"jax.vmap\(net\)"):
-        net(0.0, jnp.ones((7, 2), jnp.float32))
-    with pytest.raises(ValueError, match="without classes"):
-        net(0.0, x, jnp.asarray(1))
-    with pytest.raises(ValueError, match="needs a class"):
-        nn.MLP(2, 2, 8, 1, num_classes=2, key=getkey())(0.0, x)
+_X = np.ones(2, np.float32)
+REFUSED = [
+    ({}, (0.0, np.ones(3, np.float32)), r"shape \(2,\), got \(3,\)"),
+    ({}, (0.0, np.ones((7, 2), np.float32)), r"jax\.vmap\(net\)"),
+    ({}, (0.0, _X, np.asarray(1)), "without classes"),
+    ({"num_classes": 2}, (0.0, _X), "needs a class"),
+]
+
+
+@pytest.mark.parametrize(("options", "arguments", "match"), REFUSED)
+def test_refuses(getkey, options, arguments, match):
+    net = nn.MLP(2, 2, 8, 1, **options, key=getkey())
+    with pytest.raises(ValueError, match=match):
+        net(*jax.tree.map(jnp.asarray, arguments))
 
 
 def test_sinusoids():
     # The definitions of OpenAI and Song, written out.
-    label, half = 37.5, 4
+    c_noise, half = 37.5, 4
     openai = [10_000 ** (-i / half) for i in range(half)]
     song = [10_000 ** (-i / (half - 1)) for i in range(half)]
-    at = jnp.asarray(label, jnp.float32)
+    at = jnp.asarray(c_noise, jnp.float32)
     np.testing.assert_allclose(
         sinusoidal_embedding(at, 8),
-        [np.cos(label * w) for w in openai] + [np.sin(label * w) for w in openai],
+        [np.cos(c_noise * w) for w in openai] + [np.sin(c_noise * w) for w in openai],
         atol=1e-5,
     )
     np.testing.assert_allclose(
         sinusoidal_embedding(at, 8, cosine_first=False, endpoint=True),
-        [np.sin(label * w) for w in song] + [np.cos(label * w) for w in song],
+        [np.sin(c_noise * w) for w in song] + [np.cos(c_noise * w) for w in song],
         atol=1e-5,
     )
 
 
-def test_label_embedding_is_as_documented():
-    # Highest frequencies: 1 on the label and 2 on arsinh(100 label).
-    label = 0.37
-    e = np.asarray(_embed_c_noise(jnp.asarray(label, jnp.float32)))
-    u = np.arcsinh(100 * label)
-    np.testing.assert_allclose([e[0], e[32]], [np.cos(label), np.sin(label)], atol=1e-5)
+def test_embedding_of_the_time_input_is_as_documented():
+    # Highest frequencies: 1 on the c_noise and 2 on arsinh(100 c_noise).
+    c_noise = 0.37
+    e = np.asarray(_embed_c_noise(jnp.asarray(c_noise, jnp.float32)))
+    u = np.arcsinh(100 * c_noise)
+    np.testing.assert_allclose([e[0], e[32]], [np.cos(c_noise), np.sin(c_noise)], atol=1e-5)
     np.testing.assert_allclose([e[64], e[72]], [np.cos(2 * u), np.sin(2 * u)], atol=1e-5)
     np.testing.assert_allclose([e[71], e[79]], [np.cos(u / 4), np.sin(u / 4)], atol=1e-5)

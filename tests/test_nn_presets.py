@@ -2,10 +2,10 @@
 
 The counts were derived layer by layer from the papers' descriptions, independently of the code.
 Where a paper or an official script states one it is held to that too: 35.7 and 114 million for DDPM
-(Ho et al. 2020, which has attention after every block of the way up), 52,546,438 for Improved DDPM's
-CIFAR-10 network (printed by its script), 270 and 280 million for its larger ones (README of its
-code), 296, 422, 554 and 559 for ADM and 65, 43, 54 and 54 for its classifiers (Dhariwal & Nichol
-2021), 296 for EDM's ADM.
+(Ho et al. 2020, which has attention after every block of the way up), 52,546,438 for Improved
+DDPM's CIFAR-10 network (printed by its script), 270 and 280 million for its larger ones (README of
+its code), 296, 422, 554 and 559 for ADM and 65, 43, 54 and 54 for its classifiers (Dhariwal &
+Nichol 2021), 296 for EDM's ADM.
 """
 
 import inspect

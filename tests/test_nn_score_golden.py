@@ -1,7 +1,8 @@
 """score_sde's networks: outputs and gradients of the official code, from its weights.
 
 In float64 (unless EQDIFF_TEST_X64=0) the tolerance is the official float32 error, so that it tells
-whether the mathematics is the same. The three that compile fastest run always, the others are marked slow.
+whether the mathematics is the same. The three that compile fastest run always, the others are
+marked slow.
 """
 
 import equinox as eqx
@@ -46,7 +47,7 @@ def _load(name, dtype):
     return jax.tree.map(lambda p: p.astype(dtype), net)
 
 
-def _labels(name, dtype):
+def _c_noises(name, dtype):
     # The official label is σ, the number of a noise level, or 999 t.
     labels, model = load_golden(name)["io/labels"], load_golden_config(name)["model"]
     if np.issubdtype(labels.dtype, np.integer):
@@ -61,12 +62,12 @@ def test_outputs_and_gradients(name):
     golden, dtype = load_golden(name), _dtype()
     net = _load(name, dtype)
     x, w = jnp.asarray(golden["io/x"], dtype), jnp.asarray(golden["io/w"], dtype)
-    labels = _labels(name, dtype)
+    c_noises = _c_noises(name, dtype)
 
     @quick_jit
     def run(net, x):
         def loss(net, x):
-            out = jax.vmap(net)(labels, x)
+            out = jax.vmap(net)(c_noises, x)
             return jnp.sum(out * w), out
 
         return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(net, x)

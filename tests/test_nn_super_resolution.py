@@ -1,4 +1,5 @@
-"""Super-resolution against the official `SuperResModel`, and bilinear interpolation written out in NumPy."""
+"""Super-resolution against the official `SuperResModel`, and bilinear interpolation written out in
+NumPy."""
 
 import equinox as eqx
 import jax
@@ -91,7 +92,7 @@ def numpy_bilinear(image, shape):
 class Echo(eqx.Module):
     """Returns what it sees of the low-resolution image, and remembers nothing else."""
 
-    def __call__(self, label, x, args=None, *, key=None):
+    def __call__(self, c_noise, x, args=None, *, key=None):
         return x[1:] + (0 if args is None else args)
 
 
@@ -149,9 +150,10 @@ def small_unet(num_classes=None):
 
 @pytest.mark.slow
 def test_classes_and_files(tmp_path):
-    """With a class too: the network itself on both images; a file brings the wrapper back; DDIM samples through it."""
-    net, chain = small_unet(num_classes=3), eqd.cosine_schedule(20)
-    denoiser = eqd.Denoiser(nn.SuperResolution(net), chain, variance=eqd.LearnedRange())
+    """With a class too: the network itself on both images; a file brings the wrapper back; DDIM
+    samples through it."""
+    net, schedule = small_unet(num_classes=3), eqd.cosine_schedule(20)
+    denoiser = eqd.Denoiser(nn.SuperResolution(net), schedule, variance=eqd.LearnedRange())
     eqd.save_model(tmp_path / "model", denoiser)
     loaded = eqd.load_model(tmp_path / "model")
     assert eqx.tree_equal(loaded, denoiser, typematch=True)
@@ -166,7 +168,7 @@ def test_classes_and_files(tmp_path):
         both = jnp.concatenate([x, large])
         estimate = loaded(7, x, (low_res, y))
         samples = jax.vmap(lambda l: eqd.DDIM(2)(loaded, x, (l, y)))(jnp.stack([low_res, -low_res]))
-        return estimate, net(chain.label(7).astype(x.dtype), both, y), samples
+        return estimate, net(schedule.c_noise(7).astype(x.dtype), both, y), samples
 
     estimate, expected, (sample, other) = run(x)
     np.testing.assert_allclose(estimate.noise, expected[:1], rtol=1e-4, atol=1e-5)
@@ -174,28 +176,37 @@ def test_classes_and_files(tmp_path):
     assert np.all(np.isfinite(sample)) and not np.allclose(sample, other)
 
 
-def test_refuses():
-    net, x = nn.SuperResolution(small_unet()), jnp.zeros((1, 4, 4))
-    low_res = jnp.zeros((1, 2, 2))
-    for bad in (None, 3, jnp.zeros((1, 2, 2), jnp.int32), (jnp.asarray(1), low_res)):
-        with pytest.raises(ValueError, match="args is a floating-point image"):
-            net(0.0, x, bad)
-    with pytest.raises(ValueError, match=r"Batch with jax\.vmap"):
-        net(0.0, x, jnp.zeros((2, 1, 2, 2)))
-    with pytest.raises(ValueError, match=r"area_downsample\(x0, factor\)"):
-        net(0.0, x, jnp.zeros((1, 8, 4)))
-    with pytest.raises(
-        ValueError, match=r"have 1 \+ 3 channels, but the network takes 2.*in_channels=4"
-    ):
-        net(0.0, x, jnp.zeros((3, 2, 2)))
+def _zeros(*shape, dtype=jnp.float32):
+    return jnp.zeros(shape, dtype)
+
+
+def _call(args, num_classes=None):
+    return nn.SuperResolution(small_unet(num_classes))(0.0, _zeros(1, 4, 4), args)
+
+
+_FORM = "args is a floating-point image"
+REFUSED = [
+    (lambda: _call(None), _FORM),
+    (lambda: _call(3), _FORM),
+    (lambda: _call(_zeros(1, 2, 2, dtype=jnp.int32)), _FORM),
+    (lambda: _call((jnp.asarray(1), _zeros(1, 2, 2))), _FORM),
+    (lambda: _call(_zeros(2, 1, 2, 2)), r"Batch with jax\.vmap"),
+    (lambda: _call(_zeros(1, 8, 4)), r"area_downsample\(x0, factor\)"),
+    (
+        lambda: _call(_zeros(3, 2, 2)),
+        r"have 1 \+ 3 channels, but the network takes 2.*in_channels=4",
+    ),
     # A class that the network was not built for, and one that it needs.
-    with pytest.raises(ValueError, match="was built without classes"):
-        net(0.0, x, (low_res, jnp.asarray(1)))
-    with pytest.raises(ValueError, match="needs a class"):
-        nn.SuperResolution(small_unet(3))(0.0, x, low_res)
-    for factor in (0, 3):
-        with pytest.raises(ValueError, match="does not divide"):
-            nn.area_downsample(x, factor)
-    for bad in (jnp.zeros((2, 1, 4, 4)), jnp.zeros((1, 4, 4), jnp.uint8)):
-        with pytest.raises(ValueError, match="one floating-point image"):
-            nn.area_downsample(bad, 2)
+    (lambda: _call((_zeros(1, 2, 2), jnp.asarray(1))), "was built without classes"),
+    (lambda: _call(_zeros(1, 2, 2), 3), "needs a class"),
+    (lambda: nn.area_downsample(_zeros(1, 4, 4), 0), "does not divide"),
+    (lambda: nn.area_downsample(_zeros(1, 4, 4), 3), "does not divide"),
+    (lambda: nn.area_downsample(_zeros(2, 1, 4, 4), 2), "one floating-point image"),
+    (lambda: nn.area_downsample(_zeros(1, 4, 4, dtype=jnp.uint8), 2), "one floating-point image"),
+]
+
+
+@pytest.mark.parametrize(("make", "match"), REFUSED)
+def test_refuses(make, match):
+    with pytest.raises(ValueError, match=match):
+        make()

@@ -56,10 +56,10 @@ def run_score_network(
     net: Any, network: str, c_noise: Time, x: Example, args: Args, key: Key | None
 ) -> Example:
     """What DDPM and NCSN++ do with their arguments, named `network` in errors."""
-    c, embedding = check_c_noise(c_noise, network), None
+    dtype = at_least_float32(net.compute_dtype)
+    c, embedding = check_c_noise(c_noise, dtype, network), None
     check_levels(x, net.in_channels, len(net.channel_mult), network)
     index = check_class(args, net.num_classes, network)
-    dtype = at_least_float32(net.compute_dtype)
     if net.time_embedding is not None:
         levels = net.sigma_levels
         number = c if levels is None else level_number(c, levels)

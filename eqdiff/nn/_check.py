@@ -8,15 +8,15 @@ returns NaNs instead of stopping, both without a callback.
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Shaped
 
-from .._types import Args, Example, Scalar, Time
-from ._norm import at_least_float32
+from .._types import Args, Example, Scalar
 
 
 _AXES = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
@@ -67,8 +67,17 @@ def check_variant(name: str, value: object, known: Iterable[object]) -> None:
         raise ValueError(f"{name} is one of {choices}; got {value!r}.")
 
 
-def check_c_noise(c_noise: Time, network: str) -> Scalar:
-    """The time input in float32, or float64 where it comes as that.
+def check_c_noise(c_noise: Any, dtype: Any, network: str) -> Scalar:
+    """The time input, ready to be embedded.
+
+    **Arguments:**
+
+    - `c_noise`: what the network was given.
+    - `dtype`: of the network's embeddings, float32 or float64.
+    - `network`: its name.
+
+    **Returns:** the time input in the wider of its own precision and `dtype`: it is cast to `dtype`
+    only after it has been embedded.
 
     **Raises:** `ValueError` where it is not one number.
     """
@@ -78,7 +87,8 @@ def check_c_noise(c_noise: Time, network: str) -> Scalar:
             "jax.vmap(net)(c_noises, xs); for the same one everywhere, "
             "jax.vmap(net, in_axes=(None, 0))(c_noise, xs)."
         )
-    return jnp.asarray(c_noise).astype(at_least_float32(jnp.result_type(c_noise)))
+    wide = jnp.dtype(jnp.float64) in (jnp.result_type(c_noise), jnp.dtype(dtype))
+    return jnp.asarray(c_noise).astype(jnp.float64 if wide else jnp.float32)
 
 
 def check_class(
@@ -126,7 +136,7 @@ def _in_range(
         f"{num_classes - 1}{also}, got {{}}. If your labels count from 1, write label - 1."
     )
     number = num_classes + unconditional
-    if not isinstance(class_label, jax.core.Tracer):
+    if not isinstance(class_label, Tracer):
         value = int(np.asarray(class_label))
         if not 0 <= value < number:
             raise ValueError(expected.format(value))

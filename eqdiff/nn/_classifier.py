@@ -136,13 +136,14 @@ class UNetClassifier(eqx.Module):
 
         **Raises:** `ValueError` where an argument has the wrong shape, or a class is given.
         """
-        c_noise = check_c_noise(c_noise, "UNetClassifier")
+        dtype = at_least_float32(self.compute_dtype)
+        c_noise = check_c_noise(c_noise, dtype, "UNetClassifier")
         check_levels(x, self.in_channels, len(self.channel_mult), "UNetClassifier")
         if args is not None:
             raise ValueError(
                 "UNetClassifier returns the logits of all classes and takes none, got "
                 f"args={args}. For log p(y|x) write eqdiff.Classifier(net, process)(t, x, y)."
             )
-        embedding = self.time_embedding(c_noise, at_least_float32(self.compute_dtype))
+        embedding = self.time_embedding(c_noise, dtype)
         h = rearrange(x, "c height width -> height width c").astype(self.compute_dtype)
         return self.head(self.body(h, embedding, key)).astype(x.dtype)

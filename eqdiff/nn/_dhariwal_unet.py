@@ -167,10 +167,10 @@ class DhariwalUNet(eqx.Module):
         **Raises:** `ValueError` where an argument has the wrong shape, or is unexpected, or a class
         is out of range.
         """
-        c_noise = check_c_noise(c_noise, "DhariwalUNet")
+        dtype = at_least_float32(self.compute_dtype)
+        c_noise = check_c_noise(c_noise, dtype, "DhariwalUNet")
         check_levels(x, self.in_channels, len(self.channel_mult), "DhariwalUNet")
         index, augment = read_conditions(args, self.num_classes, self.augment_size, "DhariwalUNet")
-        dtype = at_least_float32(self.compute_dtype)
         key1, key2 = (None, None) if key is None else jax.random.split(key)
         extra = None
         if self.augment_embedding is not None and augment is not None:

@@ -29,7 +29,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float
 
-from .._types import Args, Example, Key, Scalar, Time
+from .._types import Args, Example, Key, Time
 from ._attention import attention, split_heads
 from ._check import check_c_noise, check_class, check_image
 from ._conv import Linear
@@ -202,9 +202,10 @@ class DiT(eqx.Module):
         self.modulation_out = Linear(channels, 2 * channels, init=zeros, key=next(keys))
         self.patch_out = Linear(channels, pixels * out_channels, init=zeros, key=next(keys))
 
-    def _embed(self, c_noise: Scalar, args: Args, key: Key | None) -> Float[Array, " channels"]:
-        index = check_class(args, self.num_classes, "DiT", unconditional=True)
+    def _embed(self, c_noise: Time, args: Args, key: Key | None) -> Float[Array, " channels"]:
         dtype = at_least_float32(self.compute_dtype)
+        c_noise = check_c_noise(c_noise, dtype, "DiT")
+        index = check_class(args, self.num_classes, "DiT", unconditional=True)
         embedding = self.time_embedding(c_noise, dtype)
         if self.class_embedding is None or index is None:
             return embedding
@@ -230,7 +231,6 @@ class DiT(eqx.Module):
         **Raises:** `ValueError` where an argument has the wrong shape, or a class is missing,
         unexpected or out of range.
         """
-        c_noise = check_c_noise(c_noise, "DiT")
         p = self.patch_size
         check_image(x, self.in_channels, p, "DiT", "use a smaller patch_size")
         embedding = self._embed(c_noise, args, key)

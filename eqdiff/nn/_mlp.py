@@ -138,14 +138,14 @@ class MLP(eqx.Module):
         unexpected or out of range.
         """
         del key
-        c_noise = check_c_noise(c_noise, "MLP")
+        dtype = at_least_float32(x.dtype)
+        c_noise = check_c_noise(c_noise, dtype, "MLP")
         index = check_class(args, self.num_classes, "MLP")
         if x.shape != (self.in_size,):
             hint = " Batch with jax.vmap(net)(c_noises, xs)." if x.ndim == 2 else ""
             raise ValueError(
                 f"this MLP takes one vector of shape ({self.in_size},), got {x.shape}.{hint}"
             )
-        dtype = at_least_float32(x.dtype)
         first, second = self.embedding
         embedding = second(jax.nn.silu(first(_embed_c_noise(c_noise).astype(dtype))))
         if self.class_embedding is not None and index is not None:

@@ -269,12 +269,12 @@ class NCSNv2(eqx.Module):
 
         **Raises:** `ValueError` where an argument has the wrong shape, or `args` is not `None`.
         """
-        c_noise = check_c_noise(c_noise, "NCSNv2")
+        dtype = at_least_float32(self.compute_dtype)
+        c_noise = check_c_noise(c_noise, dtype, "NCSNv2")
         unit = 2 ** sum(dilation == 1 for dilation in self.dilations[1:])
         check_image(x, self.in_channels, unit, "NCSNv2", "dilate more stages")
         if args is not None:
             raise ValueError(f"NCSNv2 has no classes but was given args={args}; pass args=None.")
-        dtype = at_least_float32(self.compute_dtype)
         h = x if self.centred else 2 * x - 1
         h = rearrange(h, "c height width -> height width c").astype(self.compute_dtype)
         h = self.conv_in(h)

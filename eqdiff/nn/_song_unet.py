@@ -200,10 +200,10 @@ class SongUNet(eqx.Module):
         **Raises:** `ValueError` where an argument has the wrong shape, or is unexpected, or a class
         is out of range.
         """
-        c_noise = check_c_noise(c_noise, "SongUNet")
+        dtype = at_least_float32(self.compute_dtype)
+        c_noise = check_c_noise(c_noise, dtype, "SongUNet")
         check_levels(x, self.in_channels, len(self.channel_mult), "SongUNet")
         index, augment = read_conditions(args, self.num_classes, self.augment_size, "SongUNet")
-        dtype = at_least_float32(self.compute_dtype)
         key1, key2 = (None, None) if key is None else jax.random.split(key)
         extra = jnp.zeros((self.time_embedding.in_size,), dtype)
         if self.class_embedding is not None:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float
 
-from .._types import Args, Example, Key, Scalar, Time
+from .._types import Args, Example, Key, Time
 from ._body import UNetBody
 from ._check import check_c_noise, check_class, check_dims, check_levels
 from ._embed import ClassEmbedding, TimeEmbedding
@@ -160,9 +160,10 @@ class UNet(eqx.Module):
             key=next(keys),
         )
 
-    def _embed(self, c_noise: Scalar, args: Args) -> Float[Array, " size"]:
-        index = check_class(args, self.num_classes, "UNet")
+    def _embed(self, c_noise: Time, args: Args) -> Float[Array, " size"]:
         dtype = at_least_float32(self.compute_dtype)
+        c_noise = check_c_noise(c_noise, dtype, "UNet")
+        index = check_class(args, self.num_classes, "UNet")
         embedding = self.time_embedding(c_noise, dtype)
         if self.class_embedding is None or index is None:
             return embedding
@@ -187,8 +188,8 @@ class UNet(eqx.Module):
         **Raises:** `ValueError` where an argument has the wrong shape, or a class is missing,
         unexpected or out of range.
         """
-        c_noise = check_c_noise(c_noise, "UNet")
         check_levels(x, self.in_channels, len(self.channel_mult), "UNet", self.dims)
+        embedding = self._embed(c_noise, args)
         h = rearrange(x, "c ... -> ... c").astype(self.compute_dtype)
-        h = self.body(h, self._embed(c_noise, args), key)
+        h = self.body(h, embedding, key)
         return rearrange(h, "... c -> c ...").astype(x.dtype)
