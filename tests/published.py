@@ -1,4 +1,4 @@
-"""Song et al.'s predictor–corrector loop as published, made of the library's predictors and correctors.
+"""Song et al.'s predictor–corrector loop as published, of the library's predictors and correctors.
 
 It differs from `eqdiff.PredictorCorrector`, which is what to use, in four ways:
 
@@ -18,7 +18,7 @@ import eqdiff as eqd
 
 
 class BatchLangevin(eqd.AbstractCorrector):
-    """The published step, ε = 2(a r ‖z‖/‖s‖)² with means over `jax.vmap(..., axis_name="batch")`."""
+    """The published ε = 2(a r ‖z‖/‖s‖)², norms being means over the axis "batch" of `jax.vmap`."""
 
     snr: float
     steps: int = eqx.field(static=True)
@@ -52,7 +52,7 @@ def steps_along(process, times, *, size=None):
 def draw(denoiser, steps, x, *, key, predictor=None, corrector=None, known=None, levels=None):
     """One sample with its last noise (`denoise=False`), and without (`denoise=True`).
 
-    `known` is an `Inpaint` or `Colourise`, noised to `levels`: by default those of the steps' starts.
+    `known` is an `Inpaint` or `Colourise`, noised to `levels`, or those of the steps' starts.
     """
     levels = (steps.alpha_t, steps.sigma_t) if levels is None else levels
 

@@ -17,7 +17,7 @@ def in_precision(name):
 
 
 class Tape:
-    """Makes keys places on a tape of recorded noise: a key's children share its stretch out evenly."""
+    """Makes keys places on a tape of recorded noise: a key's children share its stretch evenly."""
 
     def __init__(self, monkeypatch):
         monkeypatch.setattr(jax.random, "split", self._split)

@@ -1,4 +1,4 @@
-"""EDM's stochastic sampler: against NVlabs/edm with its recorded noise, analytic flows and a fitted order."""
+"""EDM's stochastic sampler against NVlabs/edm with its recorded noise, and analytic flows."""
 
 import diffrax
 import equinox as eqx
@@ -111,14 +111,14 @@ SCHEDULE = eqd.cosine_schedule(1000)
 
 @pytest.mark.parametrize("case", ["edm_sampler/iddpm_net", "ablation/iddpm_heun"])
 def test_on_a_schedule(case, precision):
-    """iDDPM's levels u_j are σ/α of the cosine schedule: EDM's sampler for it is ours on the schedule."""
+    """iDDPM's levels u_j are σ/α of the cosine schedule: EDM's sampler for it is ours there."""
     calls = load_golden(FILE)[f"{case}/call_sigma"][::2]
     low = float(calls[-1])
     if case.startswith("edm"):
         times = eqd.karras_times(SCHEDULE, 9, sigma_min=low, sigma_max=80.0)
     else:
         times = eqd.schedule_times(SCHEDULE, 9, sigma_min=low, sigma_max=81.0)
-    # The official sampler rounds each level to one of the table's; ours has times between the steps.
+    # The official sampler rounds each level to one of the table's; ours goes between the steps.
     times = jnp.rint(times)
     level = jax.vmap(lambda t: SCHEDULE.sigma(t) / SCHEDULE.alpha(t))(times)
     # Their table is a float32 recursion.
@@ -135,7 +135,7 @@ def test_on_a_schedule(case, precision):
 
 @pytest.mark.parametrize("case", ["vp_euler", "ve_heun"])
 def test_other_clocks_are_diffrax_solves(case, x64):
-    """The ablation's samplers in natural time: the probability flow by Diffrax's Euler and Heun, up to the last call."""
+    """The ablation's samplers in natural time: Diffrax's Euler and Heun, up to the last call."""
     calls = load_golden(FILE)[f"ablation/{case}/call_sigma"]
     if case == "vp_euler":
         process, solver, each = eqd.VPSDE(0.1, 20.0, t0=1e-3), diffrax.Euler(), 1
@@ -159,14 +159,14 @@ def test_other_clocks_are_diffrax_solves(case, x64):
 
 
 def exact_flow(process, x):
-    """The probability flow of Gaussian data, from t1 down to the data: x0 = m + (std/√C)(x − α m), C = α² S + σ²."""
+    """The flow of Gaussian data, down to them: x0 = m + (std/√C)(x − α m), C = α² S + σ²."""
     alpha, sigma = float(process.alpha(process.t1)), float(process.sigma(process.t1))
     return MEAN + STD / np.sqrt(alpha**2 * STD**2 + sigma**2) * (x - alpha * MEAN)
 
 
 @pytest.mark.parametrize("midpoint", [1.0, 0.5])
 def test_deterministic_order(midpoint, x64):
-    """Second order. The first level is 1, above the data's own, and the last so low that its Euler step is exact."""
+    """Second order. The last level is so low that the Euler step from there is exact."""
     process = eqd.EDMSDE(t0=1e-5, t1=3.0)
     denoiser, errors = eqd.GaussianDenoiser(process, MEAN, STD), []
     for n in (40, 160):
@@ -222,7 +222,7 @@ def test_churn_never_leaves_the_process(process):
 
 @pytest.mark.parametrize("process", [eqd.VPSDE(), eqd.EDMSDE(), SCHEDULE])
 def test_no_noise_where_there_is_no_churn(process):
-    """In float32 under jit: exactly none, so that the samples are the deterministic sampler's own."""
+    """In float32 under jit: exactly none, so that samples are the deterministic sampler's own."""
     with in_precision("float32"):
         denoiser, x1 = eqd.GaussianDenoiser(process, MEAN, STD), jnp.asarray(X1, jnp.float32)
 

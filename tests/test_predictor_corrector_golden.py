@@ -234,7 +234,7 @@ CHAINS = {
 
 
 def tape_of(draws, num_steps, corrections, predicts):
-    """The recorded draws where `draw` looks for them: four keys a step, of `corrections` draws each."""
+    """The recorded draws where `draw` looks for them: four keys a step, each of `corrections`."""
     each = draws[1:].reshape(num_steps, corrections + predicts, *draws.shape[1:])
     noise = jnp.zeros((num_steps, 4, max(corrections, 1), *draws.shape[1:]), draws.dtype)
     if corrections:

@@ -91,7 +91,7 @@ class AbstractSolve(AbstractSampler):
             saveat = jnp.linspace(first, last, 32) if given is None else given
         saveat = jnp.asarray(saveat, x1.dtype)
         states = self.solve(denoiser, x1, args, key=key, saveat=saveat).ys
-        x0 = jax.lax.map(lambda pair: denoiser(*pair, args).x0, (saveat, states))
+        x0 = jax.lax.map(lambda at: denoiser(at[0], at[1], args).x0, (saveat, states))
         assert states is not None
         return Trajectory(saveat, jnp.concatenate([states[1:], x0[-1:]]), x0)
 

@@ -47,7 +47,11 @@ class _State(eqx.Module):
 class Counting(diffrax.AbstractAdaptiveStepSizeController):
     """A controller that also counts the rejections before the first accepted step."""
 
-    controller: diffrax.AbstractAdaptiveStepSizeController
+    # A diffrax.PIDController, also after `wrap`, whose type says less.
+    controller: Any
+
+    def __init__(self, controller: Any):
+        self.controller = controller
 
     @property
     def rtol(self):
@@ -58,7 +62,7 @@ class Counting(diffrax.AbstractAdaptiveStepSizeController):
         return self.controller.atol
 
     @property
-    def norm(self):
+    def norm(self):  # pyright: ignore[reportIncompatibleMethodOverride]
         return self.controller.norm
 
     def wrap(self, direction):
@@ -72,11 +76,11 @@ class Counting(diffrax.AbstractAdaptiveStepSizeController):
         self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state
     ):
         state = controller_state
-        keep, *ends, jumped, inner, result = self.controller.adapt_step_size(
+        keep, t0, t1, jumped, inner, result = self.controller.adapt_step_size(
             t0, t1, y0, y1_candidate, args, y_error, error_order, state.inner
         )
         early = state.early + (~(state.started | keep)).astype(jnp.int32)
-        return keep, *ends, jumped, _State(inner, state.started | keep, early), result
+        return keep, t0, t1, jumped, _State(inner, state.started | keep, early), result
 
 
 def calls_of(solver: diffrax.AbstractSolver) -> tuple[int, int]:

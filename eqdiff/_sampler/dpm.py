@@ -83,7 +83,7 @@ class DPMSolverPP(AbstractSampler):
         check_call(self, denoiser, x1)
         times = self.grid.times(denoiser.process)
         states = self._states(denoiser, x1, args, times, all=True)
-        x0 = jax.lax.map(lambda pair: denoiser(*pair, args).x0, (times, states))
+        x0 = jax.lax.map(lambda at: denoiser(at[0], at[1], args).x0, (times, states))
         return Trajectory(times, jnp.concatenate([states[1:], x0[-1:]]), x0)
 
     def _states(

@@ -50,8 +50,8 @@ def _checked(process: AbstractProcess, t: Time, owner: str) -> Scalar:
         t,
         outside(process, t),
         f"{owner} was solved at a time outside [t0, t1] of its process. The process is used "
-        "between process.t0 and process.t1: solve from one to the other, in either direction, or make the "
-        "process with other ends.",
+        "between process.t0 and process.t1: solve from one to the other, in either direction, or "
+        "make the process with other ends.",
     )
 
 
