@@ -81,8 +81,8 @@ class ProbabilityFlow(AbstractSolve):
         - `max_steps`: more than this is an error.
         - `adjoint`: how the solve is differentiated. For gradients in reverse mode keep the
             default; for forward mode (`jax.jvp`, `jax.jacfwd`) write `diffrax.ForwardMode()`; for
-            both, as in `jax.hessian`, `diffrax.DirectAdjoint()`. (Under `jax.jit` the error is JAX's
-            own: "can't apply forward-mode autodiff (jvp) to a custom_vjp function".)
+            both, as in `jax.hessian`, `diffrax.DirectAdjoint()`. (Under `jax.jit` the error is
+            JAX's own: "can't apply forward-mode autodiff (jvp) to a custom_vjp function".)
 
         **Raises:** `ValueError` for tolerances that are not positive, and as [`eqdiff.Grid`][].
         """
