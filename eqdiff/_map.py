@@ -10,14 +10,16 @@ Sampling is the same with the noise for an example.
 """
 
 import os
+import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, PyTree
 
@@ -32,6 +34,9 @@ from ._types import Key
 
 # What a failing program raises: a check of eqdiff's or Equinox's, or XLA itself.
 _FAILURES = (eqx.EquinoxRuntimeError, jax.errors.JaxRuntimeError)
+
+# If the first examples all fail, this many of them, the others are not tried.
+_HOPELESS = 16
 
 
 def map_examples(
@@ -53,24 +58,27 @@ def map_examples(
     ```
 
     **A bad example does not lose the others.** Where a chunk fails with an error at run time (a
-    solve that did not arrive, a value off the grid), its examples are tried one by one: those that
-    fail alone have NaN for a result (whole numbers become floating-point ones there), and a warning
-    at the end gives their indices and the error of each kind. Errors before any computation (a
-    wrong shape, a missing key) are raised as usual.
+    solve that did not arrive, a value off its levels), its examples are tried one by one: those
+    that fail alone have NaN for a result (whole numbers become floating-point ones), and a
+    `RuntimeWarning` at the end gives their indices and the first one's error. If all fail, or the
+    first 16, the error itself is raised. Errors before any computation (a wrong shape, a missing
+    key) are raised as usual.
 
     **Arguments:**
 
-    - `fn`: a function of one example of each of `args`, and a key. It is traced once; what it
-        closes over is an input of the compiled program, not a constant in it.
+    - `fn`: a function of one example of each of `args`, and a key. It is traced once a call; the
+        arrays that it uses are inputs of the compiled program, not constants in it. Written as an
+        [Equinox](https://docs.kidger.site/equinox) module, it is compiled once for all calls.
     - `args`: arrays or pytrees of them, all with a leading axis of one length.
     - `key`: example `i` has the key `jax.random.fold_in(key, i)`.
     - `batch_size`: how many examples are computed at once; memory grows with it.
     - `mesh`: a device mesh; each chunk is split along the mesh's first axis, its size rounded up to
-        fill all devices.
+        fill it. Devices do not wait for one another: `fn` must hold no collective of its own.
     - `progress`: shows a bar with rate and ETA (needs tqdm).
     - `folder`: where to write each finished chunk, so that the same call continues after an
-        interruption. Chunks written by a call with another key, other shapes or another batch size
-        are an error; that `fn` and the data are still the same is yours to ensure.
+        interruption. A chunk with failures is not kept but tried again. A folder of a call with
+        another key, other shapes or another batch size is refused; that `fn` and the data are
+        still the same is yours to ensure.
 
     **Returns:** what `fn` returns, as NumPy arrays with a leading axis.
 
@@ -81,17 +89,11 @@ def map_examples(
         raise ValueError("map_examples: expected at least one array to map over.")
     num = _length("map_examples", args)
 
-    def one(leaf: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(np.shape(leaf)[1:], jnp.result_type(leaf))
-
     if not isinstance(fn, eqx.Module):
-        # A plain function's closure would become constants of the program, weights and all.
-        fn = eqx.filter_closure_convert(fn, *jax.tree.map(one, args), key)
+        fn = _converted(fn, args, key)
 
-    def run(static: Any, rows: PyTree[Any], indices: Any, key: Key) -> PyTree[Any]:
-        return _apply(static, rows, indices, key)
-
-    return _in_chunks("map_examples", run, fn, args, num, key, batch_size, mesh, progress, folder)
+    name = "map_examples"
+    return _in_chunks(name, _apply, fn, args, num, key, batch_size, mesh, progress, folder)
 
 
 def generate(
@@ -131,32 +133,68 @@ def generate(
             f"generate: args must have a leading axis of length num={num}, but a leaf has shape "
             f"{np.shape(jax.tree.leaves(args)[0])}."
         )
-    drawing = (sampler, denoiser)
-    shape = tuple(whole("generate", "shape", n) for n in shape)
+    drawing = (sampler, denoiser, tuple(whole("generate", "shape", n) for n in shape))
+    return _in_chunks(
+        "sampling", _draw, drawing, args, num, key, batch_size, mesh, progress, folder
+    )
 
-    def run(static: Any, rows: PyTree[Any], indices: Any, key: Key) -> PyTree[Any]:
-        return _draw(*static, shape, rows, indices, key)
 
-    return _in_chunks("sampling", run, drawing, args, num, key, batch_size, mesh, progress, folder)
+class _Converted(eqx.Module):
+    """A function whose arrays, wherever it took them from, are leaves of it."""
+
+    program: Jaxpr = eqx.field(static=True)
+    arrays: list[Any]
+    structure: Any = eqx.field(static=True)
+
+    def __call__(self, *args: PyTree[Any]) -> PyTree[Any]:
+        outputs = jaxpr_as_fun(ClosedJaxpr(self.program, self.arrays))(*jax.tree.leaves(args))
+        return jax.tree.unflatten(self.structure, outputs)
+
+
+def _converted(fn: Callable[..., PyTree[Any]], args: PyTree[Any], key: Key) -> _Converted:
+    """A plain function's arrays would become constants of the program, weights and all.
+
+    Equinox's `filter_closure_convert` sees closures alone, not the variables of a script.
+    """
+
+    def one(leaf: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(np.shape(leaf)[1:], jnp.result_type(leaf))
+
+    single = jax.tree.map(one, args)
+    program, shapes = jax.make_jaxpr(fn, return_shape=True)(*single, key)
+    return _Converted(program.jaxpr, program.consts, jax.tree.structure(shapes))
+
+
+def _apply(fn, row, key):
+    return fn(*row, key)
+
+
+def _draw(drawing, args, key):
+    sampler, denoiser, shape = drawing
+    # Prior and path must not share a key.
+    prior_key, path_key = jax.random.split(key)
+    x1 = denoiser.process.prior_sample(shape, key=prior_key)
+    return sampler(denoiser, x1, args, key=path_key)
 
 
 @eqx.filter_jit
-def _apply(fn, rows, indices, key):
-    def one(index, row):
-        return fn(*row, jax.random.fold_in(key, index))
+def _run(one, what, rows, indices, key, mesh):
+    """`one(what, row, key)` of each row, with the key of its index."""
+    arrays, rest = eqx.partition(what, eqx.is_array)
 
-    return jax.vmap(one)(indices, rows)
+    def batch(arrays, rows, indices, key):
+        def example(row, index):
+            return one(eqx.combine(arrays, rest), row, jax.random.fold_in(key, index))
 
+        return jax.vmap(example)(rows, indices)
 
-@eqx.filter_jit
-def _draw(sampler, denoiser, shape, rows, indices, key):
-    def one(index, args):
-        # Prior and path must not share a key.
-        prior_key, path_key = jax.random.split(jax.random.fold_in(key, index))
-        x1 = denoiser.process.prior_sample(shape, key=prior_key)
-        return sampler(denoiser, x1, args, key=path_key)
-
-    return jax.vmap(one)(indices, rows)
+    if mesh is not None:
+        # Each device by itself. In a program that devices run together, one that fails would leave
+        # the others waiting for it, and XLA ends the process.
+        split, same = PartitionSpec(mesh.axis_names[0]), PartitionSpec()
+        specs = dict(in_specs=(same, split, split, same), out_specs=split)
+        batch = jax.shard_map(batch, mesh=mesh, check_vma=False, **specs)
+    return batch(arrays, rows, indices, key)
 
 
 def _length(owner: str, args: PyTree[Any]) -> int:
@@ -170,31 +208,36 @@ def _length(owner: str, args: PyTree[Any]) -> int:
     return whole(owner, "examples", shapes[0][0])
 
 
-def _in_chunks(what, run, static, args, num, key, batch_size, mesh, progress, folder):
-    """All chunks of `run(static, rows, indices, key)`, concatenated."""
-    batch_size = min(whole(what, "batch_size", batch_size), num)
+def _in_chunks(name, one, what, args, num, key, batch_size, mesh, progress, folder):
+    """`one(what, args[i], fold_in(key, i))` for all i, in chunks."""
+    batch_size = min(whole(name, "batch_size", batch_size), num)
+    # Once, not for each chunk: from an accelerator this copies.
+    args = jax.tree.map(np.asarray, args)
     spread = lambda inputs: inputs  # noqa: E731
     if mesh is not None:
-        batch_size = -(-batch_size // mesh.devices.size) * mesh.devices.size
+        size = mesh.shape[mesh.axis_names[0]]
+        batch_size = -(-batch_size // size) * size
+        # Axes of type Auto: those of jax.make_mesh are Explicit, and shardings would be part of the
+        # types that `fn` is traced with.
+        mesh = Mesh(mesh.devices, mesh.axis_names)
         # Weights that sit on one device could not meet inputs that are spread over several.
-        arrays, rest = eqx.partition((static, key), eqx.is_array)
+        arrays, rest = eqx.partition((what, key), eqx.is_array)
         everywhere = NamedSharding(mesh, PartitionSpec())
-        static, key = eqx.combine(jax.device_put(arrays, everywhere), rest)
+        what, key = eqx.combine(jax.device_put(arrays, everywhere), rest)
         split = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
         spread = lambda inputs: jax.device_put(inputs, split)  # noqa: E731
 
-    def inputs_of(indices: np.ndarray) -> tuple[PyTree[Any], Any]:
+    def inputs_of(indices: np.ndarray) -> tuple[Any, ...]:
         rows = np.minimum(indices, num - 1)
-        # Not np.take: it would hand JAX arrays to jax.numpy, which has no such mode.
-        batch = jax.tree.map(lambda leaf: np.asarray(leaf)[rows], args)
-        return spread((batch, jnp.asarray(indices, jnp.uint32)))
+        batch = jax.tree.map(lambda leaf: leaf[rows], args)
+        return one, what, *spread((batch, jnp.asarray(indices, jnp.uint32))), key, mesh
 
     def call(indices: np.ndarray) -> list[np.ndarray]:
-        return [np.asarray(leaf) for leaf in jax.tree.leaves(run(static, *inputs_of(indices), key))]
+        return [np.asarray(leaf) for leaf in jax.tree.leaves(_run(*inputs_of(indices)))]
 
     # What a chunk will look like, also where it is read from a file or fails.
-    shapes = eqx.filter_eval_shape(run, static, *inputs_of(np.arange(batch_size)), key)
-    store = None if folder is None else Store(folder, args, num, key, batch_size)
+    shapes = eqx.filter_eval_shape(_run, *inputs_of(np.arange(batch_size)))
+    store = None if folder is None else Store(folder, name, args, shapes, num, key, batch_size)
     failed: dict[int, str] = {}
 
     def chunk(start: int) -> list[np.ndarray]:
@@ -204,23 +247,23 @@ def _in_chunks(what, run, static, args, num, key, batch_size, mesh, progress, fo
         indices = np.arange(start, start + batch_size)
         try:
             result = [leaf[: num - start] for leaf in call(indices)]
-        except _FAILURES as error:
-            result = _one_by_one(call, indices, num, shapes, failed)
-            if start == 0 and batch_size > 1 and len(failed) == min(num, batch_size):
-                # Not a bad example but a bad function.
-                raise error
+        except _FAILURES:
+            return _one_by_one(call, indices, num, shapes, failed)
         if store is not None:
             store.write(start, result)
         return result
 
     starts = range(0, num, batch_size)
-    results = [chunk(s) for s in (_bar(starts, num, batch_size, what) if progress else starts)]
+    try:
+        results = [chunk(s) for s in (_bar(starts, num, batch_size, name) if progress else starts)]
+    finally:
+        if failed and mesh is not None:
+            _forget_failures(mesh.local_devices)
     if failed:
         shown = ", ".join(map(str, sorted(failed)[:20])) + (", …" if len(failed) > 20 else "")
         warnings.warn(
-            f"{what}: {len(failed)} of {num} examples failed, and their results are NaN. Their "
-            "indices: "
-            f"{shown}. The first: {failed[min(failed)]}",
+            f"{name}: {len(failed)} of {num} examples failed, and their results are NaN. Their "
+            f"indices: {shown}. The first: {failed[min(failed)]}",
             RuntimeWarning,
             stacklevel=3,
         )
@@ -243,9 +286,22 @@ def _one_by_one(
             # The same program, filled with copies of one example: nothing is compiled anew.
             rows.append([leaf[0] for leaf in call(np.full_like(indices, index))])
         except _FAILURES as error:
-            failed[int(index)] = _first_line(error)
+            failed[int(index)] = _said(error)
+            # None so far that did not fail: it is the function that is bad, not the examples.
+            if len(failed) == index + 1 == min(num, _HOPELESS):
+                raise
             rows.append(missing)
     return [np.stack(parts) for parts in zip(*rows, strict=True)]
+
+
+def _forget_failures(devices: Iterable[jax.Device]) -> None:
+    """Lets JAX forget a failed program of several devices.
+
+    It is kept with each device, and `jax.effects_barrier`, also called at Python's exit, would
+    raise its error again.
+    """
+    for device in devices:
+        jax.jit(lambda x: jax.debug.callback(lambda _: None, x))(jax.device_put(0, device))
 
 
 def _nan(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -253,9 +309,11 @@ def _nan(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
     return np.full(leaf.shape[1:], np.nan, leaf.dtype if inexact else np.float64)
 
 
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__
+def _said(error: Exception) -> str:
+    """What a failing check said, without what Equinox and JAX wrap around it."""
+    said = re.search(r"EquinoxRuntimeError: (.+?)(\n\s*\n|$)", str(error), re.DOTALL)
+    text = " ".join((said[1] if said else str(error)).split()) or type(error).__name__
+    return text if len(text) < 400 else text[:400] + " …"
 
 
 def _bar(starts: range, num: int, batch_size: int, what: str) -> Iterator[int]:

@@ -19,12 +19,25 @@ class Store:
     """One file per chunk, written whole or not at all, and a description of their call."""
 
     def __init__(
-        self, folder: str | os.PathLike, args: PyTree[Any], num: int, key: Key, batch_size: int
+        self,
+        folder: str | os.PathLike,
+        call: str,
+        args: PyTree[Any],
+        results: PyTree[Any],
+        num: int,
+        key: Key,
+        batch_size: int,
     ):
         """**Raises:** `ValueError` for a folder that holds the results of another call."""
-        shapes = [[list(np.shape(a)), str(np.asarray(a).dtype)] for a in jax.tree.leaves(args)]
-        seed = hashlib.sha256(np.asarray(jax.random.key_data(key)).tobytes()).hexdigest()
-        description = {"num": num, "batch_size": batch_size, "shapes": shapes, "key": seed}
+        self.dtypes = [leaf.dtype for leaf in jax.tree.leaves(results)]
+        description = {
+            "call": call,
+            "num": num,
+            "batch_size": batch_size,
+            "key": hashlib.sha256(np.asarray(jax.random.key_data(key)).tobytes()).hexdigest(),
+            "args": _shapes(args),
+            "results": _shapes(results),
+        }
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "examples.json"
@@ -38,8 +51,7 @@ class Store:
         if found != description:
             raise ValueError(
                 f"{self.folder} holds the results of another call: {found}, and this one is "
-                f"{description}. "
-                "Give another folder, or delete that one."
+                f"{description}. Give another folder, or delete that one."
             )
 
     def _path(self, start: int) -> Path:
@@ -51,8 +63,10 @@ class Store:
         if not path.exists():
             return None
         try:
-            with np.load(path, allow_pickle=False) as file:
-                return [file[f"leaf_{i}"] for i in range(len(file.files))]
+            # Opened here: NumPy does not close what it cannot read.
+            with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+                # Types that NumPy does not know, such as bfloat16, come back as bytes.
+                return [file[f"leaf_{i}"].view(dtype) for i, dtype in enumerate(self.dtypes)]
         except (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile):
             return None
 
@@ -72,3 +86,7 @@ class Store:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _shapes(tree: PyTree[Any]) -> list[Any]:
+    return [[list(leaf.shape), str(leaf.dtype)] for leaf in jax.tree.leaves(tree)]

@@ -74,6 +74,11 @@ def test_samples_are_different_and_follow_the_key(reference):
 class _KeyNoise(eqd.AbstractSampler):
     """Returns what the prior would be, were it drawn with the sampler's key."""
 
+    num_calls = 0
+
+    def trajectory(self, denoiser, x1, args=None, *, key=None):
+        raise NotImplementedError
+
     def __call__(self, denoiser, x1, args=None, *, key=None):
         return denoiser.process.prior_sample(x1.shape, key=key) - x1
 
@@ -85,7 +90,7 @@ def test_prior_and_path_have_keys_of_their_own():
 
 @pytest.mark.parametrize("mesh", [False, True])
 def test_each_sample_has_its_own_args(mesh):
-    """Means far apart, so that each sample tells which it was given; a short last batch included."""
+    """Means far apart, so that each sample tells its own, also in a short last batch."""
     means = 100.0 * np.arange(21).reshape(7, 3)
     mesh = jax.make_mesh((2,), ("data",)) if mesh else None
     args = {"mean": jnp.asarray(means, float)}
@@ -97,6 +102,11 @@ def test_one_compilation_for_all_chunks():
     calls = []
 
     class Counting(eqd.AbstractSampler):
+        num_calls = 0
+
+        def trajectory(self, denoiser, x1, args=None, *, key=None):
+            raise NotImplementedError
+
         def __call__(self, denoiser, x1, args=None, *, key=None):
             calls.append(x1.shape)
             return x1
@@ -114,9 +124,9 @@ def test_generate_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match="leading axis of length num=7"):
         draw(7, args={"mean": jnp.zeros((6, 3))})
     with pytest.raises(ValueError, match="leading axis"):
-        draw(7, args={"mean": 1.0})
+        draw(7, args={"mean": jnp.asarray(1.0)})
     for options in ({"num": 0}, {"num": 3, "batch_size": 0}):
-        with pytest.raises(ValueError, match="positive numbers"):
+        with pytest.raises(ValueError, match="positive whole number"):
             draw(**options)
 
 

@@ -1,6 +1,5 @@
 """Likelihoods against closed forms: the flow of Gaussian data is linear, with a known Jacobian."""
 
-import contextlib
 import functools as ft
 
 import equinox as eqx
@@ -29,7 +28,9 @@ COVARIANCE = np.array([[0.5, 0.45], [0.45, 0.8]])
 
 
 def gaussian(process):
-    """N(m, diag s²) as a mixture of twice the same, so that it shares the mixture's compiled program."""
+    """N(m, diag s²) as a mixture of twice the same, so that it shares the mixture's compiled
+    program.
+    """
     twice = np.array([MEAN, MEAN]), np.array([np.diag(STD**2)] * 2)
     return eqd.GaussianMixtureDenoiser(process, np.ones(2), *twice)
 
@@ -45,7 +46,7 @@ def correlated(process):
 
 @ft.cache
 def solver_of(name: str):
-    """(arrays of a denoiser, points, tolerance) -> likelihood under the process's prior, and that under the exact one."""
+    """(arrays of a denoiser, points, tolerance) -> both likelihoods."""
     static = eqx.partition(mixture(PROCESSES[name]), eqx.is_array)[1]
 
     @quick_jit
@@ -54,9 +55,8 @@ def solver_of(name: str):
         process = denoiser.process
 
         def one(x):
-            found = eqd.log_likelihood(
-                denoiser, x, trace=eqd.ExactTrace(), rtol=tolerance, atol=tolerance
-            )
+            flow = eqd.ProbabilityFlow(rtol=tolerance, atol=tolerance)
+            found = eqd.log_likelihood(denoiser, x, flow=flow, trace=eqd.ExactTrace())
             exact = denoiser.log_prob(process.t1, found.latent)
             return found, found.log_prob - process.prior_log_prob(found.latent) + exact
 
@@ -65,7 +65,8 @@ def solver_of(name: str):
     return run
 
 
-# The continuous view of a chain is smooth but for its second derivative at each of its times, which error control does not see.
+# A schedule's interpolant has a third derivative that jumps at each of its times, which error
+# control does not see.
 TOLERANCES = {"vp": 1e-7, "sub_vp": 1e-7, "ve": 1e-7, "cosine": 1e-9}
 
 
@@ -92,7 +93,7 @@ def closed_form(process, x):
 
 @pytest.mark.parametrize("name", PROCESSES)
 def test_the_models_density_is_its_prior_through_the_flow(name, x64):
-    """Within 1e-5 nats/dim, at tolerance 1e-7 (a chain's continuous view: 1e-9)."""
+    """Within 1e-5 nats/dim, at tolerance 1e-7 (a schedule: 1e-9)."""
     process = PROCESSES[name]
     found, _ = run(name, gaussian(process))
     for i, x in enumerate(POINTS):
@@ -115,7 +116,7 @@ def test_with_the_exact_prior_it_is_the_datas_density(name, make, x64):
 
 @pytest.mark.parametrize("tolerance", [1e-6, 1e-7, 1e-8])
 def test_error_follows_the_tolerance_on_narrow_data(tolerance, x64):
-    """Within ten tolerances per dimension, on two thin Gaussians: the first step must not step over them."""
+    """Within ten tolerances per dimension, on thin Gaussians that no first step may step over."""
     process = PROCESSES["vp"]
     thin = np.array([np.diag([0.05, 0.2]) ** 2, np.diag([0.2, 0.05]) ** 2])
     denoiser = eqd.GaussianMixtureDenoiser(process, WEIGHTS, 1.4 * np.eye(2), thin)
@@ -166,10 +167,9 @@ def test_in_float32(name):
 
 def test_hutchinson_is_unbiased_and_its_stderr_honest(x64):
     denoiser, x = correlated(PROCESSES["vp"]), jnp.asarray(POINTS[0])
-    options = dict(rtol=1e-5, atol=1e-5)
 
     def estimate(key):
-        result = eqd.log_likelihood(denoiser, x, trace=eqd.Hutchinson(8), key=key, **options)
+        result = eqd.log_likelihood(denoiser, x, trace=eqd.Hutchinson(8), key=key)
         return result.log_prob, result.stderr
 
     found, stderr = quick_jit(jax.vmap(estimate))(jax.random.split(jax.random.key(0), 200))
@@ -184,7 +184,7 @@ def test_hutchinson_is_unbiased_and_its_stderr_honest(x64):
 
 
 def flow_end(x):
-    """The linear flow of the correlated Gaussian: in the eigenbasis each axis is scaled by itself."""
+    """The linear flow of the correlated Gaussian: each axis of the eigenbasis is scaled."""
     process, (values, basis) = eqd.VPSDE(), np.linalg.eigh(COVARIANCE)
 
     def moments(t):
@@ -198,32 +198,24 @@ def flow_end(x):
 def test_one_probe_has_no_stderr(getkey):
     x = jnp.asarray(POINTS[0], jnp.float32)
     denoiser = eqd.GaussianDenoiser(PROCESSES["vp"], MEAN, STD)
-    options = dict(key=getkey(), rtol=1e-3, atol=1e-3)
-    result = quick_jit(lambda x: eqd.log_likelihood(denoiser, x, **options))(x)
+    flow, key = eqd.ProbabilityFlow(rtol=1e-3, atol=1e-3), getkey()
+    result = quick_jit(lambda x: eqd.log_likelihood(denoiser, x, flow=flow, key=key))(x)
     assert np.isnan(result.stderr) and np.isfinite(result.log_prob)
     with pytest.raises(ValueError, match=r"needs a key"):
         eqd.log_likelihood(denoiser, x)
 
 
-@contextlib.contextmanager
-def untyped():
-    """As users run it: the suite's type checker would refuse whole numbers before the library does."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-
-
-def test_what_is_refused_before_any_compute(getkey):
-    x = jnp.zeros(2)
-    chain = eqd.GaussianDenoiser(eqd.cosine_schedule(50))
-    continuous = eqd.GaussianDenoiser(eqd.VPSDE())
-    for function in (eqd.log_likelihood, eqd.encode, eqd.decode):
-        options = {"key": getkey()} if function is eqd.log_likelihood else {}
-        with pytest.raises(ValueError, match=r"(?s)Build it on schedule\.continuous\(\)"):
-            function(chain, x, **options)
-        says = f"{function.__name__} works on floating-point data"
-        with untyped(), pytest.raises(ValueError, match=says):
-            function(continuous, jnp.zeros(2, int), **options)
+def test_what_is_refused_before_any_compute(getkey, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    x, denoiser = jnp.zeros(2), eqd.GaussianDenoiser(eqd.VPSDE())
+    for data, says in [
+        (jnp.zeros(2, jnp.int32), "log_likelihood works on floating-point data.*int32"),
+        (jnp.zeros(2, jnp.bfloat16), "log_likelihood: the example is bfloat16"),
+    ]:
+        with pytest.raises(ValueError, match=says):
+            eqd.log_likelihood(denoiser, data, key=getkey())
+    with pytest.raises(ValueError, match="takes a denoiser, but was given a function"):
+        eqd.log_likelihood(lambda c_noise, x, args, *, key=None: x, x, key=getkey())
 
     @jax.custom_vjp
     def fused(x):
@@ -237,18 +229,19 @@ def test_what_is_refused_before_any_compute(getkey):
 
 
 def test_a_failed_solve_says_so():
-    """Under jit and vmap; one example of the batch is enough. Nothing comes back that could be taken for a number."""
+    """Under jit and vmap, where one example of the batch is enough."""
 
     def net(c_noise, x, args, *, key=None):
-        return jnp.where((args > 0) & (label > 500), jnp.nan, 0.5) * x
+        return jnp.where((args > 0) & (c_noise > 500), jnp.nan, 0.5) * x
 
     denoiser = eqd.Denoiser(net, eqd.VPSDE())
 
     @eqx.filter_jit
     @jax.vmap
     def log_prob(x, broken):
-        options = dict(trace=eqd.ExactTrace(), rtol=1e-3, atol=1e-3, max_steps=32)
-        return eqd.log_likelihood(denoiser, x, broken, **options).log_prob
+        flow = eqd.ProbabilityFlow(rtol=1e-3, atol=1e-3, max_steps=32)
+        trace = eqd.ExactTrace()
+        return eqd.log_likelihood(denoiser, x, broken, flow=flow, trace=trace).log_prob
 
     points = jnp.asarray(POINTS)
     assert np.all(np.isfinite(log_prob(points, jnp.zeros(3))))
@@ -261,35 +254,38 @@ def test_a_failed_solve_says_so():
 
 def counting(calls):
     def net(c_noise, x, args, *, key=None):
-        jax.debug.callback(lambda _: calls.append(1), label)
+        jax.debug.callback(lambda _: calls.append(1), c_noise)
         return 0.5 * jnp.tanh(x)
 
     return net
 
 
 def test_network_calls_are_what_the_documentation_says():
-    """6 num_steps + 1, rejected steps included; the probes' derivatives ride along."""
+    """`num_calls`, rejected steps included; the probes' derivatives ride along."""
     calls: list[int] = []
     denoiser = eqd.Denoiser(counting(calls), eqd.VESDE())
-    options = dict(trace=eqd.Hutchinson(2), key=jax.random.key(0), rtol=1e-4, atol=1e-4)
+    flow = eqd.ProbabilityFlow(rtol=1e-4, atol=1e-4)
+    options = dict(flow=flow, trace=eqd.Hutchinson(2), key=jax.random.key(0))
     found = quick_jit(lambda x: eqd.log_likelihood(denoiser, x, **options))(jnp.ones(3))
     jax.block_until_ready(found)
     jax.effects_barrier()
     assert int(found.stats["num_rejected_steps"]) > 0
-    assert len(calls) == 6 * int(found.stats["num_steps"]) + 1
+    assert len(calls) == int(found.stats["num_calls"])
 
 
 @pytest.mark.slow
 def test_through_wrappers(x64):
-    """Guidance between two Gaussians of one width is the Gaussian of the guided mean; a clip that holds everywhere is a point
-    mass; one that never holds changes nothing.
+    """Guidance between two Gaussians of one width is the Gaussian of the guided mean.
+
+    A clip that holds everywhere is a point mass; one that never holds changes nothing.
     """
     process, x = eqd.VPSDE(), jnp.asarray(POINTS[0])
     low, high = (eqd.GaussianDenoiser(process, m, 0.5) for m in (-0.2, 0.3))
 
     def solve(denoiser, x):
-        options = dict(trace=eqd.ExactTrace(), rtol=1e-7, atol=1e-7)
-        return quick_jit(lambda x: eqd.log_likelihood(denoiser, x, **options))(x)
+        flow = eqd.ProbabilityFlow(rtol=1e-7, atol=1e-7)
+        trace = eqd.ExactTrace()
+        return quick_jit(lambda x: eqd.log_likelihood(denoiser, x, flow=flow, trace=trace))(x)
 
     guided = _Guided(low, high, jnp.asarray(2.0))
     truth = eqd.GaussianDenoiser(process, 0.8, 0.5)
@@ -301,7 +297,8 @@ def test_through_wrappers(x64):
             process.prior_log_prob(latent) - equal.log_prob(1.0, latent)
         )
         np.testing.assert_allclose(found.log_prob, expected, atol=2e-5)
-    # Data at 5 ± 0.1 clipped to [−1, 1]: x̂0 = 1 wherever the flow goes, and ε̂ stays constant along it.
+    # Data at 5 ± 0.1 clipped to [−1, 1]: x̂0 = 1 wherever the flow goes, and ε̂ stays constant
+    # along it.
     clipped = eqd.Clip(eqd.GaussianDenoiser(process, 5.0, 0.1))
     x = jnp.array([1.001, 1.002])
     found = solve(clipped, x)

@@ -1,7 +1,7 @@
 """Likelihoods against score_sde_pytorch's `get_likelihood_fn`, with its recorded probes.
 
-The official solver is scipy's RK45 at 1e-5 on the whole batch flattened. The same solver on our velocity and divergence gives its
-numbers to rounding; our solver gives them to the tolerance of both.
+The official solver is scipy's RK45 at 1e-5 on the whole batch flattened. The same solver on our
+velocity and divergence gives its numbers to rounding; ours gives them to the tolerance of both.
 """
 
 import functools as ft
@@ -54,7 +54,9 @@ def denoiser_of(name: str, model: str) -> eqd.AbstractDenoiser:
 
 @ft.cache
 def functions_of(name: str, kind: str):
-    """For the toy or the exact denoisers: the augmented flow's vector field on the batch, and our likelihood."""
+    """For the toy or the exact denoisers: the augmented flow's vector field on the batch, and our
+    likelihood.
+    """
     static = eqx.partition(denoiser_of(name, kind), eqx.is_array)[1]
     # The official drift stops at 1e-5 too.
 
@@ -74,8 +76,8 @@ def functions_of(name: str, kind: str):
 
         def one(x, e):
             trace = eqd.Hutchinson(1, lambda key, shape, dtype: e[None])
-            options = dict(trace=trace, key=jax.random.key(0), rtol=1e-7, atol=1e-7)
-            found = eqd.log_likelihood(denoiser, x, **options)
+            flow = eqd.ProbabilityFlow(rtol=1e-7, atol=1e-7)
+            found = eqd.log_likelihood(denoiser, x, flow=flow, trace=trace, key=jax.random.key(0))
             return found.log_prob, found.latent
 
         return jax.vmap(one)(image, epsilon)

@@ -1,4 +1,4 @@
-"""Gradients of log-likelihoods with respect to a network, by each adjoint, against finite differences and the closed form."""
+"""Gradients of log-likelihoods, by each adjoint: finite differences and the closed form."""
 
 import functools as ft
 
@@ -22,8 +22,8 @@ class _Net(eqx.Module):
 
     weights: jax.Array
 
-    def __call__(self, label, x, args=None, *, key=None):
-        hidden = jnp.tanh(self.weights[:, :2] @ x + self.weights[:, 2] * label / 999)
+    def __call__(self, c_noise, x, args=None, *, key=None):
+        hidden = jnp.tanh(self.weights[:, :2] @ x + self.weights[:, 2] * c_noise / 999)
         return self.weights[:, 3:].T @ hidden
 
 
@@ -36,12 +36,9 @@ def log_prob(weights, adjoint, trace=eqd.ExactTrace()):
     found = eqd.log_likelihood(
         denoiser,
         jnp.asarray(POINT),
+        flow=eqd.ProbabilityFlow(rtol=1e-9, atol=1e-9, adjoint=adjoint, max_steps=256),
         trace=trace,
         key=jax.random.key(0),
-        rtol=1e-9,
-        atol=1e-9,
-        adjoint=adjoint,
-        max_steps=256,
     )
     return found.log_prob
 
@@ -92,8 +89,8 @@ def test_gradient_of_an_analytic_flow_is_the_closed_forms(x64):
     def solved(mean):
         denoiser = eqd.GaussianDenoiser(VP, np.zeros(2), std)
         denoiser = eqx.tree_at(lambda d: d.mean, denoiser, mean)
-        options = dict(trace=eqd.ExactTrace(), rtol=1e-7, atol=1e-7)
-        return eqd.log_likelihood(denoiser, x, **options).log_prob
+        flow = eqd.ProbabilityFlow(rtol=1e-7, atol=1e-7)
+        return eqd.log_likelihood(denoiser, x, flow=flow, trace=eqd.ExactTrace()).log_prob
 
     mean = jnp.array([0.5, -1.0])
     expected = jax.grad(closed_form)(mean)

@@ -19,6 +19,9 @@ def adjoint_named(owner: object, adjoint: diffrax.AbstractAdjoint) -> Iterator[N
     except (TypeError, ValueError, RuntimeError) as e:
         if "forward-mode" not in str(e) and "custom_vjp" not in str(e):
             raise
+        if "the vector field has none" in str(e):
+            # A trace's own error: it is the network that has no derivative, whatever the adjoint.
+            raise
         raise ValueError(
             f"{of(owner)}: this derivative of a solve needs another adjoint than "
             f"{type(adjoint).__name__}(): for forward mode write adjoint=diffrax.ForwardMode(), "

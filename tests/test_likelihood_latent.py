@@ -1,8 +1,9 @@
-"""Encoding, decoding and interpolation: round trips, and the circle between two latents."""
+"""Latents: round trips by the flow, and the circle between two of them."""
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from toys import quick_jit
@@ -24,11 +25,11 @@ POINTS = np.array([[0.4, -1.5], [1.0, 1.0], [-0.2, 0.3]])
 def round_trip():
     @quick_jit
     def run(x, tolerance):
-        options = dict(rtol=tolerance, atol=tolerance)
+        flow = eqd.ProbabilityFlow(rtol=tolerance, atol=tolerance)
 
         def one(x):
-            latent = eqd.encode(MIXTURE, x, **options)
-            return latent, eqd.decode(MIXTURE, latent, **options)
+            latent = flow.encode(MIXTURE, x)
+            return latent, flow.decode(MIXTURE, latent)
 
         return jax.vmap(one)(x)
 
@@ -54,27 +55,28 @@ def test_round_trip_in_float32(round_trip):
 def test_encoding_is_the_flow_of_a_gaussian(x64):
     """x(t1) = α1 m + c1/c0 (x − α0 m), at any temperature on the way back."""
     mean, std = 0.4, 0.6
-    denoiser, options = eqd.GaussianDenoiser(VP, mean, std), dict(rtol=1e-9, atol=1e-9)
+    denoiser, flow = eqd.GaussianDenoiser(VP, mean, std), eqd.ProbabilityFlow(rtol=1e-9, atol=1e-9)
 
     def moments(t):
         return VP.alpha(t) * mean, jnp.sqrt(VP.alpha(t) ** 2 * std**2 + VP.sigma(t) ** 2)
 
     (m0, c0), (m1, c1) = moments(1e-5), moments(1.0)
     x = jnp.asarray(POINTS[0])
-    latent = quick_jit(lambda x: eqd.encode(denoiser, x, **options))(x)
+    latent = quick_jit(lambda x: flow.encode(denoiser, x))(x)
     np.testing.assert_allclose(latent, m1 + c1 / c0 * (x - m0), atol=1e-7)
-    decode = quick_jit(lambda z: eqd.decode(denoiser, z, **options))
+    decode = quick_jit(lambda z: flow.decode(denoiser, z))
     np.testing.assert_allclose(decode(0.7 * latent), m0 + c0 / c1 * (0.7 * latent - m1), atol=1e-7)
 
 
 @pytest.mark.slow
 def test_a_failed_solve_says_so():
-    run = eqx.filter_jit(lambda x, f: f(MIXTURE, x, rtol=1e-6, atol=1e-6, max_steps=3))
-    for function in (eqd.encode, eqd.decode):
+    flow = eqd.ProbabilityFlow(rtol=1e-6, atol=1e-6, max_steps=3)
+    for name in ("encode", "decode"):
+        run = eqx.filter_jit(lambda x, name=name: getattr(flow, name)(MIXTURE, x))
         with pytest.raises(
-            eqx.EquinoxRuntimeError, match=f"{function.__name__} took max_steps=3 steps"
+            eqx.EquinoxRuntimeError, match=rf"ProbabilityFlow\.{name} took max_steps=3 steps"
         ):
-            run(jnp.asarray(POINTS[0]), function)
+            run(jnp.asarray(POINTS[0]))
 
 
 def test_slerp_walks_a_circle_evenly(getkey, x64):
@@ -102,7 +104,9 @@ def test_slerp_of_orthogonal_latents_is_cosine_and_sine():
 
 
 def test_slerp_keeps_the_prior():
-    """Independent standard normals stay so in many dimensions: a straight line would lose √2 half way."""
+    """Independent standard normals stay so in many dimensions: a straight line would lose √2 half
+    way.
+    """
     x, y = jax.random.normal(jax.random.key(0), (2, 20000))
     middle = eqd.slerp(x, y, 0.5)
     assert abs(float(jnp.std(middle)) - 1) < 0.02
@@ -132,3 +136,15 @@ def test_slerp_needs_directions():
     for scale in (1e30, 1e-30):
         found = eqd.slerp(jnp.float32(scale) * x.astype(jnp.float32), x.astype(jnp.float32), 0.0)
         np.testing.assert_allclose(found, scale * x, rtol=1e-5)
+
+
+def test_encoding_refuses_what_a_solve_cannot_keep(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    flow = eqd.ProbabilityFlow()
+    for name in ("encode", "decode"):
+        for data, says in [
+            (jnp.zeros(2, jnp.int32), "works on floating-point data"),
+            (jnp.zeros(2, jnp.float16), "the example is float16"),
+        ]:
+            with pytest.raises(ValueError, match=rf"ProbabilityFlow\.{name}:? {says}"):
+                getattr(flow, name)(MIXTURE, data)
