@@ -2,9 +2,10 @@
 
     pip install torch diffusers            # and eqdiff
 
-`iddpm_cifar10` is the same architecture, layer by layer. NCSN++ is not: diffusers has its residual blocks that resample, its Fourier
-features and its widths, but repeats pixels where NCSN++ filters them and has no residual pyramid beside the encoder. So it has less to
-do than ours, and is the same as our `ddpmpp_cifar10` but for the embedding of time.
+`iddpm_cifar10` is the same architecture, layer by layer. NCSN++ is not: diffusers has its residual
+blocks that resample, its Fourier features and its widths, but repeats pixels where NCSN++ filters
+them and has no residual pyramid next to the encoder. So it has less to do than ours, and is the
+same as our `ddpmpp_cifar10` but for the embedding of time.
 """
 
 import time
@@ -33,7 +34,7 @@ _CIFAR10: dict[str, Any] = dict(
 
 
 def iddpm_cifar10() -> UNet2DModel:
-    """Improved DDPM's: four heads of 64 channels at 16×16 and 8×8, scale-shift norm, dropout 0.3."""
+    """Improved DDPM: four heads of 64 channels at 16×16 and 8×8, scale-shift norm, dropout 0.3."""
     return UNet2DModel(
         **_CIFAR10,
         out_channels=6,
@@ -73,7 +74,10 @@ _NETWORKS = {
 
 
 def torch_network(name: str, batch: int, dtype: str, *, compiled: bool) -> TorchNetwork:
-    """One network with Adam; the first forward pass and training step, which `torch.compile` works in, are timed apart."""
+    """One network with Adam.
+
+    The first forward pass and training step, in which `torch.compile` works, are timed apart.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     net = _NETWORKS[name]().to(device)
     parameters = sum(p.numel() for p in net.parameters())
@@ -81,7 +85,7 @@ def torch_network(name: str, batch: int, dtype: str, *, compiled: bool) -> Torch
     optimiser = torch.optim.Adam(net.parameters(), lr=1e-4, fused=True)
     x = torch.randn(batch, 3, 32, 32, device=device)
     # Positive, since NCSN++ takes the logarithm.
-    labels = torch.linspace(0.01, 50.0, batch, device=device)
+    c_noise = torch.linspace(0.01, 50.0, batch, device=device)
     cast = torch.autocast(device, getattr(torch, dtype), enabled=dtype != "float32")
 
     def finish():
@@ -91,13 +95,13 @@ def torch_network(name: str, batch: int, dtype: str, *, compiled: bool) -> Torch
     def forward():
         net.eval()
         with torch.inference_mode(), cast:
-            call(x, labels)
+            call(x, c_noise)
         finish()
 
     def train():
         net.train()
         with cast:
-            loss = torch.mean((call(x, labels).sample[:, :3] - x) ** 2)
+            loss = torch.mean((call(x, c_noise).sample[:, :3] - x) ** 2)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()

@@ -5,10 +5,10 @@
     python benchmarks/networks.py --network iddpm_cifar10 ncsnpp_cifar10 --torch eager compiled
 
 A training step is what a trainer does: dropout on, the gradient of a mean squared error, Adam. The
-cases are measured in turns, one call each per round after one that is not timed, so that whatever else
-the machine does hits all of them alike; the best round is reported, and the median beside it tells
-how quiet it was. Each library has a process of its own: where PyTorch's threads have run, JAX trains a
-quarter slower. Memory is what XLA reserves for intermediate values of the training step.
+cases are measured in turns, one call each per round after one that is not timed, so that whatever
+else the machine does hits all of them alike; the best round is reported, and the median next to it
+tells how quiet it was. Each library has its own process: where PyTorch's threads have run, JAX
+trains a quarter slower. Memory is what XLA reserves for intermediate values of the training step.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def _mlp(*, compute_dtype, key):
     return nn.MLP(2, 2, key=key)
 
 
-# name -> (constructor, shape of one example, the greatest label)
+# name -> (constructor, shape of one example, the greatest c_noise)
 NETWORKS = {
     "iddpm_cifar10": (nn.presets.iddpm_cifar10, (3, 32, 32), 999.0),
     "ncsnpp_cifar10": (nn.presets.ncsnpp_cifar10, (3, 32, 32), 3.9),
@@ -65,9 +65,9 @@ NETWORKS = {
 }
 
 
-def _loss(params, static, labels, x, keys):
+def _loss(params, static, c_noise, x, keys):
     net = eqx.combine(params, static)
-    out = jax.vmap(lambda c_noise, x, key: net(label, x, key=key))(labels, x, keys)
+    out = jax.vmap(lambda c_noise, x, key: net(c_noise, x, key=key))(c_noise, x, keys)
     return jnp.mean((out[:, : x.shape[1]] - x) ** 2)
 
 
@@ -79,37 +79,37 @@ def eqdiff_case(name: str, batch: int, dtype: str, *, remat: bool, rbg: bool) ->
     params, static = eqx.partition(net, eqx.is_inexact_array)
     optimiser = optax.adam(1e-4)
     x = jax.random.normal(jax.random.key(1), (batch, *shape))
-    labels = jnp.linspace(0.0, greatest, batch)
+    c_noise = jnp.linspace(0.0, greatest, batch)
     # Dropout alone may use rbg under vmap: its masks are then shared by the batch's examples.
     keys = jax.random.split(jax.random.key(2, impl="rbg" if rbg else None), batch)
 
-    def forward(params, labels, x):
-        return jax.vmap(eqx.combine(params, static))(labels, x)
+    def forward(params, c_noise, x):
+        return jax.vmap(eqx.combine(params, static))(c_noise, x)
 
-    def train(params, state, labels, x, keys):
-        grads = jax.grad(_loss)(params, static, labels, x, keys)
+    def train(params, state, c_noise, x, keys):
+        grads = jax.grad(_loss)(params, static, c_noise, x, keys)
         updates, state = optimiser.update(grads, state)
         return optax.apply_updates(params, updates), state
 
     start = time.perf_counter()
     state = optimiser.init(params)
-    forward = jax.jit(forward).lower(params, labels, x).compile()
+    compiled_forward = jax.jit(forward).lower(params, c_noise, x).compile()
     # Donated like in a trainer: the parameters are updated in place.
-    train = jax.jit(train, donate_argnums=(0, 1))
-    train = train.lower(params, state, labels, x, keys).compile()
+    jitted_train = jax.jit(train, donate_argnums=(0, 1))
+    compiled_train = jitted_train.lower(params, state, c_noise, x, keys).compile()
     seconds = time.perf_counter() - start
     parameters = sum(p.size for p in jax.tree.leaves(params))
     carry = (jax.tree.map(jnp.copy, params), state)
 
     def run_train():
         nonlocal carry
-        carry = jax.block_until_ready(train(*carry, labels, x, keys))
+        carry = jax.block_until_ready(compiled_train(*carry, c_noise, x, keys))
 
     def run_forward():
-        return jax.block_until_ready(forward(params, labels, x))
+        return jax.block_until_ready(compiled_forward(params, c_noise, x))
 
     label = f"eqdiff {name} {dtype}{' remat' if remat else ''}"
-    memory = train.memory_analysis()
+    memory = compiled_train.memory_analysis()
     megabytes = None if memory is None else memory.temp_size_in_bytes / 2**20
     runs_on = f"jax {jax.__version__}, {jax.devices()[0].device_kind or platform.machine()}"
     facts = Facts(label, runs_on, batch, parameters, seconds, megabytes)
@@ -128,7 +128,7 @@ def torch_case(name: str, batch: int, dtype: str, *, compiled: bool) -> Case:
 
 
 def serve(pipe: Connection, makers: list[partial[Case]]) -> None:
-    """Builds cases and says what they are; then runs what it is asked to, (case, function), and says how long it took."""
+    """Builds cases and sends what they are; then times what it is asked to, (case, function)."""
     cases = []
     for make in makers:
         case = make()
@@ -137,7 +137,8 @@ def serve(pipe: Connection, makers: list[partial[Case]]) -> None:
     while (request := pipe.recv()) is not None:
         which, function = request
         run = getattr(cases[which], function)
-        # Once untimed: memory and threads that were idle during the others' turns come back. Training is never idle.
+        # Once untimed: memory and threads that were idle during the others' turns come back.
+        # Training is never idle.
         run()
         start = time.perf_counter()
         run()
@@ -147,7 +148,10 @@ def serve(pipe: Connection, makers: list[partial[Case]]) -> None:
 def measure(
     libraries: list[list[partial[Case]]], rounds: int
 ) -> tuple[list[Facts], list[dict[str, list[float]]]]:
-    """What the cases are, and the seconds of each call, in turns over the cases; the first round is not counted."""
+    """What the cases are, and the seconds of each call, in turns over the cases.
+
+    The first round is not counted.
+    """
     context = get_context("spawn")
     facts, owners = [], []
     for makers in libraries:

@@ -1,16 +1,20 @@
 """Error against network calls for every sampler, on a Gaussian mixture whose score is exact.
 
-    python benchmarks/samplers.py                                  # the table
-    python benchmarks/samplers.py --out docs/assets/samplers       # and samplers.json, samplers.png there
+    python benchmarks/samplers.py                               # the table
+    python benchmarks/samplers.py --out docs/assets/samplers    # and samplers.json, samplers.png
 
-With the exact score all that is left is the sampler's own error. It is measured in two ways, in float64:
+With the exact score all that is left is the sampler's own error. It is measured in two ways, in
+float64:
 
-- of the *distribution*: sliced Wasserstein-2 distance to the data, the root mean square over directions of the distance between
-    sorted projections. Not even exact draws reach 0 with finitely many points: the floor is what they reach.
-- of the *path*, for deterministic samplers: root mean square distance to the flow's own endpoint from the same noise.
+- of the *distribution*: sliced Wasserstein-2 distance to the data, the root mean square over
+    directions of the distance between sorted projections. Not even exact draws reach 0 with
+    finitely many points: the floor is what they reach.
+- of the *path*, for deterministic samplers: root mean square distance to the flow's own endpoint
+    from the same noise.
 
-Samplers start from exact draws of p_t1, so no error is the prior's. A call is one evaluation of the denoiser for one point; for
-adaptive solvers it is the mean over the points. The forward process is the VP SDE, and for the chain its discretisation in 1000 steps.
+Samplers start from exact draws of p_t1, so no error is the prior's. A call is one evaluation of the
+denoiser for one point; for adaptive solvers it is the mean over the points. The forward process is
+the VP SDE, and for ancestral sampling its discretisation in 1000 steps.
 """
 
 import argparse
@@ -36,7 +40,7 @@ import matplotlib.pyplot as plt
 
 
 SDE = eqd.VPSDE()
-CHAIN = eqd.discretise(SDE, 1000)
+SCHEDULE = eqd.discretise(SDE, 1000)
 STEPS = (5, 10, 20, 35, 50, 100, 200, 500, 1000)
 
 
@@ -56,11 +60,11 @@ class Family(NamedTuple):
     name: str
     make: Callable[[Any], Any]
     settings: tuple[Any, ...]
-    chain: bool = False
+    on_schedule: bool = False
 
 
 def mixture(process: eqd.AbstractProcess) -> eqd.GaussianMixtureDenoiser:
-    """Seven elongated Gaussians on a ring, of unequal weight, about as wide as image data: variance near 1."""
+    """Seven elongated Gaussians on a ring, of unequal weight, about as wide as image data."""
     k = 7
     angles = 2 * np.pi * np.arange(k) / k
     means = 1.4 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
@@ -75,7 +79,7 @@ def families() -> tuple[Family, ...]:
     tolerances = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
     loose = (3e-1, 1e-1, 3e-2, 1e-2, 3e-3)
     return (
-        Family("Ancestral", eqd.Ancestral, STEPS, chain=True),
+        Family("Ancestral", eqd.Ancestral, STEPS, on_schedule=True),
         Family("EulerMaruyama", lambda n: eqd.PredictorCorrector(
             n, predictor=eqd.EulerMaruyama(), corrector=None), STEPS),
         Family("ReverseDiffusion", lambda n: eqd.PredictorCorrector(n, corrector=None), STEPS),
@@ -91,7 +95,7 @@ def families() -> tuple[Family, ...]:
         Family("ProbabilityFlow, Tsit5, adaptive", lambda tol: eqd.ProbabilityFlow(
             rtol=tol, atol=tol), tolerances),
         Family("ProbabilityFlow, Tsit5, Karras times", lambda n: eqd.ProbabilityFlow(
-            times=eqd.karras_times(SDE, n // 6 + 1)), (20, 35, 50, 100, 200, 500)),
+            num_steps=n // 6, spacing=eqd.karras_times), (20, 35, 50, 100, 200, 500)),
     )  # fmt: skip
 
 
@@ -108,7 +112,10 @@ def prior(denoiser: eqd.GaussianMixtureDenoiser, num: int, key: Any) -> Any:
 
 
 class SlicedDistance:
-    """Sliced Wasserstein-2 distance of points to the data, whose quantiles come from sixteen times as many exact draws."""
+    """Sliced Wasserstein-2 distance of points to the data.
+
+    The data's quantiles come from sixteen times as many exact draws.
+    """
 
     def __init__(self, denoiser: eqd.GaussianMixtureDenoiser, num: int, directions: int = 64):
         angles = math.pi * (np.arange(directions) + 0.5) / directions
@@ -131,21 +138,19 @@ def run(sampler: Any, denoiser: Any, x1: Any) -> tuple[np.ndarray, float]:
 
     def one(x, key):
         if isinstance(sampler, (eqd.ProbabilityFlow, eqd.ReverseSDE)):
-            more = {"key": key} if isinstance(sampler, eqd.ReverseSDE) else {}
-            solution = sampler.solve(denoiser, x, **more)
+            solution = sampler.solve(denoiser, x, key=key)
             assert solution.ys is not None
             # What the sampler itself does last, without solving again.
             return denoiser(SDE.t0, solution.ys[-1]).x0, sampler.stats(solution).num_calls
-        calls = getattr(sampler, "num_calls", sampler.num_steps)
-        return sampler(denoiser, x, key=key), jnp.asarray(calls)
+        return sampler(denoiser, x, key=key), jnp.asarray(sampler.num_calls)
 
     samples, calls = jax.jit(jax.vmap(one))(x1, keys)
     return np.asarray(samples), float(np.mean(calls))
 
 
 def measure(num: int, chosen: Iterable[Family]) -> tuple[list[Row], tuple[float, float]]:
-    """Every setting of every sampler; and the least and greatest distributional error of eight sets of exact draws."""
-    exact, chain = mixture(SDE), mixture(CHAIN)
+    """Every setting of every sampler; and the range of the error of eight sets of exact draws."""
+    exact, discrete = mixture(SDE), mixture(SCHEDULE)
     distance = SlicedDistance(exact, num)
     x1 = prior(exact, num, jax.random.key(0))
     truth, _ = run(eqd.ProbabilityFlow(rtol=1e-10, atol=1e-10), exact, x1)
@@ -154,7 +159,7 @@ def measure(num: int, chosen: Iterable[Family]) -> tuple[list[Row], tuple[float,
     for family, setting in (bar := tqdm(cases)):
         bar.set_postfix_str(f"{family.name} {setting}")
         sampler = family.make(setting)
-        samples, calls = run(sampler, chain if family.chain else exact, x1)
+        samples, calls = run(sampler, discrete if family.on_schedule else exact, x1)
         deterministic = isinstance(sampler, (eqd.ProbabilityFlow, eqd.DPMSolverPP)) or not getattr(
             sampler, "random", True
         )
@@ -216,7 +221,8 @@ def main() -> None:
     chosen = [f for f in families() if not options.only or any(o in f.name for o in options.only)]
     rows, floor = measure(options.num, chosen)
     print(
-        f"\njax {jax.__version__}, {options.num} points; exact draws have {floor[0]:.4f} to {floor[1]:.4f}\n"
+        f"\njax {jax.__version__}, {options.num} points; exact draws have {floor[0]:.4f} to "
+        f"{floor[1]:.4f}\n"
     )
     print(table(rows))
     if options.out is not None:

@@ -1,10 +1,13 @@
-"""What sampling and scoring cost beyond the network: microseconds per chain step, bound evaluation in images per second.
+"""What sampling and scoring cost beyond the network.
 
-    python benchmarks/sampling.py                       # CIFAR-10 shapes, overhead against its U-Net
+Microseconds per step of a sampler, and images per second of the bound.
+
+    python benchmarks/sampling.py                       # CIFAR-10 shapes, against its U-Net
     python benchmarks/sampling.py --batch 64 --steps 200
 
-A chain with a network that costs nothing is timed against one call of the real network at the same shapes: the difference between a
-sampler and its network calls. All cases are measured in turns and the best round of each is kept.
+A sampler with a network that costs nothing is timed against one call of the real network at the
+same shapes: the difference between a sampler and its network calls. All cases are measured in turns
+and the best round of each is kept.
 """
 
 import argparse
@@ -28,7 +31,7 @@ def identity(c_noise, x, args=None, *, key=None):
     return jnp.concatenate([x, x])
 
 
-def chain_case(
+def sampler_case(
     sampler: eqd.AbstractSampler, schedule: eqd.Schedule, batch: int
 ) -> Callable[[], Any]:
     denoiser = eqd.Clip(eqd.Denoiser(identity, schedule, variance=eqd.LearnedRange()))
@@ -43,15 +46,15 @@ def chain_case(
 
 
 def network_case(net: Any, batch: int) -> Callable[[], Any]:
-    x, labels = jnp.zeros((batch, *SHAPE)), jnp.zeros(batch)
-    forward = eqx.filter_jit(lambda net, labels, x: jax.vmap(net)(labels, x))
-    return lambda: jax.block_until_ready(forward(net, labels, x))
+    x, c_noise = jnp.zeros((batch, *SHAPE)), jnp.zeros(batch)
+    forward = eqx.filter_jit(lambda net, c_noise, x: jax.vmap(net)(c_noise, x))
+    return lambda: jax.block_until_ready(forward(net, c_noise, x))
 
 
 def bound_case(
     net: Any, schedule: eqd.Schedule, batch: int, terms: int | None
 ) -> Callable[[], Any]:
-    """Every term of the bound, or an estimate from `terms` of them."""
+    """Every term of the bound (`None`), or an estimate from `terms` of them."""
     denoiser = eqd.Denoiser(net, schedule, variance=eqd.LearnedRange())
     images = jnp.zeros((batch, *SHAPE))
     keys = jax.random.split(jax.random.key(2), batch)
@@ -59,9 +62,7 @@ def bound_case(
     @eqx.filter_jit
     def run(denoiser, images, keys):
         def one(image, key):
-            if terms is None:
-                return eqd.variational_bound(denoiser, image, key=key).total
-            return eqd.variational_bound(denoiser, image, key=key, num_terms=terms).value
+            return eqd.variational_bound(denoiser, image, key=key, num_terms=terms).bits
 
         return jax.vmap(one)(images, keys)
 
@@ -69,7 +70,7 @@ def bound_case(
 
 
 def best_of(cases: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Seconds of the best call of each case, in turns; the first round compiles and is not counted."""
+    """Seconds of the best call of each case, in turns; the first round compiles, uncounted."""
     best = dict.fromkeys(cases, float("inf"))
     for number in trange(rounds + 1, desc="rounds"):
         for name, call in cases.items():
@@ -83,19 +84,20 @@ def best_of(cases: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=100, help="of the timed chains and bounds")
+    parser.add_argument("--steps", type=int, default=100, help="of the timed samplers and bounds")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtype", default="float32", help="that the U-Net computes in")
     options = parser.parse_args()
     batch, steps = options.batch, options.steps
     full = eqd.cosine_schedule(4000)
     spaced = eqd.respace(full, eqd.section_timesteps(4000, (steps,)))
-    net = eqd.nn.presets.iddpm_cifar10(key=jax.random.key(0), compute_dtype=jnp.dtype(options.dtype))
+    dtype = jnp.dtype(options.dtype)
+    net = eqd.nn.presets.iddpm_cifar10(key=jax.random.key(0), compute_dtype=dtype)
     small = eqd.nn.UNet(3, 6, 32, 1, (1, 2), (2,), norm_groups=8, key=jax.random.key(0))
     cases = {
-        "ancestral step": chain_case(eqd.Ancestral(), spaced, batch),
-        "DDIM step": chain_case(eqd.DDIM(steps), full, batch),
-        "DDIM step, η = 1": chain_case(eqd.DDIM(steps, eta=1.0), full, batch),
+        "ancestral step": sampler_case(eqd.Ancestral(), spaced, batch),
+        "DDIM step": sampler_case(eqd.DDIM(steps), full, batch),
+        "DDIM step, η = 1": sampler_case(eqd.DDIM(steps, eta=1.0), full, batch),
         "U-Net call": network_case(net, batch),
         "small U-Net call": network_case(small, batch),
         "bound, every step": bound_case(small, spaced, batch, None),
@@ -114,7 +116,8 @@ def main() -> None:
     print(f"| U-Net call | {1e6 * call:.0f} | |")
     calls = steps * best["small U-Net call"]
     print(
-        f"\n| bound of {steps} terms, small U-Net | images/s | time over that of its network calls |\n|---|---|---|"
+        f"\n| bound of {steps} terms, small U-Net | images/s | time over that of its network calls "
+        "|\n|---|---|---|"
     )
     for name in ("bound, every step", "bound, estimate"):
         print(f"| {name} | {batch / best[name]:.2f} | {best[name] / calls:.2f} |")

@@ -3,16 +3,17 @@
     python benchmarks/timesteps.py
     python benchmarks/timesteps.py --num-steps 1000 --schedule linear --png timesteps.png
 
-The losses are real ones: `eqdiff.bound_term` of an exact denoiser on a mixture of Gaussians that looks
-like 8-bit signals (power falling like 1/f²), drawn several times at every step of the chain. A strategy
-then draws batches from that record and learns from what it sees. After each number of draws its state
-is frozen and two numbers are taken, both relative to the square of the true bound:
+The losses are real ones: `eqdiff.bound_term` of an exact denoiser on a mixture of Gaussians that
+looks like 8-bit signals (power falling like 1/f²), drawn several times at every step of the
+schedule. A strategy then draws batches from that record and learns from what it sees. After each
+number of draws its state is frozen and two numbers are taken, both relative to the square of the
+true bound:
 
-- *loss*: n times the variance of the mean of a batch of n: what one example adds to the noise of the
-  loss. Strategies that spread a batch evenly are rewarded for it.
-- *gradient*: the mean of (w L)² over single draws, minus 1. Gradients are about as large as losses, and
-  do not share a sign between times, so this stands for the noise of the gradient. It depends on the
-  probabilities alone.
+- *loss*: n times the variance of the mean of a batch of n: what one example adds to the noise of
+  the loss. Strategies that spread a batch evenly are rewarded for it.
+- *gradient*: the mean of (w L)² over single draws, minus 1. Gradients are about as large as losses,
+  and do not share a sign between times, so this stands for the noise of the gradient. It depends on
+  the probabilities alone.
 
 *optimal* draws with p ∝ √E[L²] of the record itself; nobody can do better in the second number.
 """
@@ -76,6 +77,7 @@ def record_losses(schedule: eqd.Schedule, draws: int, bar: tqdm) -> jax.Array:
 class Optimal(AbstractFixedTimesteps):
     """p ∝ √E[L²], known beforehand."""
 
+    process: eqd.Schedule
     p: jax.Array
 
     def sample(self, state: Any, n: int, *, key: Any):
@@ -152,7 +154,9 @@ def compare(num_steps: int, args: argparse.Namespace) -> dict[str, np.ndarray]:
         "LowDiscrepancy": lambda record: eqd.LowDiscrepancy(schedule),
         "LossSecondMoment": lambda record: eqd.LossSecondMoment(schedule),
         "SmoothedSecondMoment": lambda record: eqd.SmoothedSecondMoment(schedule),
-        "optimal": lambda record: Optimal(_normalised(jnp.sqrt(jnp.mean(record**2, axis=1)))),
+        "optimal": lambda record: Optimal(
+            schedule, _normalised(jnp.sqrt(jnp.mean(record**2, axis=1)))
+        ),
     }
     results = {}
     with tqdm(total=10 + len(make) * len(args.draws), desc=f"T = {num_steps}", leave=False) as bar:
@@ -218,9 +222,8 @@ def main() -> None:
     for num_steps in args.num_steps:
         results[num_steps] = compare(num_steps, args)
         print_tables(num_steps, results[num_steps], args)
-    print(
-        f"\njax {jax.__version__}, {jax.devices()[0].device_kind}, {time.perf_counter() - start:.0f} s"
-    )
+    seconds = time.perf_counter() - start
+    print(f"\njax {jax.__version__}, {jax.devices()[0].device_kind}, {seconds:.0f} s")
     if args.png:
         save_png(args.png, results, args.draws)
 

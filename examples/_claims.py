@@ -1,6 +1,7 @@
 """What reproduce_iddpm.py measures: the claims of Improved DDPM, one function each.
 
-Every function returns plain numbers and lists, which are cached as JSON; `_claims_report.py` draws and tabulates them.
+Every function returns plain numbers and lists, which are cached as JSON; `_claims_report.py` draws
+and tabulates them.
 """
 
 from collections.abc import Callable
@@ -44,14 +45,14 @@ class Bench:
         return held_out_images(self.data, self.images)
 
     def distance(self, images: np.ndarray) -> float:
-        """Fréchet distance to the training images, the reference that the paper's FID has too."""
+        """Fréchet distance to the training images, the reference of the paper's FID too."""
         shown = _score.on_grid(images, self.data.levels)
         return eqd.metrics.frechet_distance(self.reference, self.features(shown))
 
     def quality(self, denoiser: eqd.AbstractDenoiser, timesteps: np.ndarray) -> float:
-        """Fréchet distance of samples drawn by ancestral sampling at these steps of the chain."""
+        """Fréchet distance of samples drawn by ancestral sampling at these increasing steps."""
         samples = eqd.generate(
-            eqd.Ancestral(timesteps=timesteps),
+            eqd.Ancestral(times=timesteps[::-1]),
             eqd.Clip(denoiser),
             self.samples,
             self.data.shape,
@@ -71,9 +72,9 @@ class Bench:
             terms=min(self.terms, denoiser.process.num_steps),
             levels=self.data.levels,
             key=jax.random.key(self.seed + 20),
-            batch_size=min(50, self.images),
+            batch_size=50,
         )
-        return {"value": mean.value, "stderr": mean.stderr}
+        return {"value": float(mean.value), "stderr": float(mean.stderr)}
 
 
 def _schedule(denoiser: eqd.Denoiser) -> eqd.Schedule:
@@ -82,7 +83,7 @@ def _schedule(denoiser: eqd.Denoiser) -> eqd.Schedule:
 
 
 def _with(denoiser: eqd.Denoiser, **parts: Any) -> eqd.Denoiser:
-    """The same network on another chain or with another variance."""
+    """The same network on another schedule or with another variance."""
     kept = {"net": denoiser.net, "process": denoiser.process, "variance": denoiser.variance} | parts
     return eqd.Denoiser(
         kept["net"], kept["process"], denoiser.parameterisation, variance=kept["variance"]
@@ -95,7 +96,7 @@ def held_out_images(data: Dataset, num: int) -> np.ndarray:
 
 
 def even(num_timesteps: int, num_steps: int) -> np.ndarray:
-    """Evenly spaced steps, the first and the last of the chain among them."""
+    """Evenly spaced steps, the first and the last of the schedule among them."""
     return eqd.section_timesteps(num_timesteps, (num_steps,))
 
 
@@ -112,18 +113,15 @@ def first_steps(bench: Bench, denoisers: dict[str, eqd.Denoiser]) -> dict:
         def bound(image, key, clipped=clipped):
             return eqd.variational_bound(clipped, image, key=key, levels=bench.data.levels).terms
 
-        images = bench.held_out[: min(50, bench.images)]
-        keys = jax.random.split(jax.random.key(bench.seed + 30), len(images))
-        batches = [
-            np.asarray(eqx.filter_jit(jax.vmap(bound))(images[i : i + 10], keys[i : i + 10]))
-            for i in trange(0, len(images), 10, desc=f"terms of the bound, {name}")
-        ]
-        terms[name] = np.concatenate(batches).mean(axis=0).tolist()
+        print(f"Terms of the bound, {name}:")
+        key = jax.random.key(bench.seed + 30)
+        each = eqd.map_examples(bound, bench.held_out[:50], key=key, batch_size=10, progress=True)
+        terms[name] = each.mean(axis=0).tolist()
     return {"ratios": ratios, "terms": terms}
 
 
 def skipped_prefix(bench: Bench, denoisers: dict[str, eqd.Denoiser]) -> dict:
-    """Claim 2: sampling that starts late, from noise at a step where the images should still show."""
+    """Claim 2: sampling that starts late, from noise where the images should still show."""
     fractions = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
     result: dict[str, Any] = {"fractions": fractions}
     for name, denoiser in denoisers.items():
@@ -142,9 +140,9 @@ def gradient_noise(
 ) -> dict:
     """Claim 3: the noise scale tr Σ/|G|² of each objective's gradient, at the same weights.
 
-    Σ is the covariance of one example's gradient and G its mean: the batch size at which noise and signal are equal
-    (McCandlish et al. 2018). Late in training G all but vanishes, and what is left is a lower bound. Each loss comes with its times and
-    their state.
+    Σ is the covariance of one example's gradient and G its mean: the batch size at which noise and
+    signal are equal (McCandlish et al. 2018). Late in training G all but vanishes, and what is left
+    is a lower bound. Each loss comes with its times and their state.
     """
     batch, num_batches = 64, 100
     images, _ = bench.data.train.take(np.arange(len(bench.data.train)))
@@ -177,7 +175,7 @@ def gradient_noise(
             total, squares = total + g, squares + np.sum(g**2)
         mean = total / num_batches
         variance = (squares - num_batches * np.sum(mean**2)) / (num_batches - 1)
-        # |mean|² is too large by what noise is left in the mean, and known to about a fifth of that.
+        # |mean|² is too large by what noise is left in the mean, and known to a fifth of that.
         left = variance / num_batches
         signal = np.sum(mean**2) - left
         result[name] = {
@@ -225,16 +223,17 @@ def objectives(bench: Bench, denoisers: dict[str, eqd.Denoiser]) -> dict:
 
 
 def fewer_steps(bench: Bench, learned: eqd.Denoiser, fixed: eqd.Denoiser, key: jax.Array) -> dict:
-    """Claim 5: bits/dim and sample quality against the number of steps, for learned and fixed variances.
+    """Claim 5: bits/dim and sample quality against the number of steps, by variance.
 
-    Beyond the paper: the analytic variance (Bao et al. 2022) on the fixed network, and the steps that dynamic programming over the
-    terms of the bound chooses (Watson et al. 2021) for the learned one.
+    Beyond the paper: the analytic variance (Bao et al. 2022) on the fixed network, and the steps
+    that dynamic programming over the terms of the bound chooses (Watson et al. 2021) for the
+    learned one.
     """
     schedule = _schedule(learned)
     images, _ = bench.data.train.take(np.arange(min(len(bench.data.train), 128)))
     images = jnp.asarray(bench.data.normalise(images))
     grid = even(schedule.num_steps, min(100, schedule.num_steps))
-    # Noise errors change slowly along the chain: those between the grid's steps are interpolated.
+    # Noise errors change slowly with time: those between the grid's steps are interpolated.
     coarse = _with(fixed, process=eqd.respace(_schedule(fixed), grid))
     analytic_key, terms_key = jax.random.split(key)
     variants = {

@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 
 
 def write(folder: Path, options: dict, results: dict, curves: dict[str, Path]) -> Path:
-    """Draws every claim and writes report.md beside the pictures."""
+    """Draws every claim and writes report.md next to the pictures."""
     _first_steps(folder / "first_steps.png", results["first_steps"])
     _skipped_prefix(folder / "skipped_prefix.png", results["skipped_prefix"], results["real"])
     _training(folder / "training.png", curves)
@@ -114,10 +114,12 @@ def _markdown(options: dict, r: dict) -> str:
     lines = [
         "# The claims of Improved DDPM, measured",
         "",
-        f"Five models of {options['dataset']}, alike but for schedule, objective and times: {options['num_timesteps']} steps of noise, "
-        f"{options['steps']} of training. Bits/dim are the variational bound on {options['images']} held-out images (x0 clipped; "
-        f"± one standard error over images). Fréchet distances are between features of {options['samples']} samples "
-        f"and of the training images; held-out real images are at {r['real']:.2f}.",
+        f"Five models of {options['dataset']}, alike but for schedule, objective and times: "
+        f"{options['num_timesteps']} steps of noise, {options['steps']} of training. Bits/dim are "
+        f"the variational bound on {options['images']} held-out images (x0 clipped; ± one standard "
+        "error over images). Fréchet distances are between features of "
+        f"{options['samples']} samples and of the training images; held-out real images are at "
+        f"{r['real']:.2f}.",
         "",
         *_first_steps_lines(r["first_steps"]["terms"]),
         *_skipped_prefix_lines(r["skipped_prefix"]),
@@ -181,8 +183,9 @@ def _gradient_noise_lines(claim: dict) -> list[str]:
     return [
         "## 3. L_vlb has noisy gradients, and importance sampling quietens them",
         "",
-        "The noise scale tr Σ/|G|² of each objective at the same weights, in images, and how many times the variance of "
-        "L_vlb's gradient under uniform times is that under importance-sampled ones, whose mean is the same.",
+        "The noise scale tr Σ/|G|² of each objective at the same weights, in images, and how many "
+        "times the variance of L_vlb's gradient under uniform times is that under "
+        "importance-sampled ones, whose mean is the same.",
         "",
         *_table(["weights of", *columns, "tr Σ, uniform / importance"], rows),
         "",

@@ -12,10 +12,11 @@ class Data:
     """What to train on."""
 
     dataset: Literal["auto", "cifar10", "digits", "folder"] = "auto"
-    """auto: without an accelerator scikit-learn's 8x8 digits; with one CIFAR-10, downloaded if need be, or digits if it
-    cannot be had. The others are never replaced by something else."""
+    """auto: without an accelerator scikit-learn's 8x8 digits; with one CIFAR-10, downloaded if need
+    be, or digits if it cannot be had. The others are never replaced by something else."""
     data_dir: Path | None = None
-    """Where CIFAR-10's binary files are (default: a user cache), or the tree of images of --dataset folder."""
+    """Where CIFAR-10's binary files are (default: a user cache), or the tree of images of --dataset
+    folder."""
     image_size: int | None = None
     """Resize and crop a folder's images to this side; needed if their sizes differ."""
     horizontal_flip: bool = False
@@ -24,7 +25,8 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """The U-Net of Improved DDPM. Where no default is given it depends on data set and device and is printed."""
+    """The U-Net of Improved DDPM. A default that is not given depends on data set and device, and
+    is printed."""
 
     channels: int | None = None
     """Width of the first level (CIFAR-10 on a GPU: 128; on a CPU: 32)."""
@@ -33,26 +35,27 @@ class Model:
     dropout: float | None = None
     """Probability of dropout (CIFAR-10 on a GPU: 0.3; on a CPU: 0)."""
     class_conditional: bool | None = None
-    """Tell the network the class (digits: yes; CIFAR-10: no)."""
+    """Condition the network on the class (digits: yes; CIFAR-10: no)."""
     compute_dtype: Literal["float32", "bfloat16"] | None = None
     """What convolutions compute in (bfloat16 on a GPU). Parameters stay float32."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Diffusion:
-    """The chain and the objective."""
+    """The schedule and the objective."""
 
     schedule: Literal["cosine", "linear"] = "cosine"
     """Schedule of the noise."""
     num_timesteps: int | None = None
-    """Steps of the chain (CIFAR-10 on a GPU: 4000; otherwise 1000)."""
+    """Steps of the schedule (CIFAR-10 on a GPU: 4000; otherwise 1000)."""
     loss: Literal["hybrid", "simple", "vlb"] = "hybrid"
     """L_hybrid (learned variance), L_simple (fixed variance) or L_vlb (learned variance)."""
     timesteps: Literal["low-discrepancy", "uniform", "second-moment", "smoothed-second-moment"] = (
         "low-discrepancy"
     )
-    """How a batch's times are drawn: spread evenly over the chain, independently, or by importance, from the squares of the last
-    ten losses at each step (Improved DDPM, for L_vlb) or from a smooth fit to them, which learns sooner."""
+    """How a batch's times are drawn: spread evenly over the schedule, independently, or by
+    importance, from the squares of the last ten losses at each step (Improved DDPM, for L_vlb) or
+    from a smooth fit to them, which learns sooner."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +63,8 @@ class Training:
     """The optimiser's run."""
 
     steps: int | None = None
-    """Optimiser steps (CIFAR-10 on a GPU: 100000; digits: 1500; other on a CPU: 1000). A finished run is continued if this
-    is raised."""
+    """Optimiser steps (CIFAR-10 on a GPU: 100000; digits: 1500; other on a CPU: 1000). A finished
+    run is continued if this is raised."""
     batch_size: int | None = None
     """Images per step (on a GPU: 128; on a CPU: 64)."""
     accumulate: int = 1
@@ -75,7 +78,8 @@ class Training:
     grad_clip: float = 1.0
     """Largest gradient norm; larger ones are scaled down to it."""
     ema: float | None = None
-    """Rate of the average of the weights that is sampled from (on a GPU: 0.9999; on a CPU: 0.995)."""
+    """Rate of the average of the weights that is sampled from, after a warm-up (on a GPU: 0.9999;
+    on a CPU: 0.995)."""
     seed: int = 0
     """Decides initial weights, order of the data, times and noise."""
 
@@ -105,7 +109,7 @@ class Evaluation:
     eval_images: int | None = None
     """Held-out images scored in bits/dim (on a GPU: 512; digits: 200; other on a CPU: 32)."""
     bound_terms: int = 64
-    """Terms of the variational bound per image, two from each stratum of the chain."""
+    """Terms of the variational bound per image, two from each stratum of the schedule."""
     eval_samples: int | None = None
     """Samples drawn for the report (on a GPU: 100; digits: 400; other on a CPU: 36)."""
     eval_sample_steps: int = 100
@@ -116,9 +120,10 @@ class Evaluation:
 class Config:
     """Trains a diffusion model (Improved DDPM), samples from it and scores it in bits/dim.
 
-    With no arguments: 8x8 handwritten digits on a CPU, in a few minutes; CIFAR-10 on a GPU. Ctrl-C saves and exits, and the same
-    command again resumes. The run's folder holds metrics.jsonl, sample grids, checkpoints, model.safetensors (for sample.py and
-    likelihood.py) and at the end report.md.
+    With no arguments: 8x8 handwritten digits on a CPU, in a few minutes; CIFAR-10 on a GPU. Ctrl-C
+    saves and exits, and the same command again resumes. The run's folder holds metrics.jsonl,
+    sample grids, checkpoints, model.safetensors (for sample.py and likelihood.py) and at the end
+    report.md.
     """
 
     data: Data = dataclasses.field(default_factory=Data)
@@ -230,7 +235,8 @@ def _check(values: dict) -> None:
     for name in ("bound_terms", "eval_sample_steps"):
         if values[name] > values["num_timesteps"]:
             raise ValueError(
-                f"{flag(name)} {values[name]}: the chain has only {values['num_timesteps']} steps (--num-timesteps)."
+                f"{flag(name)} {values[name]}: the schedule has only {values['num_timesteps']} "
+                "steps (--num-timesteps)."
             )
 
 
@@ -249,7 +255,7 @@ def flat(config: Config) -> dict:
 
 
 def differences(saved: dict, config: Config) -> list[str]:
-    """The flags in which a saved run differs from this one, of those that decide what is trained."""
+    """The flags in which a saved run differs, of those that decide what is trained."""
     return [
         f"{flag(name)} is {value}, the run was started with {saved.get(name)}"
         for name, value in flat(config).items()

@@ -17,7 +17,8 @@ import eqdiff as eqd
 from eqdiff.data import Dataset
 
 
-# Relative and absolute, of the probability flow's solver. Its error is far below the standard errors quoted.
+# Relative and absolute, of the probability flow's solver, whose error is far below the standard
+# errors quoted.
 _TOLERANCE = 1e-3
 
 
@@ -119,5 +120,5 @@ def _bits(config: Config, data: Dataset, denoiser: eqd.Denoiser, key) -> dict:
         "dequantisation": "Gaussian",
         "tolerance": _TOLERANCE,
         "terms": evaluation.bound_terms,
-        "chain": config.diffusion.num_timesteps,
+        "schedule": config.diffusion.num_timesteps,
     }

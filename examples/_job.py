@@ -13,7 +13,10 @@ from eqdiff.data import Dataset
 
 
 def find_data(config: Config, accelerator: bool) -> tuple[str, Dataset]:
-    """The data set asked for and what `--dataset` calls it; only `auto` may choose another, and says so."""
+    """The data set asked for, and its name as `--dataset` knows it.
+
+    Only `auto` may choose another one, and says so.
+    """
     data = config.data
     if data.dataset == "folder":
         if data.data_dir is None:
@@ -32,7 +35,8 @@ def find_data(config: Config, accelerator: bool) -> tuple[str, Dataset]:
             print(f"{e}\nTraining on scikit-learn's digits instead.")
     elif data.dataset == "auto":
         print(
-            "No accelerator: training on scikit-learn's 8x8 digits (--dataset cifar10 for CIFAR-10)."
+            "No accelerator: training on scikit-learn's 8x8 digits (--dataset cifar10 for "
+            "CIFAR-10)."
         )
     return "digits", eqd.data.digits()
 
@@ -47,13 +51,15 @@ def make_net(config: Config, data: Dataset, *, key: jax.Array) -> eqd.nn.UNet:
     model = config.model
     if model.class_conditional and data.num_classes is None:
         raise ValueError(
-            "--class-conditional: these images have no classes. Put each class into a sub-folder of its own."
+            "--class-conditional: these images have no classes. Put each class into its own "
+            "sub-folder."
         )
     channels, *sides = data.shape
     levels = 1
     while levels < 4 and all(s % 2**levels == 0 and s // 2**levels >= 4 for s in sides):
         levels += 1
-    # Improved DDPM attends at 16x16 and 8x8; an 8x8 image already is that small, so there it is the lower level alone.
+    # Improved DDPM attends at 16x16 and 8x8; an 8x8 image already is that small, so there it is the
+    # lower level alone.
     attention = [2**i for i in range(levels) if max(sides) // 2**i in (4, 8, 16)]
     if max(sides) >= 32:
         attention = [d for d in attention if max(sides) // d >= 8]
@@ -114,7 +120,7 @@ def make_timesteps(config: Config) -> eqd.AbstractTimesteps:
         "second-moment": eqd.LossSecondMoment,
         "smoothed-second-moment": eqd.SmoothedSecondMoment,
     }
-    return make[config.diffusion.timesteps](config.diffusion.num_timesteps)
+    return make[config.diffusion.timesteps](make_schedule(config))
 
 
 def batch_args(labels, config: Config):

@@ -67,8 +67,8 @@ def _markdown(r: dict) -> str:
         "",
         "![samples](samples.png)",
         "",
-        f"{r['samples']['num']} samples were drawn by ancestral sampling in {r['samples']['steps']} steps "
-        f"(the picture shows the first {r['samples']['shown']}"
+        f"{r['samples']['num']} samples were drawn by ancestral sampling in "
+        f"{r['samples']['steps']} steps (the picture shows the first {r['samples']['shown']}"
         + (", one class per column" if r["samples"]["conditional"] else "")
         + f"), from the average of the weights, at step {r['step']}.",
         "",
@@ -76,15 +76,17 @@ def _markdown(r: dict) -> str:
         "",
         f"On {r['bits']['num_images']} held-out images, {data['levels']} grey levels"
         + (", conditional on the class" if r["samples"]["conditional"] else "")
-        + ". ± is one standard error over images, and so covers the times, noise, dequantisation and probe "
-        "drawn anew for each image.",
+        + ". ± is one standard error over images, and so covers the times, noise, dequantisation "
+        "and probe drawn anew for each image.",
         "",
         "| how | bits/dim | what it is |",
         "|---|---|---|",
-        f"| variational bound | {r['bits']['bound']} | upper bound on the discrete likelihood of the {r['bits']['chain']}-step "
-        f"chain, {r['bits']['terms']} terms an image; x0 clipped; no dequantisation |",
-        f"| probability flow | {r['bits']['flow']} | likelihood of the flow through `schedule`, Gaussian "
-        f"dequantisation at t0, one Rademacher probe, tolerance {r['bits']['tolerance']:g} |",
+        f"| variational bound | {r['bits']['bound']} | upper bound on the discrete likelihood of "
+        f"{r['bits']['schedule']} steps, {r['bits']['terms']} terms an image; x0 clipped; no "
+        "dequantisation |",
+        f"| probability flow | {r['bits']['flow']} | likelihood of the schedule's flow, Gaussian "
+        "dequantisation at t0, one Rademacher probe, tolerance "
+        f"{r['bits']['tolerance']:g} |",
     ]
     if "quality" in r:
         lines += _quality_lines(r["quality"])
@@ -94,11 +96,12 @@ def _markdown(r: dict) -> str:
         "",
         "![loss](loss.png)",
         "",
-        f"{model['parameters'] / 1e6:.2f} M parameters, {r['step']} steps of {r['batch_size']} images, "
-        f"{time['images_per_second']:.0f} images/s while training.",
+        f"{model['parameters'] / 1e6:.2f} M parameters, {r['step']} steps of {r['batch_size']} "
+        f"images, {time['images_per_second']:.0f} images/s while training.",
         "",
         f"Wall time: {time['total']:.0f} s in all, of which {time['training']:.0f} s training "
-        f"({time['compilation']:.0f} s until its first step ended) and {time['evaluation']:.0f} s evaluation.",
+        f"({time['compilation']:.0f} s until its first step ended) and "
+        f"{time['evaluation']:.0f} s evaluation.",
         "",
         "```",
         r["command"],
@@ -117,8 +120,9 @@ def _quality_lines(quality: dict) -> list[str]:
         "",
         "## Sample quality",
         "",
-        "Features and classes by a perceptron trained on the training images. The Fréchet distance is to "
-        f"{quality['num']} held-out images, from as many samples or training images: it is biased by their number.",
+        "Features and classes by a perceptron trained on the training images. The Fréchet distance "
+        f"is to {quality['num']} held-out images, from as many samples or training images: it is "
+        "biased by their number.",
         "",
         "| images | Fréchet distance | taken for the class asked for |",
         "|---|---|---|",

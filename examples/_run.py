@@ -6,7 +6,6 @@ import shutil
 import sys
 from pathlib import Path
 
-import equinox as eqx
 import jax
 from _config import Config, differences, flat
 
@@ -43,7 +42,8 @@ class Run:
         saved = self.folder / "config.json"
         if not saved.exists() and self.folder.is_dir() and any(self.folder.iterdir()):
             raise ValueError(
-                f"{self.folder} exists, is not empty and holds no run: choose another with --run-dir."
+                f"{self.folder} exists, is not empty and holds no run: choose another with "
+                "--run-dir."
             )
         if saved.exists() and config.output.overwrite:
             self._remove()
@@ -56,8 +56,8 @@ class Run:
                 ) from e
             if differ:
                 raise ValueError(
-                    f"{self.folder} holds a run of other settings: {'; '.join(differ)}. Choose another folder with "
-                    "--run-dir, or start anew with --overwrite."
+                    f"{self.folder} holds a run of other settings: {'; '.join(differ)}. Choose "
+                    "another folder with --run-dir, or start anew with --overwrite."
                 )
         self.checkpointer.check_writable()
         settings = {**flat(config), "shape": data.shape, "levels": data.levels}
@@ -92,12 +92,6 @@ def load(folder: Path) -> tuple[eqd.Denoiser, dict]:
     return eqd.load_model(folder / "model.safetensors"), json.loads(settings.read_text())
 
 
-def continuous(denoiser: eqd.Denoiser) -> eqd.Denoiser:
-    """The same network in continuous time."""
-    assert isinstance(denoiser.process, eqd.Schedule)
-    return eqx.tree_at(lambda d: d.process, denoiser, denoiser.process)
-
-
 def num_classes_of(denoiser: eqd.Denoiser) -> int | None:
     """How many classes the network knows; `None` if it is not class-conditional."""
     assert isinstance(denoiser.net, eqd.nn.UNet)
@@ -113,7 +107,10 @@ def load_data(settings: dict, data_dir: Path | None) -> Dataset:
 
 
 def compilation_cache() -> None:
-    """Keeps compiled programs between runs, where JAX_COMPILATION_CACHE_DIR says or by default: a second start takes seconds."""
+    """Keeps compiled programs between runs, so that a second start takes seconds.
+
+    In the folder that JAX_COMPILATION_CACHE_DIR names, or in the user's cache.
+    """
     if jax.config.values["jax_compilation_cache_dir"] is not None:
         return
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

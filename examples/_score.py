@@ -1,11 +1,8 @@
 """Bits per dimension and sample quality of a trained denoiser."""
 
 import diffrax
-import equinox as eqx
 import jax
 import numpy as np
-from _run import continuous
-from tqdm import tqdm
 
 import eqdiff as eqd
 from eqdiff.data import Dataset
@@ -13,60 +10,47 @@ from eqdiff.metrics import Mean, mean
 
 
 def held_out(data: Dataset, num: int, conditional: bool):
-    """The first images of a fixed shuffle of the test set, on the grid, and their labels if they condition the network."""
+    """The first images of a fixed shuffle of the test set, on the grid; and their labels.
+
+    `None` for the labels if they do not condition the network.
+    """
     order = np.random.RandomState(0).permutation(len(data.test))[:num]
     images, labels = data.test.take(order)
     return data.normalise(images), labels.astype(np.int32) if conditional else None
 
 
-def _each(name: str, function, images, labels, key, batch_size: int) -> np.ndarray:
-    """`function(image, label, key)` for every image, in compiled batches under a progress bar."""
-    batched = eqx.filter_jit(jax.vmap(function))
-    keys = jax.random.split(key, len(images))
-    values = []
-    with tqdm(total=len(images), desc=name, unit="image") as bar:
-        for start in range(0, len(images), batch_size):
-            # The last batch is filled up with images from the front, so that one program serves all.
-            index = np.arange(start, start + batch_size) % len(images)
-            batch = (images[index], None if labels is None else labels[index], keys[index])
-            num = min(batch_size, len(images) - start)
-            values.append(np.asarray(batched(*batch))[:num])
-            bar.update(num)
-    return np.concatenate(values)
-
-
 def bound_bits(denoiser, images, labels, *, terms: int, levels: int, key, batch_size: int) -> Mean:
-    """The variational bound in bits/dim, from `terms` draws of its steps per image; x0 is clipped, as in the official evaluation."""
-    denoiser = eqd.Clip(denoiser)
+    """The variational bound in bits/dim, from `terms` draws of its steps per image.
+
+    x0 is clipped, as in the official evaluation.
+    """
+    clipped = eqd.Clip(denoiser)
 
     def one(image, label, key):
         return eqd.variational_bound(
-            denoiser, image, label, key=key, num_terms=terms, levels=levels
-        ).value
+            clipped, image, label, key=key, num_terms=terms, levels=levels
+        ).bits
 
-    return mean(_each("variational bound", one, images, labels, key, batch_size))
+    print("Variational bound:")
+    values = eqd.map_examples(one, images, labels, key=key, batch_size=batch_size, progress=True)
+    return mean(values)
 
 
 def flow_bits(
     denoiser, images, labels, *, dequantise, tolerance: float, key, batch_size: int
 ) -> Mean:
     """The probability flow's bits/dim, one dequantisation and one Hutchinson probe per image."""
-    flow = continuous(denoiser)
+    # Of low order: a trained network is not smooth in time. See docs/adaptive-solves.md.
+    flow = eqd.ProbabilityFlow(diffrax.Bosh3(), rtol=tolerance, atol=tolerance)
 
     def one(image, label, key):
         return eqd.bits_per_dim(
-            flow,
-            image,
-            label,
-            dequantise=dequantise,
-            # Of low order: a trained network is not smooth in time. See docs/adaptive-solves.md.
-            solver=diffrax.Bosh3(),
-            rtol=tolerance,
-            atol=tolerance,
-            key=key,
-        ).value
+            denoiser, image, label, dequantise=dequantise, flow=flow, key=key
+        ).bits
 
-    return mean(_each("probability flow", one, images, labels, key, batch_size))
+    print("Probability flow:")
+    values = eqd.map_examples(one, images, labels, key=key, batch_size=batch_size, progress=True)
+    return mean(values)
 
 
 def both_bits(
@@ -81,10 +65,12 @@ def both_bits(
     key,
     batch_size: int = 50,
 ) -> tuple[Mean, Mean, int]:
-    """The variational bound and the probability flow on `num` held-out images, and how many there were."""
+    """The variational bound and the probability flow on at most `num` held-out images.
+
+    **Returns:** both, and how many images there were.
+    """
     images, labels = held_out(data, num, conditional)
     bound_key, flow_key = jax.random.split(key)
-    batch_size = min(batch_size, len(images))
     bound = bound_bits(
         denoiser,
         images,
@@ -107,30 +93,29 @@ def both_bits(
 
 
 def in_turn(num: int, num_classes: int | None) -> np.ndarray | None:
-    """A class for each of `num` samples, all in turn; `None` if the network is not conditional."""
+    """A class for each of `num` samples, all in turn; `None` if the network is unconditional."""
     return None if num_classes is None else np.arange(num, dtype=np.int32) % num_classes
 
 
 def draw(denoiser, shape, num: int, *, steps: int, num_classes: int | None, key, progress=True):
-    """Samples by ancestral sampling, x0 clipped; of every class in turn if the network is conditional."""
-    args = in_turn(num, num_classes)
-    sampler = eqd.Ancestral(steps)
+    """Samples by ancestral sampling, x0 clipped; of every class in turn, if there are classes."""
     return eqd.generate(
-        sampler,
+        eqd.Ancestral(steps),
         eqd.Clip(denoiser),
         num,
         shape,
         key=key,
-        args=args,
+        args=in_turn(num, num_classes),
         batch_size=100,
         progress=progress,
     )
 
 
 def quality(data: Dataset, samples: np.ndarray, labels: np.ndarray | None) -> dict:
-    """Fréchet distance of samples to held-out images, and how many are taken for the class asked for.
+    """Fréchet distance of samples to held-out images, and how many are taken for their class.
 
-    Beside each, the same figure for real images: training images for the distance, held-out ones for the class.
+    Next to each is the same figure for real images: training images for the distance, held-out
+    ones for the class.
     """
     (train, train_labels), (test, test_labels) = (
         s.take(np.arange(len(s))) for s in (data.train, data.test)

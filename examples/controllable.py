@@ -1,7 +1,7 @@
-"""Repairs held-out images with a run of train_cifar.py: `python examples/controllable.py RUN` (`--help` for its flags).
+"""Repairs held-out images with a run of train_cifar.py: `python examples/controllable.py RUN`.
 
-Half of each image is filled in, an image of half the size is enlarged, and a noisy one is cleaned, with one network that was trained for
-none of it.
+`--help` lists the flags. Half of each image is filled in, an image of half the size is enlarged,
+and a noisy one is cleaned, with one network that was trained for none of it.
 """
 
 import dataclasses
@@ -9,12 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from _run import compilation_cache, continuous, EXPECTED, fail, load, load_data, num_classes_of
+from _run import compilation_cache, EXPECTED, fail, load, load_data, num_classes_of
 from _score import held_out
 
 import eqdiff as eqd
@@ -22,8 +21,11 @@ import eqdiff as eqd
 
 @dataclasses.dataclass(frozen=True)
 class Controllable:
-    """Inpainting, super-resolution by 2 and denoising of held-out images. Writes a picture of seven rows (PNG): the images; the left half
-    of each, and what inpainting makes of it; the small image, and enlarged; the noisy image, and denoised."""
+    """Inpainting, super-resolution by 2 and denoising of held-out images.
+
+    Writes a picture of seven rows (PNG): the images; the left half of each, and what inpainting
+    makes of it; the small image, and enlarged; the noisy image, and denoised.
+    """
 
     run: Annotated[Path, tyro.conf.Positional]
     """Folder that train_cifar.py wrote."""
@@ -32,7 +34,7 @@ class Controllable:
     num_steps: int = 100
     """Steps of the samplers."""
     repeats: int = 10
-    """How often inpainting makes each step (RePaint); its cost is as many times that of sampling."""
+    """How often inpainting makes each step (RePaint); it costs as many times what sampling does."""
     noise: float = 0.5
     """Standard deviation of the noise that is removed, for images on [-1, 1]."""
     seed: int = 0
@@ -49,6 +51,14 @@ class Controllable:
 
 # The small image is known to about the rounding of its grey levels.
 _SMALL_STD = 0.05
+
+
+def between(process: eqd.AbstractProcess, num_steps: int):
+    """Evenly spaced times from t1, without a schedule's last step if its rate was clipped.
+
+    At that step nothing is left of the image to guide.
+    """
+    return jnp.linspace(process.t1, process.t0, num_steps)
 
 
 def left_half(shape):
@@ -68,31 +78,36 @@ def enlarge(x):
     return x.repeat(2, axis=-2).repeat(2, axis=-1)
 
 
-class Inpainted(eqd.AbstractSampler):
-    """Fills in the right half of an image; `args` are the image and its class."""
+def from_noise(sampler: eqd.AbstractSampler, denoiser: eqd.AbstractDenoiser, shape, label, key):
+    """One sample."""
+    prior_key, path_key = jax.random.split(key)
+    x1 = denoiser.process.prior_sample(shape, key=prior_key)
+    # Clipped outside of any guidance: a clipped estimate has no derivative.
+    return sampler(eqd.Clip(denoiser), x1, label, key=path_key)
 
-    num_steps: int = eqx.field(static=True)
-    repeats: int = eqx.field(static=True)
 
-    def __call__(self, denoiser, x1, args=None, *, key=None):
-        image, label = args
+def inpainter(denoiser: eqd.AbstractDenoiser, num_steps: int, repeats: int) -> Callable:
+    """A function of an image, its class and a key that fills in the right half of the image."""
+
+    def one(image, label, key):
         known = eqd.Inpaint(image, left_half(image.shape))
-        sampler = eqd.Constrained(eqd.Ancestral(self.num_steps), known, repeats=self.repeats)
-        return sampler(eqd.Clip(denoiser), x1, label, key=key)
+        sampler = eqd.Constrained(eqd.Ancestral(num_steps), known, repeats=repeats)
+        return from_noise(sampler, denoiser, image.shape, label, key)
+
+    return one
 
 
-class Measured(eqd.AbstractSampler):
-    """Samples given a noisy linear measurement; `args` are the measurement and the class."""
+def solver(
+    denoiser: eqd.AbstractDenoiser, operator: Callable, std: float, shape, num_steps: int
+) -> Callable:
+    """A function of a noisy linear measurement, a class and a key: an image that would give it."""
 
-    operator: Callable = eqx.field(static=True)
-    std: float = eqx.field(static=True)
-    num_steps: int = eqx.field(static=True)
+    def one(y, label, key):
+        guided = eqd.PosteriorGuidance(denoiser, y, operator, std)
+        sampler = eqd.DDIM(num_steps, spacing=between, eta=1.0)
+        return from_noise(sampler, guided, shape, label, key)
 
-    def __call__(self, denoiser, x1, args=None, *, key=None):
-        y, label = args
-        guided = eqd.PosteriorGuidance(denoiser, y, self.operator, self.std)
-        # Clipped outside: a clipped estimate has no derivative.
-        return eqd.DDIM(self.num_steps, eta=1.0)(eqd.Clip(guided), x1, label, key=key)
+    return one
 
 
 def main(options: Controllable) -> None:
@@ -114,34 +129,26 @@ def main(options: Controllable) -> None:
         raise ValueError(f"Images of {height}x{width} cannot be halved; both sides must be even.")
     measure_key, *keys = jax.random.split(jax.random.key(options.seed), 4)
 
-    def draw(title, sampler, denoiser, given, key):
+    def repair(title, function, given, key):
         print(title)
-        return eqd.generate(
-            sampler,
-            denoiser,
-            len(images),
-            data.shape,
-            key=key,
-            args=(given, labels),
-            batch_size=options.batch_size,
-            progress=True,
+        return eqd.map_examples(
+            function, given, labels, key=key, batch_size=options.batch_size, progress=True
         )
 
     small = jax.vmap(shrink)(jnp.asarray(images))
     noisy = images + options.noise * jax.random.normal(measure_key, images.shape)
-    # Without the chain's last step, at which nothing is left of the image.
-    flow = continuous(denoiser)
-    inpainted = Inpainted(options.num_steps, options.repeats)
-    enlarged = Measured(shrink, _SMALL_STD, options.num_steps)
-    denoised = Measured(lambda x: x, options.noise, options.num_steps)
+    steps, shape = options.num_steps, data.shape
+    inpaint = inpainter(denoiser, steps, options.repeats)
+    supersample = solver(denoiser, shrink, _SMALL_STD, shape, steps)
+    denoise = solver(denoiser, lambda x: x, options.noise, shape, steps)
     rows = [
         images,
-        np.where(left_half(data.shape), images, 0),
-        draw("inpainting", inpainted, denoiser, images, keys[0]),
+        np.where(left_half(shape), images, 0),
+        repair("inpainting", inpaint, images, keys[0]),
         enlarge(np.asarray(small)),
-        draw("super-resolution", enlarged, flow, small, keys[1]),
+        repair("super-resolution", supersample, small, keys[1]),
         np.asarray(noisy),
-        draw("denoising", denoised, flow, noisy, keys[2]),
+        repair("denoising", denoise, noisy, keys[2]),
     ]
     eqd.data.write_grid(picture, np.concatenate(rows), levels=data.levels, columns=len(images))
     for name, row, given in (("the noisy images", 5, 6), ("the small images", 3, 4)):

@@ -1,4 +1,7 @@
-"""Encodes images of a run of train_cifar.py and decodes between them: `python examples/encode.py RUN` (`--help` for its flags)."""
+"""Encodes images with a run of train_cifar.py: `python examples/encode.py RUN`.
+
+Decodes between the latents, and at several temperatures. `--help` lists the flags.
+"""
 
 import dataclasses
 from pathlib import Path
@@ -9,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from _run import compilation_cache, continuous, EXPECTED, fail, load, load_data, num_classes_of
+from _run import compilation_cache, EXPECTED, fail, load, load_data, num_classes_of
 from _score import held_out
 
 import eqdiff as eqd
@@ -17,8 +20,11 @@ import eqdiff as eqd
 
 @dataclasses.dataclass(frozen=True)
 class Encode:
-    """Carries held-out images to their latents along the probability flow, and back: a picture of spherical interpolations, one of
-    temperatures, and a table of the reconstruction error against the solver's tolerance."""
+    """Carries held-out images to their latents along the probability flow, and back.
+
+    Makes a picture of spherical interpolations, one of temperatures, and a table of the
+    reconstruction error against the solver's tolerance.
+    """
 
     run: Annotated[Path, tyro.conf.Positional]
     """Folder that train_cifar.py wrote."""
@@ -41,7 +47,7 @@ class Encode:
 
 
 def pairs_of(options: Encode, data, conditional: bool):
-    """2 × pairs held-out images, those of a pair beside each other, and their labels."""
+    """2 × pairs held-out images, those of a pair next to each other, and their labels."""
     images, labels = held_out(data, max(100, 20 * options.pairs), conditional)
     if labels is not None:
         # Of each class as many as make pairs.
@@ -55,22 +61,10 @@ def pairs_of(options: Encode, data, conditional: bool):
     return images[: 2 * options.pairs], None
 
 
-class Flow:
+class Flow(eqx.Module):
     """A denoiser's probability flow in both directions, compiled once for all tolerances."""
 
-    def __init__(self, denoiser: eqd.AbstractDenoiser):
-        self._encode, self._decode = (
-            eqx.filter_jit(
-                lambda x, labels, tol, f=f: jax.vmap(
-                    lambda y, label: f(denoiser, y, label, rtol=tol, atol=tol)
-                )(x, labels)
-            )
-            for f in (eqd.encode, eqd.decode)
-        )
-        t0 = denoiser.process.t0  # pyright: ignore[reportAttributeAccessIssue]
-        self._finish = eqx.filter_jit(
-            jax.vmap(lambda x, label: denoiser(jnp.asarray(t0, x.dtype), x, label).x0)
-        )
+    denoiser: eqd.AbstractDenoiser
 
     def encode(self, x, labels, tolerance: float):
         return self._encode(x, labels, jnp.asarray(tolerance, x.dtype))
@@ -81,6 +75,21 @@ class Flow:
     def sample(self, latents, labels, tolerance: float):
         """What is shown: decoded, and the last noise removed."""
         return self._finish(self.decode(latents, labels, tolerance), labels)
+
+    @eqx.filter_jit
+    def _encode(self, x, labels, tolerance):
+        flow = eqd.ProbabilityFlow(rtol=tolerance, atol=tolerance)
+        return jax.vmap(lambda y, label: flow.encode(self.denoiser, y, label))(x, labels)
+
+    @eqx.filter_jit
+    def _decode(self, latents, labels, tolerance):
+        flow = eqd.ProbabilityFlow(rtol=tolerance, atol=tolerance)
+        return jax.vmap(lambda z, label: flow.decode(self.denoiser, z, label))(latents, labels)
+
+    @eqx.filter_jit
+    def _finish(self, x, labels):
+        t0 = jnp.asarray(self.denoiser.process.t0, x.dtype)
+        return jax.vmap(lambda y, label: self.denoiser(t0, y, label).x0)(x, labels)
 
 
 def interpolate(flow: Flow, x, labels, options: Encode):
@@ -119,14 +128,14 @@ def main(options: Encode) -> None:
         )
     denoiser, settings = load(options.run)
     classes = num_classes_of(denoiser)
-    denoiser = continuous(denoiser)
     data = load_data(settings, options.data_dir)
     images, labels = pairs_of(options, data, classes is not None)
     noise_key, prior_key = jax.random.split(jax.random.key(options.seed))
-    # The flow's data are x at t0, with the first trace of noise: what a network trained on the grid of pixel values has seen.
+    # The flow's data are x at t0, with the first trace of noise: what a network trained on the grid
+    # of pixel values has seen.
     images = jnp.asarray(images)
     noise = jax.random.normal(noise_key, images.shape, images.dtype)
-    x = denoiser.process.perturb(denoiser.process.t0, images, noise)  # pyright: ignore[reportAttributeAccessIssue]
+    x = denoiser.process.perturb(denoiser.process.t0, images, noise)
     flow, folder = Flow(denoiser), options.out or options.run
     picture = folder / "encode_interpolation.png"
     rows = interpolate(flow, x, labels, options)

@@ -1,4 +1,7 @@
-"""Scores a run of train_cifar.py in bits/dim, both ways: `python examples/likelihood.py RUN` (`--help` for its flags)."""
+"""Scores a run of train_cifar.py in bits/dim, both ways: `python examples/likelihood.py RUN`.
+
+`--help` lists the flags.
+"""
 
 import dataclasses
 import json
@@ -15,17 +18,18 @@ import eqdiff as eqd
 
 @dataclasses.dataclass(frozen=True)
 class Likelihood:
-    """Bits per dimension of held-out images: the variational bound of the chain, and the likelihood of the probability flow."""
+    """Bits per dimension of held-out images: the variational bound, and the likelihood of the
+    probability flow."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """Folder that train_cifar.py wrote."""
     num: int = 200
     """How many held-out images."""
     bound_terms: int = 64
-    """Terms of the variational bound per image, from 2 up to two for each step of the chain."""
+    """Terms of the variational bound per image, from 2 up to two for each step of the schedule."""
     dequantise: Literal["gaussian", "uniform"] = "gaussian"
-    """For the probability flow: gaussian for networks trained on the grid of pixel values (what train_cifar.py trains), uniform
-    for networks trained on dequantised data."""
+    """For the probability flow: gaussian for networks trained on the grid of pixel values (what
+    train_cifar.py trains), uniform for networks trained on dequantised data."""
     tolerance: float = 1e-3
     """Relative and absolute tolerance of the flow's solver."""
     batch_size: int = 50

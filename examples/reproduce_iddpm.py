@@ -1,4 +1,7 @@
-"""Reproduces the claims of Improved DDPM: `python examples/reproduce_iddpm.py` (`--help` for its flags)."""
+"""Reproduces the claims of Improved DDPM: `python examples/reproduce_iddpm.py`.
+
+`--help` lists the flags.
+"""
 
 import dataclasses
 import json
@@ -20,10 +23,12 @@ from eqdiff.data import Dataset
 
 @dataclasses.dataclass(frozen=True)
 class Reproduction:
-    """Trains five models that differ in schedule, objective and times alone, and measures five claims of Improved DDPM.
+    """Trains five models that differ in schedule, objective and times alone, and measures five
+    claims of Improved DDPM.
 
-    With no arguments: 8x8 digits and chains of 1000 steps, about 45 minutes on two CPU cores. Everything is kept: Ctrl-C saves, the same
-    command again goes on. Writes report.md with its pictures.
+    With no arguments: 8x8 digits and schedules of 1000 steps, about 45 minutes on two CPU cores.
+    Everything is kept: Ctrl-C saves, the same command again goes on. Writes report.md with its
+    pictures.
     """
 
     dataset: Literal["digits", "cifar10", "folder"] = "digits"
@@ -31,7 +36,7 @@ class Reproduction:
     data_dir: Path | None = None
     """Where CIFAR-10's binary files are, or the tree of images of --dataset folder."""
     num_timesteps: int = 1000
-    """Steps of every chain (the paper's models have 4000)."""
+    """Steps of every schedule (the paper's models have 4000)."""
     steps: int = 3000
     """Optimiser steps of every model."""
     batch_size: int | None = None
@@ -82,7 +87,7 @@ def config_of(options: Reproduction, name: str, accelerator: bool) -> Config:
             seed=options.seed,
         ),
         output=Output(run_dir=options.run_dir / "models" / folder),
-        # The main job's own report is not made here; only its limits must fit the chain.
+        # The main job's own report is not made here; only its limits must fit the schedule.
         evaluation=Evaluation(
             bound_terms=min(64, options.num_timesteps),
             eval_sample_steps=min(100, options.num_timesteps),

@@ -1,4 +1,7 @@
-"""Draws samples from a run of train_cifar.py: `python examples/sample.py RUN` (`--help` for its flags)."""
+"""Draws samples from a run of train_cifar.py: `python examples/sample.py RUN`.
+
+`--help` lists the flags.
+"""
 
 import dataclasses
 import os
@@ -9,24 +12,28 @@ import diffrax
 import jax
 import numpy as np
 import tyro
-from _run import compilation_cache, continuous, EXPECTED, fail, load, num_classes_of
+from _run import compilation_cache, EXPECTED, fail, load, num_classes_of
 
 import eqdiff as eqd
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """Draws samples from a trained model and writes a picture (PNG) and the images (npz, `arr_0` of uint8 N x H x W x C, and
-    `arr_1` with the classes, as improved-diffusion and guided-diffusion write them)."""
+    """Draws samples from a trained model.
+
+    Writes a picture (PNG) and the images (npz, `arr_0` of uint8 N x H x W x C, and `arr_1` with the
+    classes, as improved-diffusion and guided-diffusion write them).
+    """
 
     run: Annotated[Path, tyro.conf.Positional]
     """Folder that train_cifar.py wrote."""
     num: int = 64
     """How many samples."""
     sampler: Literal["ancestral", "ddim", "ode", "sde"] = "ancestral"
-    """ancestral sampling of the chain; DDIM; the probability-flow ODE (adaptive Tsit5); the reverse SDE (adaptive ShARK)."""
+    """Ancestral sampling; DDIM; the probability-flow ODE (adaptive Tsit5); the reverse SDE
+    (adaptive ShARK)."""
     num_steps: int = 100
-    """Steps of the chain samplers, ancestral and ddim."""
+    """Steps of ancestral and ddim."""
     eta: float = 0.0
     """Noise of DDIM: 0 is deterministic, 1 that of ancestral sampling."""
     tolerance: float = 1e-2
@@ -76,9 +83,6 @@ def main(options: Sample) -> None:
     for path in (picture, arrays):
         if path.exists() and not options.overwrite:
             raise FileExistsError(f"{path} exists: choose another name with --out, or --overwrite.")
-    if options.sampler in ("ode", "sde"):
-        # The same network, in continuous time.
-        denoiser = continuous(denoiser)
     labels = classes(options, num_classes_of(denoiser))
     samples = eqd.generate(
         make_sampler(options),

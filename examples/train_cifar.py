@@ -1,4 +1,7 @@
-"""Trains, samples and scores an image diffusion model: `python examples/train_cifar.py` (`--help` for its flags)."""
+"""Trains, samples and scores an image diffusion model: `python examples/train_cifar.py`.
+
+`--help` lists the flags.
+"""
 
 # A resolved Config has no None left (`_config.resolve`), which its types cannot say.
 # pyright: reportArgumentType=false, reportOptionalOperand=false, reportOperatorIssue=false
@@ -56,7 +59,7 @@ def train(config: Config, data: Dataset, run: Run, resuming: bool):
         eqx.filter_jit(lambda key: make_net(config, data, key=key))(net_key),
         optimiser,
         timesteps=make_timesteps(config),
-        ema=(eqd.train.EMAWarmup(training.ema),),
+        ema=(training.ema,),
         key=state_key,
     )
     batches = eqd.data.loader(
@@ -120,13 +123,15 @@ class Loop:
                     self.write_log(step, bar)
                     self.pause(self.checkpoint, state, batches, step)
             if step < total:
-                # Not in the loop: a signal may come at any moment, also between what a step asks of it and the loop's condition.
+                # Not in the loop: a signal may come at any moment, also between what a step asks of
+                # it and the loop's condition.
                 self.write_log(step, bar)
                 self.pause(self.checkpoint, state, batches, step)
         if step < total:
             assert stop.signal is not None
             print(
-                f"\n{stop.signal.name}: saved step {step} to {self.folder.folder}. The same command resumes."
+                f"\n{stop.signal.name}: saved step {step} to {self.folder.folder}. The same "
+                "command resumes."
             )
             return None
         return state
@@ -154,12 +159,13 @@ class Loop:
         kept = (
             "There is no checkpoint yet."
             if good is None
-            else f"The last good checkpoint is of step {good} in {self.folder.checkpointer.directory}, and the same "
-            "command resumes from it."
+            else f"The last good checkpoint is of step {good} in "
+            f"{self.folder.checkpointer.directory}, and the same command resumes from it."
         )
         return (
-            f"the loss became NaN or infinite by step {step}. {kept} Try a lower --learning-rate, a longer --warmup, a "
-            "smaller --grad-clip or --compute-dtype float32 (these start a new run: --run-dir)."
+            f"the loss became NaN or infinite by step {step}. {kept} Try a lower --learning-rate, "
+            "a longer --warmup, a smaller --grad-clip or --compute-dtype float32 (these start a "
+            "new run: --run-dir)."
         )
 
     def pause(self, work, *args) -> None:
@@ -199,13 +205,14 @@ def describe(config: Config, data: Dataset, net: eqd.nn.UNet) -> None:
     size = "x".join(map(str, data.shape))
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     print(
-        f"{data.name}: {len(data.train)} training images of {size}, {data.levels} grey levels, on {device}."
+        f"{data.name}: {len(data.train)} training images of {size}, {data.levels} grey levels, on "
+        f"{device}."
     )
     model, training, diffusion = config.model, config.training, config.diffusion
     print(
-        f"U-Net of {count_parameters(net) / 1e6:.2f} M parameters ({model.compute_dtype}), {diffusion.num_timesteps} "
-        f"{diffusion.schedule} steps, L_{diffusion.loss}; {training.steps} steps of {training.batch_size} images into "
-        f"{config.output.run_dir}."
+        f"U-Net of {count_parameters(net) / 1e6:.2f} M parameters ({model.compute_dtype}), "
+        f"{diffusion.num_timesteps} {diffusion.schedule} steps, L_{diffusion.loss}; "
+        f"{training.steps} steps of {training.batch_size} images into {config.output.run_dir}."
     )
 
 

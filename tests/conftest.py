@@ -1,16 +1,16 @@
-"""Strictness for every test: float64 on, promotion errors on, two CPU devices so that sharding is exercised.
+"""Strictness for every test: float64, errors on promotion, two CPU devices to exercise sharding.
 
-`EQDIFF_TEST_X64=0` runs the same suite the way users run it, in float32 (design: "float64-only tests hide what
-users run"); tests that need float64 for their truth skip themselves there through the `x64` fixture.
+`EQDIFF_TEST_X64=0` runs the same suite the way users run it, in float32; tests that need float64
+for their truth skip themselves there through the `x64` fixture.
 
-Compiled programs are kept in `.pytest_cache` and shared by the processes of a run: a second run takes less than half the time.
-`pytest --cache-clear` forgets them.
+Compiled programs are kept in `.pytest_cache` and shared by the processes of a run: a second run
+takes less than half the time. `pytest --cache-clear` forgets them.
 """
 
 import os
 
 
-# Before JAX starts: the tests never need an accelerator, and two devices make every sharded path real.
+# Before JAX starts: tests never need an accelerator, and two devices make every sharded path real.
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax

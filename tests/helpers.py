@@ -21,7 +21,7 @@ GOLDEN = pathlib.Path(__file__).parent / "golden"
 
 @ft.cache
 def load_golden(name: str) -> dict[str, np.ndarray]:
-    """`load_golden("public_idiff_unet_c")["io/out"]`; the arrays are shared: do not write to them."""
+    """`load_golden("public_idiff_unet_c")["io/out"]`; the arrays are shared, so only read them."""
     with np.load(GOLDEN / f"{name}.npz") as file:
         return {key: file[key] for key in file.files}
 
@@ -38,7 +38,7 @@ def _noise_floor() -> dict[str, dict[str, float]]:
 
 
 def golden_tolerance(name: str, key: str, dtype=np.float32) -> float:
-    """The allowed error relative to the array's largest magnitude; keys not listed have floor zero."""
+    """The allowed error relative to the array's largest magnitude; keys not listed have floor 0."""
     if load_golden(name)[key].dtype == np.float64 and np.dtype(dtype) == np.float64:
         return 1e-10
     return 5 * _noise_floor()[name].get(key, 0.0) + 1e-6

@@ -1,4 +1,7 @@
-"""The main job's settings and its run folder: what is refused, resumed and kept. CI runs the job itself, end to end."""
+"""The main job's settings and its run folder: what is refused, resumed and kept.
+
+CI runs the job itself, end to end.
+"""
 
 import dataclasses
 import itertools
@@ -139,8 +142,8 @@ def test_the_network_fits_any_image(shape, getkey):
     mine = resolve(Config(model=Model(class_conditional=False)), "folder", False)
     net = eqx.filter_eval_shape(lambda key: make_net(mine, data, key=key), getkey())
     x = jax.ShapeDtypeStruct(shape, np.float32)
-    label = jax.ShapeDtypeStruct((), np.float32)
-    out = eqx.filter_eval_shape(lambda n, t, y: n(t, y), net, label, x)
+    c_noise = jax.ShapeDtypeStruct((), np.float32)
+    out = eqx.filter_eval_shape(lambda n, t, y: n(t, y), net, c_noise, x)
     assert out.shape == (2 * shape[0], *shape[1:])
     assert make_timesteps(mine).init() is None
 

@@ -1,4 +1,7 @@
-"""What reproduce_iddpm.py measures, on stand-ins for its networks of which the answers are known, and the report made of it."""
+"""What reproduce_iddpm.py measures, on stand-ins for its networks of which the answers are known.
+
+And the report made of it.
+"""
 
 import json
 import sys
@@ -34,7 +37,7 @@ class Shrink(eqx.Module):
     scale: jax.Array
     learned: bool = eqx.field(static=True)
 
-    def __call__(self, label, x, args=None, *, key=None):
+    def __call__(self, c_noise, x, args=None, *, key=None):
         out = self.scale * x
         return jnp.concatenate([out, jnp.zeros_like(x)]) if self.learned else out
 
@@ -93,7 +96,9 @@ def test_every_claim_can_be_measured_and_reported(bench, tmp_path):
 
 
 def test_noise_scale_of_a_quadratic_is_known(bench):
-    """For the loss ½‖θ − x₀‖² a gradient is θ − x₀: Σ is the covariance of the data and G their distance from θ."""
+    """For the loss ½‖θ − x₀‖² a gradient is θ − x₀: Σ is the covariance of the data, and G their
+    distance from θ.
+    """
     images, _ = bench.data.train.take(np.arange(len(bench.data.train)))
     images = bench.data.normalise(images).reshape(len(images), -1).astype(np.float64)
     theta = 2.0
@@ -103,7 +108,7 @@ def test_noise_scale_of_a_quadratic_is_known(bench):
         return 0.5 * jnp.sum((net - x0) ** 2), {}
 
     net = jnp.full((1, 8, 8), theta)
-    losses = {"quadratic": (quadratic, eqd.Uniform(10), None)}
+    losses = {"quadratic": (quadratic, eqd.Uniform(eqd.cosine_schedule(10)), None)}
     noise = _claims.gradient_noise(bench, net, losses)["quadratic"]
     np.testing.assert_allclose(noise["noise_scale"], truth, rtol=0.1)
     np.testing.assert_allclose(noise["variance"], images.var(axis=0).sum(), rtol=0.1)
@@ -116,9 +121,9 @@ def test_noise_scale_of_a_quadratic_is_known(bench):
 
 @pytest.mark.slow
 def test_warm_up_sees_the_losses(bench):
-    """The probabilities follow the root mean square of the loss at each step, found here from draws of its own."""
+    """The probabilities follow the root mean square of the loss at each step, here found anew."""
     config = config_of(Reproduction(num_timesteps=20), "cosine L_vlb, importance", False)
-    timesteps = eqd.LossSecondMoment(20)
+    timesteps = eqd.LossSecondMoment(eqd.cosine_schedule(20))
     net = Shrink(jnp.asarray(0.9), learned=True)
     state = _claims.warmed_up(bench, net, config, timesteps, 5)
     actual = np.asarray(timesteps.probabilities(state))

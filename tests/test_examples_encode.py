@@ -47,7 +47,8 @@ def test_it_draws_both_pictures_and_the_table(run, capsys, tmp_path):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     rows = [line.split("|")[1:4] for line in capsys.readouterr().out.splitlines() if "|" in line]
     coarse, fine = (float(row[1]) for row in rows[2:])
-    # An untrained U-Net predicts no noise: the flow scales x by α, and comes back as well as it is solved.
+    # An untrained U-Net predicts no noise: the flow scales x by α, and comes back as well as it is
+    # solved.
     assert fine < 0.1 * coarse and fine < 0.05
 
 

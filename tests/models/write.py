@@ -1,7 +1,8 @@
-"""How the models in this folder were made: files of formats 1 and 2 and what each denoiser answered.
+"""How the models in this folder were made: files of formats 1 and 2 and their denoisers' answers.
 
-Runs with eqdiff 0.1.0 (commit 334ac08) alone, whose names it uses: `python write.py FOLDER`, float32, CPU.
-Weights are random in every array, so that no map is zero and every number of a file tells in its answer.
+Runs with eqdiff 0.1.0 (commit 334ac08) alone, whose names it uses: `python write.py FOLDER`,
+float32, CPU. Weights are random in every array, so that no map is zero and every number of a file
+tells in its answer.
 """
 
 import json
