@@ -13,8 +13,10 @@ It differs from `eqdiff.PredictorCorrector`, which is what to use, in four ways:
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import eqdiff as eqd
+from eqdiff._sampler import base
 
 
 class BatchLangevin(eqd.AbstractCorrector):
@@ -28,25 +30,29 @@ class BatchLangevin(eqd.AbstractCorrector):
         return 2 * (step.transition()[0] * self.snr * noise / score) ** 2
 
 
-def step_between(process, t, s, last):
-    """The step from t to s, or from t into the data."""
-    t, s = jnp.asarray(t), jnp.asarray(s)
-    here, there = ([f(u) for f in (process.alpha, process.sigma, process.log_snr)] for u in (t, s))
-    data = (1.0, 0.0, jnp.inf)
-    there = [jnp.where(last, end, value) for end, value in zip(data, there, strict=True)]
-    fall = jnp.where(last, jnp.inf, process.log_snr_fall(s, t))
-    last = jnp.asarray(last)
-    return eqd.Step(t, s, *here, *there, fall, (~last).astype(jnp.int32), last)
+def step_between(process, t, s, last=False):
+    """The steps from each t to its s, or from t into the data: built like the library's own."""
+    t, s = np.asarray(t), np.asarray(s)
+    # The last of several is always one into the data: here it is one too many.
+    ends = (np.append(u, u.flat[-1]) for u in (t, s))
+    steps = base.steps_between(process, *ends, like=jnp.zeros(()))
+    steps = jax.tree.map(lambda leaf: leaf[:-1].reshape(t.shape), steps)
+    last = jnp.broadcast_to(jnp.asarray(last), t.shape)
+    fields = ("alpha_s", "sigma_s", "log_snr_s", "log_snr_fall")
+    data = [
+        jnp.where(last, end, getattr(steps, field))
+        for field, end in zip(fields, (1.0, 0.0, jnp.inf, jnp.inf), strict=True)
+    ]
+    return eqx.tree_at(lambda step: [getattr(step, field) for field in fields], steps, data)
 
 
 def steps_along(process, times, *, size=None):
     """Steps between decreasing times and then into the data, or of one size from each."""
-    times = jnp.asarray(times)
-    last = jnp.arange(len(times)) == len(times) - 1
-    steps = jax.vmap(lambda *ends: step_between(process, *ends))(
-        times, jnp.append(times[1:], times[-1:]), last
-    )
-    return steps if size is None else eqx.tree_at(lambda step: step.s, steps, times - size)
+    steps = base.steps_along(process, np.asarray(times), like=jnp.zeros(()))
+    if size is None:
+        return steps
+    sizes = jnp.full_like(steps.size, size)
+    return eqx.tree_at(lambda step: (step.s, step.size), steps, (steps.t - size, sizes))
 
 
 def draw(denoiser, steps, x, *, key, predictor=None, corrector=None, known=None, levels=None):

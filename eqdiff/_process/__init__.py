@@ -14,6 +14,7 @@ from .checks import (
 from .cosine import CosineVPSDE as CosineVPSDE
 from .discretisation import discretise as discretise
 from .edm import EDMSDE as EDMSDE
+from .exact import exactly as exactly
 from .kernel import KernelSDE as KernelSDE
 from .named import (
     alpha_bar_schedule as alpha_bar_schedule,

@@ -15,6 +15,7 @@ becomes a time by the process's `time(log_snr)`. On a schedule uniform times are
 official code; the other spacings lie between $t_0$ and $t_1$ and in general between the steps.
 """
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -90,7 +91,7 @@ def log_snr_times(process: AbstractProcess, num_steps: int) -> Float[Array, " nu
     num_steps = whole("log_snr_times", "num_steps", num_steps)
     t0, t1 = _ends(process)
     first, last = process.log_snr(t1), process.log_snr(t0)
-    times = jax.vmap(process.time)(first + _fraction(num_steps) * (last - first))
+    times = _at_levels(process, first + _fraction(num_steps) * (last - first))
     return _with_ends(times, t1, t0)
 
 
@@ -124,7 +125,7 @@ def karras_times(
     low, high = _range("karras_times", process, sigma_min, sigma_max)
     first, last = high ** (1 / rho), low ** (1 / rho)
     level = (first + _fraction(num_steps) * (last - first)) ** rho
-    times = jax.vmap(process.time)(-2 * jnp.log(level))
+    times = _at_levels(process, -2 * jnp.log(level))
     t0, t1 = _ends(process)
     return _with_ends(
         times,
@@ -177,7 +178,13 @@ def schedule_times(
             "schedule: schedule=eqdiff.cosine_schedule(4000)."
         )
     kept = np.rint(np.linspace(0, len(table) - 1, num_steps)).astype(int)
-    return jax.vmap(process.time)(jnp.asarray(-2 * np.log(table[kept]), float))
+    return _at_levels(process, jnp.asarray(-2 * np.log(table[kept]), float))
+
+
+@eqx.filter_jit
+def _at_levels(process: AbstractProcess, log_snr: Float[Array, " n"]) -> Float[Array, " n"]:
+    # Compiled as one: the inverse of a schedule's λ is a loop.
+    return jax.vmap(process.time)(log_snr)
 
 
 def _fraction(num_steps: int) -> Float[Array, " num_steps"]:

@@ -17,7 +17,6 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from .._check import is_traced
 from .._process import AbstractProcess, require_schedule, respace, Schedule
@@ -82,8 +81,7 @@ class Ancestral(AbstractChain):
 
     def _spaced(self, process: AbstractProcess) -> Schedule:
         schedule = require_schedule(process, "Ancestral sampling")
-        with jax.ensure_compile_time_eval():
-            times = self.grid.times(schedule)
+        times = self.grid.exact(schedule)
         if is_traced(times) or not jnp.issubdtype(times.dtype, jnp.integer):
             given = "traced" if is_traced(times) else f"{times.dtype}"
             raise ValueError(
@@ -91,4 +89,4 @@ class Ancestral(AbstractChain):
                 f"times are {given}. Write for example times=ddim_timesteps({schedule.num_steps}, "
                 "50)[::-1]; DDIM(eta=1.0) has the same noise at any times."
             )
-        return respace(schedule, np.asarray(times)[::-1])
+        return respace(schedule, times[::-1])

@@ -4,13 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Shaped
 
 from .._check import is_traced, of, whole
-from .._process import AbstractProcess, check_time, require_schedule, uniform_times
+from .._process import AbstractProcess, check_time, exactly, require_schedule, uniform_times
 from .._process._table import Table
 
 
@@ -61,18 +60,30 @@ class Grid(eqx.Module):
         **Raises:** `ValueError` for known times that the process does not have, or where no number
         was given and the process is not a schedule.
         """
+        return as_times(self.exact(process))
+
+    def exact(self, process: AbstractProcess) -> Any:
+        """The times as NumPy's, in float64 where they are not whole, or as they are if traced."""
         if self._known is not None:
             # Elements of a NumPy array are known under jit.
             for t in self._known.array[[0, -1]]:
                 check_time(process, t.item())
-            return jnp.asarray(self._known.array)
+            return self._known.array
         if self._traced is not None:
             return self._traced
         num_steps = self.num_steps
         if num_steps is None:
             num_steps = require_schedule(process, "A sampler that visits every step").num_steps
-        with jax.ensure_compile_time_eval():
-            return self.spacing(process, num_steps)
+        times = exactly(self.spacing, process, num_steps)
+        return times if is_traced(times) else np.asarray(times)
+
+
+def as_times(times: Any) -> Shaped[Array, " n"]:
+    """Times in the default precision, whole ones as int32."""
+    if is_traced(times):
+        return times
+    whole = np.issubdtype(times.dtype, np.integer)
+    return jnp.asarray(times, jnp.int32 if whole else float)
 
 
 def grid_of(
