@@ -134,8 +134,11 @@ def check_levels(
             )
         return image
     # Under jit the values cannot be shown; which way they are wrong can.
-    ways = [jnp.any(~jnp.isfinite(image)), jnp.any(level < 0), jnp.any(level > levels - 1)]
+    ways = [jnp.any(~jnp.isfinite(image)), jnp.any(position < -0.02)]
+    ways.append(jnp.any(position > levels - 1 + 0.02))
     way = jnp.where(ways[0], 0, jnp.where(ways[1], 1, jnp.where(ways[2], 2, 3)))
+    # Under vmap the largest is shown, and a good image has none to show.
+    way = jnp.where(jnp.any(off), way, 0)
     texts = [
         "that are not finite",
         f"below {low:g}",
