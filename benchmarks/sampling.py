@@ -56,7 +56,7 @@ def bound_case(
 ) -> Callable[[], Any]:
     """Every term of the bound (`None`), or an estimate from `terms` of them."""
     denoiser = eqd.Denoiser(net, schedule, variance=eqd.LearnedRange())
-    images = jnp.zeros((batch, *SHAPE))
+    images = -jnp.ones((batch, *SHAPE))  # Black, which is one of the grey levels.
     keys = jax.random.split(jax.random.key(2), batch)
 
     @eqx.filter_jit

@@ -66,7 +66,7 @@ def record_losses(schedule: eqd.Schedule, draws: int, bar: tqdm) -> jax.Array:
 
         return jax.vmap(one)(jax.random.split(key, draws))
 
-    chunk = eqx.filter_jit(jax.vmap(lambda t: at(t, jax.random.fold_in(jax.random.key(1), t))))
+    chunk = jax.jit(jax.vmap(lambda t: at(t, jax.random.fold_in(jax.random.key(1), t))))
     rows = []
     for times in np.array_split(np.arange(schedule.num_steps, dtype=np.int32), 10):
         rows.append(np.asarray(chunk(times)))

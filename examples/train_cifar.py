@@ -183,7 +183,7 @@ class Loop:
             denoiser,
             self.data.shape,
             num,
-            steps=50,
+            steps=min(50, self.config.diffusion.num_timesteps),
             num_classes=num_classes,
             key=key,
             progress=False,
