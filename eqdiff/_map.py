@@ -11,7 +11,6 @@ Sampling is the same with the noise for an example.
 
 import os
 import re
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -39,6 +38,31 @@ _FAILURES = (eqx.EquinoxRuntimeError, jax.errors.JaxRuntimeError)
 _HOPELESS = 16
 
 
+class FailedExamples(RuntimeError):
+    """Raised after all examples were tried, where some of them failed.
+
+    ```python
+    try:
+        values = eqd.map_examples(bits, images, key=key)
+    except eqd.FailedExamples as error:
+        print(error)
+        values = error.results  # NaN where an example failed
+    ```
+
+    - `errors`: what each failed example's check said, by its index.
+    - `results`: what would have been returned, with NaN for the failed examples.
+    """
+
+    def __init__(self, name: str, num: int, errors: dict[int, str], results: PyTree[np.ndarray]):
+        shown = ", ".join(map(str, sorted(errors)[:20])) + (", …" if len(errors) > 20 else "")
+        super().__init__(
+            f"{name}: {len(errors)} of {num} examples failed, and their results are NaN in this "
+            f"error's `results`, with those of the others. Their indices: {shown}. The first: "
+            f"{errors[min(errors)]}"
+        )
+        self.errors, self.results = errors, results
+
+
 def map_examples(
     fn: Callable[..., PyTree[Any]],
     *args: PyTree[Any],
@@ -59,10 +83,10 @@ def map_examples(
 
     **A bad example does not lose the others.** Where a chunk fails with an error at run time (a
     solve that did not arrive, a value off its levels), its examples are tried one by one: those
-    that fail alone have NaN for a result (whole numbers become floating-point ones), and a
-    `RuntimeWarning` at the end gives their indices and the first one's error. If all fail, or the
-    first 16, the error itself is raised. Errors before any computation (a wrong shape, a missing
-    key) are raised as usual.
+    that fail alone have NaN for a result (whole numbers become floating-point ones), and
+    [`eqdiff.FailedExamples`][] is raised at the end, which names them and carries all results. If
+    all fail, or the first 16, the error itself is raised at once. Errors before any computation (a
+    wrong shape, a missing key) are raised as usual.
 
     **Arguments:**
 
@@ -83,7 +107,7 @@ def map_examples(
     **Returns:** what `fn` returns, as NumPy arrays with a leading axis.
 
     **Raises:** `ValueError` for no arguments, leading axes of different lengths, numbers that are
-    not whole and positive, or a folder of another call.
+    not whole and positive, or a folder of another call; [`eqdiff.FailedExamples`][].
     """
     if not jax.tree.leaves(args):
         raise ValueError("map_examples: expected at least one array to map over.")
@@ -192,8 +216,13 @@ def _run(one, what, rows, indices, key, mesh):
         # Each device by itself. In a program that devices run together, one that fails would leave
         # the others waiting for it, and XLA ends the process.
         split, same = PartitionSpec(mesh.axis_names[0]), PartitionSpec()
-        specs = dict(in_specs=(same, split, split, same), out_specs=split)
-        batch = jax.shard_map(batch, mesh=mesh, check_vma=False, **specs)
+        batch = jax.shard_map(
+            batch,
+            mesh=mesh,
+            in_specs=(same, split, split, same),
+            out_specs=split,
+            check_vma=False,
+        )
     return batch(arrays, rows, indices, key)
 
 
@@ -259,16 +288,11 @@ def _in_chunks(name, one, what, args, num, key, batch_size, mesh, progress, fold
     finally:
         if failed and mesh is not None:
             _forget_failures(mesh.local_devices)
-    if failed:
-        shown = ", ".join(map(str, sorted(failed)[:20])) + (", …" if len(failed) > 20 else "")
-        warnings.warn(
-            f"{name}: {len(failed)} of {num} examples failed, and their results are NaN. Their "
-            f"indices: {shown}. The first: {failed[min(failed)]}",
-            RuntimeWarning,
-            stacklevel=3,
-        )
     leaves = [np.concatenate(parts) for parts in zip(*results, strict=True)]
-    return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+    everything = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+    if failed:
+        raise FailedExamples(name, num, failed, everything)
+    return everything
 
 
 def _one_by_one(

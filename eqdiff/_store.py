@@ -75,7 +75,8 @@ class Store:
 
         def save(path: Path) -> None:
             with open(path, "wb") as file:
-                np.savez(file, **{f"leaf_{i}": leaf for i, leaf in enumerate(leaves)})
+                named = {f"leaf_{i}": leaf for i, leaf in enumerate(leaves)}
+                np.savez(file, allow_pickle=False, **named)
 
         self._replace(self._path(start), save)
 

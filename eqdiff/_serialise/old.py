@@ -45,11 +45,12 @@ def of_today(model: dict[str, Any], path: Path) -> dict[str, Any]:
         if not isinstance(value, dict):
             return value
         value = {k: translate(v) for k, v in value.items()}
-        if not isinstance(value.get("class"), str) or not isinstance(value.get("arguments"), dict):
+        said, arguments = value.get("class"), value.get("arguments")
+        if not isinstance(said, str) or not isinstance(arguments, dict):
             return value
-        name = _OLD_CLASSES.get(value["class"], value["class"])
+        name = _OLD_CLASSES.get(said, said)
         new = _OLD_ARGUMENTS.get(name, {})
-        kept = {k: v for k, v in value["arguments"].items() if k not in _GONE.get(name, ())}
+        kept = {k: v for k, v in arguments.items() if k not in _GONE.get(name, ())}
         arguments = {new.get(k, k): v for k, v in kept.items()}
         return {"class": name, "arguments": arguments}
 
