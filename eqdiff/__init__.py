@@ -72,7 +72,11 @@ from ._loss import (
     score_matching as score_matching,
     SigmoidWeighting as SigmoidWeighting,
 )
-from ._map import generate as generate, map_examples as map_examples
+from ._map import (
+    FailedExamples as FailedExamples,
+    generate as generate,
+    map_examples as map_examples,
+)
 from ._parameterisation import (
     AbstractParameterisation as AbstractParameterisation,
     EDMPreconditioning as EDMPreconditioning,

@@ -142,11 +142,13 @@ def with_bad(*indices, value=9):
 @pytest.mark.parametrize("bad", [(0,), (4,), (6,), (0, 1, 2), (2, 6)])
 def test_a_bad_example_does_not_lose_the_others(batch_size, devices, bad):
     says = rf"map_examples: {len(bad)} of 7 examples failed.*{', '.join(map(str, bad))}\. The first"
-    with pytest.warns(RuntimeWarning, match=says) as caught:
-        found, count = eqd.map_examples(
+    with pytest.raises(eqd.FailedExamples, match=says) as caught:
+        eqd.map_examples(
             checked, with_bad(*bad), key=KEY, batch_size=batch_size, mesh=mesh_of(devices)
         )
-    assert len(caught) == 1 and "nine is not a number" in str(caught[0].message)
+    assert sorted(caught.value.errors) == list(bad)
+    assert all("nine is not a number" in said for said in caught.value.errors.values())
+    found, count = caught.value.results
     good = np.setdiff1d(np.arange(7), bad)
     np.testing.assert_array_equal(found[good], X[good])
     np.testing.assert_array_equal(count[good], (X[good] > 0).sum(1))
@@ -172,8 +174,9 @@ def test_a_function_that_fails_for_all_is_an_error(num, batch_size):
 
 def test_a_later_chunk_may_fail_as_a_whole():
     data = with_bad(3, 4, 5)
-    with pytest.warns(RuntimeWarning, match="3 of 7"):
-        found, _ = eqd.map_examples(checked, data, key=KEY, batch_size=3)
+    with pytest.raises(eqd.FailedExamples, match="3 of 7") as caught:
+        eqd.map_examples(checked, data, key=KEY, batch_size=3)
+    found, _ = caught.value.results
     np.testing.assert_array_equal(np.isnan(found[:, 0]), np.isin(np.arange(7), (3, 4, 5)))
 
 
@@ -250,7 +253,7 @@ def test_a_long_job_continues_where_it_stopped(run, tmp_path, monkeypatch):
 
 def test_failures_are_tried_again(tmp_path, monkeypatch):
     options = dict(key=KEY, batch_size=2, folder=tmp_path)
-    with pytest.warns(RuntimeWarning, match="1 of 7"):
+    with pytest.raises(eqd.FailedExamples, match="1 of 7"):
         eqd.map_examples(checked, with_bad(3), **options)
     count = Counting(monkeypatch)
     found, _ = eqd.map_examples(checked, X, **options)
@@ -323,8 +326,9 @@ def test_bits_per_dim_of_a_batch_with_a_bad_image():
         return found.bits
 
     images = np.array([[0.0, 1.0], [0.4, 1.0], [-1.0, 0.0]], np.float32)
-    with pytest.warns(RuntimeWarning, match=r"indices: 1\..*on none of the levels"):
-        found = eqd.map_examples(bits, images, key=KEY)
+    with pytest.raises(eqd.FailedExamples, match=r"indices: 1\..*on none of the levels") as e:
+        eqd.map_examples(bits, images, key=KEY)
+    found = e.value.results
     alone = eqx.filter_jit(bits)(jnp.asarray(images[2]), jax.random.fold_in(KEY, 2))
     assert np.isnan(found[1]) and np.all(np.isfinite(found[[0, 2]]))
     np.testing.assert_allclose(found[2], alone, rtol=1e-4)
