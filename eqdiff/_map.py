@@ -97,7 +97,7 @@ def map_examples(
     - `key`: example `i` has the key `jax.random.fold_in(key, i)`.
     - `batch_size`: how many examples are computed at once; memory grows with it.
     - `mesh`: a device mesh; each chunk is split along the mesh's first axis, its size rounded up to
-        fill it. Devices do not wait for one another: `fn` must hold no collective of its own.
+        fill it. Devices do not wait for one another: `fn` itself must hold no collective.
     - `progress`: shows a bar with rate and ETA (needs tqdm).
     - `folder`: where to write each finished chunk, so that the same call continues after an
         interruption. A chunk with failures is not kept but tried again. A folder of a call with

@@ -8,7 +8,7 @@ official `calc_bpd_loop`). It is a bound on discrete data: no dequantisation ent
 
 All $T$ terms cost $T$ network calls an image. Most of the bound sits in the first steps, so times
 are drawn from strata $S_1, \dots, S_m$ of the schedule that widen geometrically, $r$ times $t_{ji}$
-in each, every one with noise of its own:
+in each, each with its own noise:
 
 $$\widehat{\mathrm{bpd}} = L_T + \sum_{j=1}^m |S_j|\,\bar L_j, \qquad
   \bar L_j = \frac1r\sum_{i=1}^r L_{t_{ji}}. \tag{2}$$
@@ -170,7 +170,7 @@ def strata(num_steps: int, num_strata: int) -> Int[np.ndarray, " edges"]:
     low, high = 1.0, float(num_steps) ** (1 / max(num_strata - 1, 1)) + 1
 
     def widths(growth: float) -> np.ndarray:
-        # No stratum is wider than the chain, and the cap keeps large powers from overflowing.
+        # No stratum is wider than the schedule, and the cap keeps large powers from overflowing.
         exponents = np.minimum(np.arange(num_strata) * np.log(growth), np.log(2 * num_steps))
         return np.maximum(np.floor(np.exp(exponents)), 1)
 

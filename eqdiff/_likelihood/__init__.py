@@ -17,9 +17,9 @@ is what [`eqdiff.slerp`][] passes through; a straight line would cut through the
 latents are.
 
 **Network calls.** One velocity is one network call when encoding; with $n$ Hutchinson probes one
-call carrying $n$ tangents, which costs about $1 + n$ calls; with the exact trace $1 + \lceil
-D/\text{chunk}\rceil$ calls with $D$ tangents between them. How many velocities a solve took is in
-its `stats`.
+call carrying $n$ tangents, which costs about $1 + n$ calls; with the exact trace
+$1 + \lceil D/\text{chunk}\rceil$ calls with $D$ tangents between them. How many velocities a solve
+took is in its `stats`.
 """
 
 from .bits import bits_per_dim as bits_per_dim, BitsPerDim as BitsPerDim

@@ -4,9 +4,9 @@ Images take $L$ values; a flow has a density. Three ways connect them, each a lo
 log-probability $\log P(x)$ of the pixels, and each right only for the data its network was trained
 on.
 
-**Uniform**, for networks trained on dequantised data $y = \text{low} + w (k + u)$, $u \sim
-U[0,1)^D$, where level $k$ owns a bin of width $w = (\text{high} - \text{low})/L$ (Theis et al.
-2016; Song et al. 2021, appendix C):
+**Uniform**, for networks trained on dequantised data $y = \text{low} + w (k + u)$,
+$u \sim U[0,1)^D$, where level $k$ owns a bin of width $w = (\text{high} - \text{low})/L$ (Theis et
+al. 2016; Song et al. 2021, appendix C):
 
 $$\log P(x) \ge \mathbb E_u[\log p(y)] + D\log w. \tag{1}$$
 
