@@ -1,4 +1,7 @@
-"""Diffusion models in JAX: Improved DDPM and score-based SDEs as Equinox modules and Diffrax solves."""
+"""Diffusion models in JAX.
+
+Improved DDPM and score-based SDEs as Equinox modules and Diffrax solves.
+"""
 
 import importlib
 from importlib.metadata import version as _version

@@ -1,4 +1,4 @@
-"""Optional packages are imported where they are used; one that is missing is reported in one way."""
+"""Optional packages are imported where they are used; missing ones are reported alike."""
 
 import importlib
 from typing import Any

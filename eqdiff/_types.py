@@ -1,7 +1,7 @@
 """Aliases for the shapes that appear everywhere (floor 0).
 
-A *single example* is the unit of all mathematics in eqdiff: an array of any shape with no batch axis. Times,
-noise levels and log-densities are scalars. Users batch with `jax.vmap`.
+A *single example* is the unit of all mathematics in eqdiff: an array of any shape with no batch
+axis. Times, noise levels and log-densities are scalars. Users batch with `jax.vmap`.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,8 @@ Scalar = Float[Array, ""]
 # What a user may pass as a time: a number of any kind or a 0-d array.
 Time = float | int | np.number | Shaped[Array | np.ndarray, ""]
 
-# Anything that conditions a network: a class label, an image, a pytree of both. `None` when unconditional.
+# Anything that conditions a network: a class label, an image, a pytree of both. `None` if nothing
+# does.
 Args = Any
 
 # `net(c_noise, x, args, key=key) -> F`: what every network in eqdiff looks like from outside.

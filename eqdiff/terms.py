@@ -1,4 +1,4 @@
-"""The differential equations as Diffrax terms, for solves of your own: see `diffrax.diffeqsolve`."""
+"""The differential equations as Diffrax terms, for solves of your own by `diffrax.diffeqsolve`."""
 
 from ._term import (
     augmented_flow as augmented_flow,

@@ -108,7 +108,8 @@ def make_optimiser(config: Config) -> optax.GradientTransformation:
     warmup = min(training.warmup, max(1, training.steps // 10))
     rate = optax.linear_schedule(0.0, training.learning_rate, warmup)
     if training.decay == "cosine":
-        decay = optax.cosine_decay_schedule(training.learning_rate, training.steps - warmup)
+        left = max(1, training.steps - warmup)
+        decay = optax.cosine_decay_schedule(training.learning_rate, left)
         rate = optax.join_schedules([rate, decay], [warmup])
     return optax.chain(optax.clip_by_global_norm(training.grad_clip), optax.adam(rate))
 

@@ -1,7 +1,9 @@
-"""Every public call with the inputs that people hand over by mistake: right, or refused with a sentence.
+"""Every public call with the inputs that people hand over by mistake.
 
-A new public call joins `CALLS` (if it takes an example), `COUNTS` (if it takes a whole number) or one of the
-lists of what takes neither; `test_every_public_call_is_walked` sees to it.
+Each is right, or refused with a sentence.
+
+A new public call joins `CALLS` (if it takes an example), `COUNTS` (if it takes a whole number) or
+`NEITHER`; `test_every_public_call_is_walked` sees to it.
 """
 
 import inspect
@@ -60,7 +62,8 @@ def scored(dequantise):
     return lambda x: eqd.bits_per_dim(ORACLE, x, flow=FLOW, dequantise=dequantise, key=KEY).bits
 
 
-# What takes one example, as a function of it alone, with all else right. Those that score images are apart.
+# What takes one example, as a function of it alone, with all else right; those that score images are
+# apart.
 CALLS = {
     "Denoiser": lambda x: LEARNED(3, x).x0,
     "score": lambda x: eqd.score(LEARNED, 3, x),
@@ -138,7 +141,7 @@ def test_numpy_arrays_are_examples_too(name):
     )
 
 
-# Where the state of a solve or a chain would lose the steps near the data, and where a score would be rounded.
+# Where the state of a solve or a chain would lose the steps near the data, or a score its digits.
 FULL_PRECISION = {
     *("DDIM", "DDIM.encode", "Ancestral", "StochasticHeun", "DPMSolverPP", "PredictorCorrector"),
     *("ProbabilityFlow", "ProbabilityFlow.encode", "ProbabilityFlow.decode", "ReverseSDE"),
@@ -251,7 +254,7 @@ def test_what_is_not_a_count_is_refused(name, bad):
     assert len(str(error.value)) > 30, "a sentence"
 
 
-# Public calls that take neither an example nor a count: what they take is walked in their own tests.
+# Public calls that take neither an example nor a count; what they take is walked in their tests.
 NEITHER = {
     *("GaussianDenoiser", "GaussianMixtureDenoiser", "on", "stop_mean", "FixedArgs", "Batched"),
     *(

@@ -1,7 +1,7 @@
 """guided-diffusion's networks: outputs and gradients of the official code, from its weights.
 
-Float64 tells whether the mathematics is the same (the tolerance is then the official float32 error);
-float32 is what users run, and what the suite's float32 leg compares.
+Float64 tells whether the mathematics is the same (the tolerance is then the official float32
+error); float32 is what users run, and what the suite's float32 leg compares.
 """
 
 import jax
@@ -31,11 +31,7 @@ def _config(name):
 
 
 def _load(name, dtype=jnp.float32):
-    load = (
-        interop.openai_unet
-        if name in (LEGACY, NEW)
-        else interop.openai_classifier
-    )
+    load = interop.openai_unet if name in (LEGACY, NEW) else interop.openai_classifier
     net = load(_state(name), _config(name), compute_dtype=dtype)
     return jax.tree.map(lambda p: jnp.asarray(np.asarray(p), dtype), net)
 
@@ -85,8 +81,7 @@ def test_a_wrong_order_is_another_permutation():
     # The orders differ where there are two heads, and each undoes itself alone.
     net = _load(LEGACY)
     legacy, new = (
-        interop.openai_state_dict(net, use_new_attention_order=order)
-        for order in (False, True)
+        interop.openai_state_dict(net, use_new_attention_order=order) for order in (False, True)
     )
     differ = {k for k in legacy if not np.array_equal(legacy[k], new[k])}
     assert differ and all(".qkv." in k for k in differ)

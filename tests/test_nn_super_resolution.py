@@ -33,9 +33,7 @@ def official(request):
         pytest.skip("needs float64 (EQDIFF_TEST_X64=0)")
     config = load_golden_config(FILE)["kwargs"]
     config = {**config, "in_channels": 2 * config["in_channels"]}
-    net = nn.SuperResolution(
-        interop.openai_unet(official_state(), config, compute_dtype=dtype)
-    )
+    net = nn.SuperResolution(interop.openai_unet(official_state(), config, compute_dtype=dtype))
     net = jax.tree.map(lambda p: p.astype(dtype) if eqx.is_inexact_array(p) else p, net)
     golden = load_golden(FILE)
     t, x, low_res, w = (jnp.asarray(golden[f"io/{k}"], dtype) for k in ("t", "x", "low_res", "w"))

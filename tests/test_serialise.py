@@ -123,7 +123,7 @@ def test_half_precision_weights_come_back(dtype, tmp_path):
 
 
 class Wrapped(eqx.Module):
-    """A network of one's own: with a part that has a key, a table, and an argument that is an array."""
+    """A network of one's own: with a part that has a key, a table, and an array as an argument."""
 
     inner: eqd.nn.MLP
     shift: jax.Array

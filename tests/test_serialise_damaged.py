@@ -1,4 +1,4 @@
-"""Files of ours that are damaged, part by part: each says what is wrong, and none is anything but a ValueError."""
+"""Files of ours that are damaged, part by part: each says what is wrong, as a ValueError."""
 
 import json
 

@@ -172,9 +172,9 @@ def make_step(
     parameters, their moving averages and the timestep strategy. The state given to it is *donated*:
     its memory is used for the new one, and it cannot be used again.
 
-    A step whose loss or gradient is not finite leaves parameters, averages and the optimiser's state
-    as they were, and says so in its metrics (`nonfinite`): one bad example does not turn the weights
-    into NaN. The next step draws other times and noise.
+    A step whose loss or gradient is not finite leaves parameters, averages and the optimiser's
+    state as they were, and says so in its metrics (`nonfinite`): one bad example does not turn the
+    weights into NaN. The next step draws other times and noise.
 
     **Arguments:**
 
