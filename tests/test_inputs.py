@@ -62,7 +62,7 @@ def scored(dequantise):
     return lambda x: eqd.bits_per_dim(ORACLE, x, flow=FLOW, dequantise=dequantise, key=KEY).bits
 
 
-# What takes one example, as a function of it alone, with all else right; those that score images are
+# What takes one example, as a function of it alone, with all else right; scores of images are
 # apart.
 CALLS = {
     "Denoiser": lambda x: LEARNED(3, x).x0,
