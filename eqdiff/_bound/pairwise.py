@@ -172,14 +172,14 @@ def pairwise_terms(
     and time of the grid.
 
     With one `key`, `pairwise_terms(...).bound(path)` is, up to rounding, the mean of
-    `variational_bound(respaced, x0, key=k).total` over the images and `jax.random.split(key, n)`,
+    `variational_bound(respaced, x0, key=k).bits` over the images and `jax.random.split(key, n)`,
     where `respaced` is the denoiser on `respace(schedule, path)`: both see the same noise.
 
     **Arguments:**
 
     - `denoiser`: on a schedule.
     - `data`: images on the grid of grey levels, along a leading axis.
-    - `grid`: increasing indices of the schedule, for example `schedule.spaced(256)`. Time for
+    - `grid`: increasing indices of the schedule, for example `section_timesteps(T, (256,))`. Time for
         arithmetic grows with the square of their number.
     - `args`: what conditions the network, each leaf with a leading axis; or `None`.
     - `key`: for the noise.
