@@ -179,8 +179,8 @@ def pairwise_terms(
 
     - `denoiser`: on a schedule.
     - `data`: images on the grid of grey levels, along a leading axis.
-    - `grid`: increasing indices of the schedule, for example `section_timesteps(T, (256,))`. Time for
-        arithmetic grows with the square of their number.
+    - `grid`: increasing indices of the schedule, for example `section_timesteps(T, (256,))`. Time
+        for arithmetic grows with the square of their number.
     - `args`: what conditions the network, each leaf with a leading axis; or `None`.
     - `key`: for the noise.
     - `levels`, `decoder`, `chunk`: as for [`eqdiff.variational_bound`][].
