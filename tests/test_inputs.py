@@ -303,6 +303,7 @@ NEITHER = {
     *(
         "BitsPerDim",
         "Estimate",
+        "FailedExamples",
         "LogLikelihood",
         "PairwiseTerms",
         "Prediction",

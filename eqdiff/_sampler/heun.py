@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from .._check import check_positive
-from .._process import AbstractProcess, as_time, karras_times
+from .._process import AbstractProcess, as_time, exactly, karras_times
 from .._types import Example, Scalar
 from .base import AbstractChain, Step
 from .grid import Grid, grid_of, Spacing
@@ -142,7 +142,10 @@ class StochasticHeun(AbstractChain):
             return step.t, level, jnp.zeros_like(level)
         num_steps = self.grid.times(process).shape[0]
         gamma = min(self.churn / num_steps, math.sqrt(2) - 1)
-        most_alpha, most_sigma = process.levels(process.t1, like=level)
+        # Rounded and divided as the steps' levels are, or the first would seem to be below it.
+        most_alpha, most_sigma = (
+            jnp.asarray(end).astype(level.dtype) for end in exactly(_end, process)
+        )
         most = most_sigma / most_alpha
         chosen = (level >= self.churn_min) & (level <= self.churn_max)
         # No process goes beyond its own end.
@@ -157,3 +160,7 @@ class StochasticHeun(AbstractChain):
         t = as_time(step.t)
         found = jnp.minimum(process.time(-2 * jnp.log(up)).astype(t.dtype), process.t1)
         return jnp.where(chosen, found, t), up, rise
+
+
+def _end(process: AbstractProcess) -> tuple[Scalar, Scalar]:
+    return process.alpha(process.t1), process.sigma(process.t1)

@@ -38,7 +38,7 @@ from jaxtyping import Array, Float
 
 from .._check import check_fraction
 from .._denoiser import AbstractDenoiser
-from .._process import AbstractProcess, Schedule
+from .._process import AbstractProcess, as_time, Schedule
 from .._term import reverse_sde, shape_of
 from .._types import Args, Example, Key, Scalar
 from .._variance import AbstractVariance, ReverseStep
@@ -207,7 +207,8 @@ class EulerMaruyama(AbstractPredictor):
         self.eta = float(eta)
 
     def __call__(self, denoiser, step, x, args, *, key):
-        process, t, size = denoiser.process, step.t, step.size
+        process, t = denoiser.process, step.t
+        size = step.size.astype(as_time(t).dtype)
         estimate = denoiser(t, x, args)
         variance = self.eta**2 * size * process.diffusion(t) ** 2
         on_x0 = -size * process.alpha_dot(t)

@@ -76,8 +76,8 @@ def _schedule(config: Mapping[str, Any]) -> Schedule:
     name = config.get("_class_name", "DDPMScheduler")
     if not {"beta_schedule", "trained_betas", "beta_start"} & set(config):
         raise ValueError(
-            f"the scheduler is a {name}, which has no rates β: expected one of a discrete schedule, "
-            "such as DDPMScheduler."
+            f"the scheduler is a {name}, which has no rates β: expected one of a discrete "
+            "schedule, such as DDPMScheduler."
         )
     if config.get("rescale_betas_zero_snr", False):
         raise ValueError(
