@@ -129,10 +129,12 @@ def refused(name, x) -> str:
 def test_whole_numbers_are_refused(name, dtype):
     """Pixels of 0 to 255, where normalised data belong."""
     with jax.numpy_dtype_promotion("standard"):
-        text = refused(name, jnp.asarray(np.abs(GRID) * 2, dtype))
+        kind = jax.dtypes.canonicalize_dtype(dtype)
+        text = refused(name, jnp.asarray(np.abs(GRID) * 2, kind))
     assert "floating" in text or "whole" in text
 
 
+@pytest.mark.slow
 @calls
 def test_numpy_arrays_are_examples_too(name):
     kind = jnp.result_type(float)
@@ -149,6 +151,7 @@ FULL_PRECISION = {
 }
 
 
+@pytest.mark.slow
 @calls
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=["bfloat16", "float16"])
 def test_half_precision_is_right_or_refused(name, dtype):
@@ -165,6 +168,7 @@ def test_half_precision_is_right_or_refused(name, dtype):
     np.testing.assert_allclose(call(name, half), full, atol=0.05 * scale)
 
 
+@pytest.mark.slow
 @calls
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_is_refused_or_not_finite(name, value):

@@ -315,6 +315,7 @@ def test_old_keys_serve_too(tmp_path):
     np.testing.assert_allclose(found["x"], expected["x"], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_bits_per_dim_of_a_batch_with_a_bad_image():
     """What it is for: an image off its levels among others."""
     denoiser = eqd.GaussianDenoiser(eqd.VPSDE(), 0.1, 0.5)

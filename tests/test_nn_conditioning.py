@@ -176,6 +176,7 @@ def test_a_byte_is_compared_with_more_classes_than_it_can_count():
     np.testing.assert_allclose(run(np.uint8(200)), call(net, "MLP", 200), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_transformations_of_a_network_with_classes():
     """The check has both derivatives, batches with and without jit, and runs on a mesh."""
     net, x = build("MLP", num_classes=3), example("MLP")

@@ -70,6 +70,7 @@ def test_a_hessian_names_its_adjoint(make):
         jax.hessian(f)(jnp.asarray(X, float))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", FUNCTIONS)
 def test_the_named_adjoints_have_the_derivatives(make, x64):
     """Of Gaussian data the flow is affine, so that a second difference is the Hessian."""

@@ -40,6 +40,7 @@ def draw(sampler, denoiser, x1):
     return quick_jit(lambda x: sampler(denoiser, x, key=jax.random.key(0)))(x1)
 
 
+@pytest.mark.slow
 @every
 def test_spacing_and_times_are_the_same_to_every_sampler(make):
     """The grid that a spacing makes, and the same times given as they are."""
@@ -109,6 +110,7 @@ def starting_at(make, start):
     return make(times=whole)
 
 
+@pytest.mark.slow
 @every
 def test_a_noised_state_is_a_start(make):
     """SDEdit on an exact denoiser: data noised to a time in the middle become data again."""
@@ -136,6 +138,7 @@ def exact_flow(process, t, x):
     return m_end + c_end / c_start * (x - m_start)
 
 
+@pytest.mark.slow
 @every
 def test_a_path_ends_in_the_sample(make):
     process = eqd.cosine_schedule(50)

@@ -190,6 +190,7 @@ def test_where_a_spline_overshoots_the_curve_is_steffens(x64):
         assert np.max(np.abs(jump)) > 1e-3
 
 
+@pytest.mark.slow
 def test_the_smooth_curve_saves_steps(x64, monkeypatch):
     """What a continuous second derivative is for: at 1e-8 Steffen's curve costs four times as
     many.
