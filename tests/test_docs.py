@@ -94,11 +94,10 @@ SKIPPED = {
 }
 
 SLOW = frozenset(
-    f"docs/api/nn.md",
-        "docs/{page}.md"
+    f"docs/{page}.md"
     for page in (
         *("adaptive-solves", "controllable", "flow-matching", "getting-started", "index"),
-        *("extending", "api/bound", "api/likelihood"),
+        *("extending", "api/bound", "api/likelihood", "api/nn"),
     )
 ) | {"README.md"}
 
