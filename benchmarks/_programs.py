@@ -17,11 +17,14 @@ import eqdiff as eqd
 from eqdiff.nn import presets
 
 
+Options = Mapping[str, Any]
+
+
 class Setting(NamedTuple):
     """A published experiment; `small` are options for a network of one block per level."""
 
     net: Callable[..., Any]
-    small: Mapping[str, Any]
+    small: Options
     shape: tuple[int, ...]
     num_classes: int | None
     denoiser: Callable[[Any], eqd.Denoiser]
@@ -138,22 +141,25 @@ class Program(NamedTuple):
 
 
 def make_optimiser() -> optax.GradientTransformation:
-    """Adam with warm-up and clipping, as `examples/train_cifar.py` has it."""
-    rate = optax.linear_schedule(0.0, 1e-4, 200)
+    """Adam with warm-up and clipping, as `examples/train_cifar.py` has it.
+
+    Its rate, and that of the average, are for a run of minutes.
+    """
+    rate = optax.linear_schedule(0.0, 2e-4, 200)
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
 
 
-def make_net(setting: Setting, dtype: str, *, small: bool = False, key: Any) -> Any:
-    """The network, computing in `dtype`."""
-    options = dict(setting.small) if small else {}
+def make_net(setting: Setting, dtype: str, options: Options, *, key: Any) -> Any:
+    """The network, computing in `dtype`; with options of its own."""
     return setting.net(compute_dtype=jnp.dtype(dtype), key=key, **options)
 
 
-def init_state(setting: Setting, dtype: str, *, small: bool = False) -> eqd.train.TrainState:
+def init_state(setting: Setting, dtype: str, options: Options) -> eqd.train.TrainState:
     """The state of a run at step 0."""
-    net = make_net(setting, dtype, small=small, key=jax.random.key(0))
+    net = make_net(setting, dtype, options, key=jax.random.key(0))
     timesteps = setting.timesteps(setting.denoiser(net).process)
-    return eqd.train.init(net, make_optimiser(), timesteps=timesteps, key=jax.random.key(1))
+    key = jax.random.key(1)
+    return eqd.train.init(net, make_optimiser(), timesteps=timesteps, ema=(0.999,), key=key)
 
 
 def make_step(setting: Setting) -> Callable[..., Any]:
@@ -216,16 +222,16 @@ def likelihood_program(setting: Setting, net: Any, batch: int) -> Program:
 
 
 def abstract_programs(
-    setting: Setting, batch: int, dtype: str, *, small: bool = False
+    setting: Setting, batch: int, dtype: str, options: Options
 ) -> dict[str, Callable[[], Program]]:
     """Every program by its name, of shapes alone: nothing is computed."""
 
     def net():
         key = jax.random.key(0)
-        return eqx.filter_eval_shape(lambda: make_net(setting, dtype, small=small, key=key))
+        return eqx.filter_eval_shape(lambda: make_net(setting, dtype, options, key=key))
 
     def state():
-        return eqx.filter_eval_shape(lambda: init_state(setting, dtype, small=small))
+        return eqx.filter_eval_shape(lambda: init_state(setting, dtype, options))
 
     return {
         "train": lambda: train_program(setting, state(), batch),

@@ -117,7 +117,8 @@ def measure(name: str, program_name: str, options: argparse.Namespace) -> Row:
     from _programs import abstract_programs, SETTINGS
 
     setting = SETTINGS[name]
-    programs = abstract_programs(setting, options.batch, options.dtype, small=options.small)
+    network = setting.small if options.small else {}
+    programs = abstract_programs(setting, options.batch, options.dtype, network)
     program = programs[program_name]()
     start = time.perf_counter()
     compiled = compile_for_h100(program)
