@@ -202,13 +202,20 @@ def _walk(module: Module, name: str, times: int) -> Iterator[Kernel]:
 
 def _kernel(module: Module, computation: Computation, this: Instruction, times: int) -> Kernel:
     inner = module.computations.get(this.find(r"calls=%([\w.\-]+)"), {})
+    # A library's call in a fusion with the slices that are its operands.
+    called = next((i for i in inner.values() if i.op == "custom-call"), None)
     kind = this.op
-    if this.op == "custom-call":
-        kind = this.find(r'custom_call_target="([^"]+)"')
+    if this.op == "custom-call" or called:
+        kind = (called or this).find(r'custom_call_target="([^"]+)"')
     elif this.op == "fusion":
         triton = "__triton" in this.text
         kind = ("triton " if triton else "") + re.sub(r"[\d._]+$", "", this.name)
-    name, frame = _origin(computation, this, inner)
+    name, frame = _origin(computation, called or this, inner)
+    work = [(computation, this), *((inner, i) for i in inner.values())]
+    flop = [(_flop(*each), each) for each in work]
+    _, (owner, most) = max(flop, key=lambda item: item[0])
+    # A product runs at the rate of what it multiplies, whatever it adds up in.
+    first = owner[most.operands[0]] if most.operands and most.operands[0] in owner else this
     return Kernel(
         name=this.name,
         kind=kind,
@@ -216,9 +223,9 @@ def _kernel(module: Module, computation: Computation, this: Instruction, times: 
         part=part_of(name),
         op=name.rsplit("/", 1)[-1],
         places=module.places.get(frame, ()),
-        dtype=next((s.dtype for s in this.shapes if s.dtype not in ("u8", "s8")), ""),
+        dtype=first.shapes[0].dtype,
         bytes=_bytes(computation, this, inner),
-        flop=_flop(computation, this) + sum(_flop(inner, i) for i in inner.values()),
+        flop=sum(number for number, _ in flop),
         times=times,
     )
 
@@ -278,11 +285,16 @@ def _bytes(computation: Computation, this: Instruction, inner: Computation) -> i
     if this.op == "copy-start":
         return 2 * shapes[0]
     if this.op == "custom-call":
-        results = [s for s in this.shapes if not (s.dtype in ("u8", "s8") and len(s.sides) == 1)]
-        return sum(shapes) + sum(s.bytes for s in results)
+        return sum(shapes) + _results(this)
     if not inner:
         return sum(shapes) + this.bytes
     return sum(_read(inner, parameter) for parameter in inner.values()) + _written(inner)
+
+
+def _results(this: Instruction) -> int:
+    """What a library's call writes, but for its scratch memory."""
+    scratch = [s for s in this.shapes[1:] if s.dtype in ("u8", "s8") and len(s.sides) == 1]
+    return this.bytes - sum(s.bytes for s in scratch)
 
 
 def _users(inner: Computation, name: str) -> Iterator[tuple[Instruction, bool]]:
@@ -313,8 +325,11 @@ def _written(inner: Computation) -> int:
     for result in results:
         while result.op == "bitcast" and result.operands[0] in inner:
             result = inner[result.operands[0]]
-        updated = result.op == "dynamic-update-slice"
-        total += inner[result.operands[1]].bytes if updated else result.bytes
+        if result.op == "custom-call":
+            total += _results(result)
+        else:
+            updated = result.op == "dynamic-update-slice"
+            total += inner[result.operands[1]].bytes if updated else result.bytes
     return total
 
 

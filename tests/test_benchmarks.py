@@ -31,7 +31,8 @@ def kernels():
 def test_kernels_are_found(kernels):
     assert list(kernels) == [
         *("conv.1", "conv.2", "conv.3", "dot.1", "fmha.1"),
-        *("loop_multiply_fusion.7", "loop_update_fusion", "compare.1", "copy.1"),
+        *("loop_multiply_fusion.7", "loop_update_fusion", "dynamic_slice_fusion"),
+        *("compare.1", "copy.1"),
     ]
     assert kernels["copy.1"].times == kernels["compare.1"].times == 10
     assert kernels["conv.1"].times == 1
@@ -47,6 +48,8 @@ def test_bytes(kernels):
     # Of the vector of 1000 numbers ten are read, and ten are written.
     assert kernels["loop_multiply_fusion.7"].bytes == 4 * 10 + 4 * 10
     assert kernels["loop_update_fusion"].bytes == 4 * 10 + 4 * 10
+    # A library's call that is given a slice of the vector.
+    assert kernels["dynamic_slice_fusion"].bytes == 4 * (8 * 7 + 7 * 2 + 8 * 2)
     assert kernels["copy.1"].bytes == 2 * 4 * 8
 
 
@@ -55,6 +58,7 @@ def test_flop(kernels):
     for name in ("conv.1", "conv.2", "conv.3"):
         assert kernels[name].flop == convolution
     assert kernels["dot.1"].flop == 2 * 8 * 6 * 7
+    assert kernels["dynamic_slice_fusion"].flop == 2 * 8 * 2 * 7
     # Queries with keys, and weights with values: 2 examples, 8 tokens, 4 channels.
     assert kernels["fmha.1"].flop == 2 * (2 * 2 * 8 * 8 * 4)
     assert kernels["copy.1"].flop == kernels["loop_multiply_fusion.7"].flop == 0
@@ -63,10 +67,14 @@ def test_flop(kernels):
 def test_where_kernels_come_from(kernels):
     assert [kernels[f"conv.{i}"].part for i in (1, 2, 3)] == ["forward", "backward", "backward"]
     assert kernels["dot.1"].part == "network" and kernels["fmha.1"].part == "the rest"
-    groups = ["convolution"] * 3 + ["product", "attention"] + ["elementwise"] * 3 + ["copy"]
+    groups = ["convolution"] * 3 + ["product", "attention", "elementwise", "elementwise"]
+    groups += ["product", "elementwise", "copy"]
     assert [k.group for k in kernels.values()] == groups
     assert kernels["conv.1"].op == "conv_general_dilated"
     assert _roofline.source_of(kernels["conv.1"]) == "nn/_conv.py Conv.__call__"
+    assert kernels["dynamic_slice_fusion"].part == "forward"
+    assert kernels["dynamic_slice_fusion"].kind == "__cublas$lt$matmul"
+    assert kernels["conv.1"].dtype == "bf16" and kernels["dot.1"].dtype == "f32"
     # A fusion without a name has that of what it reads.
     assert kernels["loop_update_fusion"].kind == "loop_update_fusion"
     with pytest.raises(ValueError, match="ENTRY"):
