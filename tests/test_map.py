@@ -88,13 +88,13 @@ def script(weights):
 def test_weights_are_inputs_of_the_program_not_constants(make, monkeypatch):
     """Ten megabytes in the program would be copied, hashed and folded at each compilation."""
     weights = jnp.ones((2**20 * 5 // 6, 3), jnp.float32)
-    sizes, run = [], eqd._map._run
+    sizes, run = [], eqd._chunks.program
 
     def spy(*args):
         sizes.append(len(run.lower(*args).as_text()))
         return run(*args)
 
-    monkeypatch.setattr(eqd._map, "_run", spy)
+    monkeypatch.setattr(eqd._chunks, "program", spy)
     found = eqd.map_examples(make(weights), X, key=KEY, batch_size=2)
     np.testing.assert_allclose(found, X.sum(1) * len(weights), rtol=1e-3, atol=0.5)
     assert max(sizes) < 20_000
@@ -112,6 +112,93 @@ def test_weights_may_sit_anywhere(make, place, devices):
     weights = jax.device_put(jnp.ones((4, 3), jnp.float32), device)
     found = eqd.map_examples(make(weights), X, key=KEY, batch_size=2, mesh=mesh_of(devices))
     np.testing.assert_allclose(found, 4 * X.sum(1), rtol=1e-5, atol=1e-6)
+
+
+def test_a_function_is_traced_and_compiled_once_for_all_calls():
+    traces = []
+
+    def fn(x, key):
+        traces.append(x.shape)
+        return x
+
+    before = eqd._chunks.program._cache_size()
+    for _ in range(2):
+        eqd.map_examples(fn, X, key=KEY, batch_size=2)
+    assert traces == [(3,)] and eqd._chunks.program._cache_size() == before + 1
+
+
+def test_what_looks_alike_is_not_the_same_program():
+    """1 and True are equal, and static parts are told apart by equality."""
+
+    class Constant(eqx.Module):
+        value: int | bool = eqx.field()
+
+        def __call__(self, x, key):
+            return jnp.asarray(self.value)
+
+    for value in (1, True, 1.0):
+        found = eqd.map_examples(Constant(value), X, key=KEY)
+        assert found.dtype == jnp.asarray(value).dtype
+
+
+class Lazy:
+    """Stands for an array on a device: says when it is fetched, and whether that fails."""
+
+    def __init__(self, events, start, values):
+        self.events, self.start, self.values = events, start, values
+
+    def __array__(self, dtype=None, copy=None):
+        self.events.append(f"fetch {self.start}")
+        if self.values is None:
+            raise jax.errors.JaxRuntimeError("lost")
+        return self.values
+
+
+@pytest.fixture
+def events(monkeypatch):
+    """What the host does with the device, in order; chunks that begin in `lost` fail at first."""
+    events, original, lost = [], eqd._chunks.program, set()
+
+    def program(*args):
+        if isinstance(args[2], jax.core.Tracer):
+            return original(*args)
+        indices = np.asarray(args[2])
+        events.append(f"dispatch {indices[0]}")
+        failing = indices[0] in lost and indices[0] != indices[-1]
+        values = None if failing else np.asarray(original(*args)[0])
+        return [Lazy(events, indices[0], values)], original(*args)[1]
+
+    monkeypatch.setattr(eqd._chunks, "program", program)
+    return events, lost
+
+
+def double(x, key):
+    return 2 * x
+
+
+def test_the_next_chunk_is_dispatched_before_one_is_fetched(events):
+    found = eqd.map_examples(double, X, key=KEY, batch_size=2)
+    np.testing.assert_allclose(found, 2 * X)
+    order = "dispatch 0, dispatch 2, fetch 0, dispatch 4, fetch 2, dispatch 6, fetch 4, fetch 6"
+    assert ", ".join(events[0]) == order
+
+
+def test_the_next_chunk_is_under_way_while_a_failed_one_is_tried(events, tmp_path):
+    events, lost = events
+    lost.add(2)
+    found = eqd.map_examples(double, X, key=KEY, batch_size=2, folder=tmp_path)
+    np.testing.assert_allclose(found, 2 * X)
+    order = (
+        "dispatch 0, dispatch 2, fetch 0, dispatch 4, fetch 2, dispatch 2, fetch 2, dispatch 3, "
+        "fetch 3, dispatch 6, fetch 4, fetch 6"
+    )
+    assert ", ".join(events) == order
+    # What was tried again is not kept; the rest is, and is not fetched again.
+    events.clear()
+    np.testing.assert_allclose(
+        eqd.map_examples(double, X, key=KEY, batch_size=2, folder=tmp_path), 2 * X
+    )
+    assert events[0] == "dispatch 2" and not {"fetch 0", "fetch 4", "fetch 6"} & set(events)
 
 
 def test_one_trace_and_one_program_for_all_chunks(monkeypatch):
@@ -193,10 +280,10 @@ class Counting:
 
     def __init__(self, monkeypatch):
         self.chunks, self.stop = [], None
-        original = eqd._map._run
+        original = eqd._chunks.program
 
         def counted(*args):
-            indices = args[3]
+            indices = args[2]
             if not isinstance(indices, jax.core.Tracer):
                 start = int(np.asarray(indices)[0])
                 if start == self.stop:
@@ -204,7 +291,7 @@ class Counting:
                 self.chunks.append(start)
             return original(*args)
 
-        monkeypatch.setattr(eqd._map, "_run", counted)
+        monkeypatch.setattr(eqd._chunks, "program", counted)
 
     def since(self):
         chunks, self.chunks = self.chunks, []
@@ -229,10 +316,11 @@ def test_a_long_job_continues_where_it_stopped(run, tmp_path, monkeypatch):
     count.stop = 4
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path)
+    # The second was under way and is lost with what stopped it.
     assert count.since() == [0, 2]
     count.stop = None
     np.testing.assert_array_equal(run(tmp_path), whole)
-    assert count.since() == [4, 6]
+    assert count.since() == [2, 4, 6]
     # A second time nothing is left to do; damaged, missing and empty chunks are.
     np.testing.assert_array_equal(run(tmp_path), whole)
     assert count.since() == []
