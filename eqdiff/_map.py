@@ -69,7 +69,8 @@ def map_examples(
         [Equinox](https://docs.kidger.site/equinox) module, it is compiled once for all calls.
     - `args`: arrays or pytrees of them, all with a leading axis of one length.
     - `key`: example `i` has the key `jax.random.fold_in(key, i)`.
-    - `batch_size`: how many examples are computed at once; memory grows with it.
+    - `batch_size`: how many examples are computed at once; memory grows with it. The next ones
+        are on their way meanwhile, so that a device does not wait for the host.
     - `mesh`: a device mesh; each chunk is split along the mesh's first axis, its size rounded up to
         fill it. Devices do not wait for one another: `fn` itself must hold no collective.
     - `progress`: shows a bar with rate and ETA (needs tqdm).
@@ -81,7 +82,8 @@ def map_examples(
     **Returns:** what `fn` returns, as NumPy arrays with a leading axis.
 
     **Raises:** `ValueError` for no arguments, leading axes of different lengths, numbers that are
-    not whole and positive, or a folder of another call; [`eqdiff.FailedExamples`][].
+    not whole and positive, a class label that the network does not have, or a folder of another
+    call; [`eqdiff.FailedExamples`][].
     """
     if not jax.tree.leaves(args):
         raise ValueError("map_examples: expected at least one array to map over.")
@@ -122,8 +124,8 @@ def generate(
 
     **Returns:** a NumPy array of shape `(num, *shape)`.
 
-    **Raises:** `ValueError` for `args` of another length than `num`, or numbers that are not whole
-    and positive.
+    **Raises:** `ValueError` for `args` of another length than `num`, numbers that are not whole and
+    positive, or a class label that the network does not have.
     """
     num = whole("generate", "num", num)
     check_call("generate", denoiser, jnp.zeros(0))
@@ -168,11 +170,15 @@ _DEFERRING: weakref.WeakKeyDictionary[Callable[..., Any], Any] = weakref.WeakKey
 
 def _deferring(fn: Callable[..., Result]) -> Callable[..., tuple[Result, Deferred]]:
     """The same function, which leaves checks of its arguments to its caller."""
-    if fn not in _DEFERRING:
-        # Not the function itself, which would then live for ever.
+    try:
         weak = weakref.ref(fn)
+    except TypeError:
+        # Some built-in types have none; theirs are traced for each call.
+        return lambda *args: defer(args, lambda: fn(*args))
+    if fn not in _DEFERRING:
 
         def deferring(*args: Any) -> tuple[Any, Deferred]:
+            # Not the function itself, which would then live for ever.
             function = weak()
             assert function is not None
             return defer(args, lambda: function(*args))

@@ -192,3 +192,19 @@ def test_an_error_on_the_way_leaves_nothing_behind():
         return label
 
     function(2)
+
+
+def test_an_unchecked_function_calls_nothing_back():
+    """And a class that does not exist is NaN, not another class."""
+
+    def network(x, *, label):
+        return _MLP(jnp.asarray(1.0), x, label)
+
+    batch = jax.jit(jax.vmap(lambda x, y: eqd.unchecked(network)(x, label=y)))
+    x, labels = jnp.ones((3, 4)), jnp.asarray([0, 3, -1])
+    assert "callback" not in batch.lower(x, labels).as_text()
+    assert "callback" in jax.jit(lambda x, y: network(x, label=y)).lower(x[0], 0).as_text()
+    found = batch(x, labels)
+    np.testing.assert_array_equal(jnp.isnan(found[:, 0]), [False, True, True])
+    np.testing.assert_allclose(found[0], network(x[0], label=0), rtol=1e-5, atol=1e-6)
+    assert eqd.unchecked(network).__name__ == "network"
