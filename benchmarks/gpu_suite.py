@@ -141,6 +141,8 @@ def main() -> None:
                 options.run_part, kind=kind, what=options.run_part, error=said
             )
         return
+    # A part does not outlive the suite.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     results = options.out / "results.jsonl"
     record, budget = Recorder(results), Budget(options.budget_s)
     with tempfile.TemporaryDirectory() as cache:
