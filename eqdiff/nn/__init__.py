@@ -4,6 +4,7 @@ Networks of published experiments are made by name in `eqdiff.nn.presets`.
 """
 
 from . import presets as presets
+from ._attend import FusedAttention as FusedAttention, PlainAttention as PlainAttention
 from ._classifier import UNetClassifier as UNetClassifier
 from ._condition import Conditions as Conditions
 from ._ddpm import DDPM as DDPM

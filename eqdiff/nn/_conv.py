@@ -98,9 +98,12 @@ class Conv(eqx.Module):
         self.padding = dims * ((half, half),) if padding is None else padding
         self.dilation = dilation
 
+    def without_bias(self, x: Float[Array, "*spatial in"]) -> Float[Array, "*new_spatial out"]:
+        """For a caller that adds the bias where it costs nothing."""
+        return convolve(x, self.weight.astype(x.dtype), self.stride, self.padding, self.dilation)
+
     def __call__(self, x: Float[Array, "*spatial in"]) -> Float[Array, "*new_spatial out"]:
-        y = convolve(x, self.weight.astype(x.dtype), self.stride, self.padding, self.dilation)
-        return _add_bias(y, self.bias)
+        return _add_bias(self.without_bias(x), self.bias)
 
 
 class Linear(eqx.Module):

@@ -63,7 +63,7 @@ class Head(eqx.Module):
     conv: Conv
 
     def __call__(self, h: Image) -> Image:
-        return self.conv(jax.nn.silu(self.norm(h)))
+        return self.conv(self.norm(h, activation=jax.nn.silu))
 
 
 class OutputSkip(eqx.Module):
