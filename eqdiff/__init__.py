@@ -21,6 +21,8 @@ from ._bound import (
     variational_bound as variational_bound,
     VariationalBound as VariationalBound,
 )
+from ._chunks import FailedExamples as FailedExamples
+from ._deferred import unchecked as unchecked
 from ._denoiser import (
     AbstractDenoiser as AbstractDenoiser,
     AbstractWrapper as AbstractWrapper,
@@ -76,7 +78,6 @@ from ._loss import (
     SigmoidWeighting as SigmoidWeighting,
 )
 from ._map import (
-    FailedExamples as FailedExamples,
     generate as generate,
     map_examples as map_examples,
 )

@@ -20,12 +20,12 @@ NAME = "eqdiff"
 
 # A room imports lower floors and the rooms listed before it on its own floor.
 FLOORS = (
-    ("_types", "_check", "_require", "_gaussian"),
+    ("_types", "_check", "_deferred", "_require", "_gaussian"),
     ("_process", "nn"),
     ("_parameterisation", "_variance", "_timesteps"),
     ("_denoiser", "_analytic", "_predict", "_trace", "_guidance", "_term"),
     ("_loss", "_sampler", "_likelihood", "_bound"),
-    ("_store", "_map", "_serialise", "terms"),
+    ("_store", "_chunks", "_map", "_serialise", "terms"),
     ("train", "data", "metrics", "interop"),
 )
 # Rooms that may import less than their place allows.
@@ -49,7 +49,7 @@ THIRD_PARTIES = {
     "grain": (frozenset(), frozenset(("data",))),
     "PIL": (frozenset(), frozenset(("data",))),
     "sklearn": (frozenset(), frozenset(("data", "metrics"))),
-    "tqdm": (frozenset(), frozenset(("data", "train", "_map"))),
+    "tqdm": (frozenset(), frozenset(("data", "train", "_chunks"))),
     "safetensors": (frozenset(), frozenset(("_serialise", "interop"))),
     "msgpack": (frozenset(), frozenset(("interop",))),
     "torch": (frozenset(), frozenset(("interop",))),

@@ -178,7 +178,7 @@ def test_third_parties_can_fail(sources):
     [
         {"P_term": "import diffrax\nimport math\nimport jax.numpy as jnp"},
         {"interop__files": "def f():\n    import torch"},
-        {"P_map": "def f():\n    require('tqdm', '…', extra='data')"},
+        {"P_chunks": "def f():\n    require('tqdm', '…', extra='data')"},
         {"P_serialise": "def f():\n    from safetensors.numpy import save_file"},
         {"train__step": "import optax"},
     ],

@@ -303,6 +303,8 @@ NEITHER = {
         "discretised_gaussian_log_likelihood",
         "discretised_gaussian_log_likelihood_exact",
     ),
+    # Wraps any function.
+    "unchecked",
     # Records, made by the library alone.
     *(
         "BitsPerDim",

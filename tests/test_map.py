@@ -88,13 +88,13 @@ def script(weights):
 def test_weights_are_inputs_of_the_program_not_constants(make, monkeypatch):
     """Ten megabytes in the program would be copied, hashed and folded at each compilation."""
     weights = jnp.ones((2**20 * 5 // 6, 3), jnp.float32)
-    sizes, run = [], eqd._map._run
+    sizes, run = [], eqd._chunks.program
 
     def spy(*args):
         sizes.append(len(run.lower(*args).as_text()))
         return run(*args)
 
-    monkeypatch.setattr(eqd._map, "_run", spy)
+    monkeypatch.setattr(eqd._chunks, "program", spy)
     found = eqd.map_examples(make(weights), X, key=KEY, batch_size=2)
     np.testing.assert_allclose(found, X.sum(1) * len(weights), rtol=1e-3, atol=0.5)
     assert max(sizes) < 20_000
@@ -114,15 +114,31 @@ def test_weights_may_sit_anywhere(make, place, devices):
     np.testing.assert_allclose(found, 4 * X.sum(1), rtol=1e-5, atol=1e-6)
 
 
-def test_one_trace_and_one_program_for_all_chunks(monkeypatch):
+def test_a_function_is_traced_and_compiled_once_for_all_calls():
     traces = []
 
     def fn(x, key):
         traces.append(x.shape)
         return x
 
-    eqd.map_examples(fn, X, key=KEY, batch_size=2)
-    assert traces == [(3,)]
+    before = eqd._chunks.program._cache_size()
+    for _ in range(2):
+        eqd.map_examples(fn, X, key=KEY, batch_size=2)
+    assert traces == [(3,)] and eqd._chunks.program._cache_size() == before + 1
+
+
+def test_what_looks_alike_is_not_the_same_program():
+    """1 and True are equal, and static parts are told apart by equality."""
+
+    class Constant(eqx.Module):
+        value: int | bool = eqx.field()
+
+        def __call__(self, x, key):
+            return jnp.asarray(self.value)
+
+    for value in (1, True, 1.0):
+        found = eqd.map_examples(Constant(value), X, key=KEY)
+        assert found.dtype == jnp.asarray(value).dtype
 
 
 def checked(x, key):
@@ -193,10 +209,10 @@ class Counting:
 
     def __init__(self, monkeypatch):
         self.chunks, self.stop = [], None
-        original = eqd._map._run
+        original = eqd._chunks.program
 
         def counted(*args):
-            indices = args[3]
+            indices = args[2]
             if not isinstance(indices, jax.core.Tracer):
                 start = int(np.asarray(indices)[0])
                 if start == self.stop:
@@ -204,7 +220,7 @@ class Counting:
                 self.chunks.append(start)
             return original(*args)
 
-        monkeypatch.setattr(eqd._map, "_run", counted)
+        monkeypatch.setattr(eqd._chunks, "program", counted)
 
     def since(self):
         chunks, self.chunks = self.chunks, []
@@ -229,10 +245,11 @@ def test_a_long_job_continues_where_it_stopped(run, tmp_path, monkeypatch):
     count.stop = 4
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path)
+    # The second was under way and is lost with what stopped it.
     assert count.since() == [0, 2]
     count.stop = None
     np.testing.assert_array_equal(run(tmp_path), whole)
-    assert count.since() == [4, 6]
+    assert count.since() == [2, 4, 6]
     # A second time nothing is left to do; damaged, missing and empty chunks are.
     np.testing.assert_array_equal(run(tmp_path), whole)
     assert count.since() == []

@@ -1,10 +1,12 @@
 """The checks of a network's arguments: its time input, its image, its class, its variant.
 
-A class whose value is known is checked at once; a traced one is checked when the program runs, by
-`equinox.error_if`, once per call: a reduction over the batch and a branch, whose callback runs only
-where a class is wrong. JAX neither exports programs with callbacks nor keeps them in its
-compilation cache; `EQX_ON_ERROR=off` in the environment leaves the check out and `EQX_ON_ERROR=nan`
-returns NaNs instead of stopping, both without a callback.
+A class whose value is known is checked at once. A traced one is left to whoever compiles the
+network's program and knows its inputs (`_deferred.py`): `eqdiff.generate`, `eqdiff.map_examples`.
+Where nobody does, it is checked when the program runs, by `equinox.error_if`, once per call: a
+reduction over the batch and a branch, whose callback runs only where a class is wrong. JAX neither
+exports programs with callbacks nor keeps them in its compilation cache; `EQX_ON_ERROR=off` in the
+environment leaves the check out and `EQX_ON_ERROR=nan` returns NaNs instead of stopping, both
+without a callback.
 """
 
 from collections.abc import Iterable
@@ -16,6 +18,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Shaped
 
+from .._deferred import ask
 from .._types import Args, Example, Scalar
 
 
@@ -144,6 +147,8 @@ def _in_range(
     # Bytes cannot be compared with 1000, and four bytes would wrap eight around.
     dtype = jnp.int64 if class_label.dtype.itemsize == 8 else jnp.int32
     index = class_label.astype(dtype)
+    if ask(class_label, number, expected):
+        return index
     wrong = (index < 0) | (index >= number)
     # The error hangs on a zero that is added, not on the label: both branches of its condition then
     # have one type under `jax.shard_map` too, where the label varies over a mesh and an error's
