@@ -53,7 +53,7 @@ def test_it_answers_as_it_did(name, tmp_path):
     denoiser = load(name)
     assert_answers(denoiser, name)
     eqd.save_model(tmp_path / "model", denoiser)
-    assert metadata_of(tmp_path / "model")["format_version"] == "3"
+    assert metadata_of(tmp_path / "model")["format_version"] == "4"
     assert_same(eqd.load_model(tmp_path / "model"), denoiser)
 
 
