@@ -236,7 +236,7 @@ def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(ValueError, match=r"not one written by eqdiff\.save_model"):
         eqd.load_model(path)
     path.write_bytes(whole)
-    rewritten(path, metadata={"format_version": "4", "eqdiff_version": "9.0"})
+    rewritten(path, metadata={"format_version": "5", "eqdiff_version": "9.0"})
     with pytest.raises(ValueError, match=r"written by eqdiff 9\.0 in format 5.*Upgrade"):
         eqd.load_model(path)
     path.write_bytes(whole)

@@ -66,7 +66,7 @@ class UNetBody(eqx.Module):
         pyramid = layers.style.output_pyramid
         self.out = None
         if pyramid is None or not pyramid.is_output:
-            init = layers.style.init.out
+            init = layers.init.out
             self.out = layers.head(shape.widths[0], shape.out_channels, next(keys), init)
         self.remat = remat
 

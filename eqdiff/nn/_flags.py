@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from .._types import Key, Network
 from . import embeddings, styles
 from ._classifier import UNetClassifier
-from ._embedding import AbstractTime, Embedding, Fourier, NoiseLevels, SongSinusoids
+from ._embedding import Embedding
 from ._ends import wrapped
 from ._fir import Kernel
 from ._pool import AbstractPool, AveragePool
@@ -34,6 +34,7 @@ from ._style import (
     ScaleShift,
     Style,
 )
+from ._time_features import AbstractTime, Fourier, NoiseLevels, SongSinusoids
 from ._unet import UNet
 
 

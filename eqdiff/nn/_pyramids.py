@@ -48,7 +48,7 @@ class OutputSkip(AbstractOutputPyramid):
         self, layers: Layers, channels: int | None, width: int, out_channels: int, key: Key
     ) -> tuple[OutputSkipStep, int]:
         """See `AbstractOutputPyramid.up`."""
-        head = layers.head(width, out_channels, key, layers.style.init.out)
+        head = layers.head(width, out_channels, key, layers.init.out)
         return OutputSkipStep(None if channels is None else Resample("up", self.kernel), head), (
             out_channels
         )
@@ -81,6 +81,6 @@ class ResidualPyramid(AbstractInputPyramid, AbstractOutputPyramid):
         """See `AbstractOutputPyramid.up`."""
         del out_channels
         if channels is None:
-            return StartStep(layers.head(width, width, key, layers.style.init.maps)), width
+            return StartStep(layers.head(width, width, key, layers.init.maps)), width
         layer = self.resampling.up(layers, channels, width, key)
         return ResidualStep(layer, layers.style.scale), width

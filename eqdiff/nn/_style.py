@@ -7,7 +7,7 @@ hold numbers alone, so that they are static in a network, compared by value, and
 
 import abc
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from .._types import Key
 from ._attention import AttentionBlock
@@ -42,18 +42,22 @@ class Norm:
         return max(1, min(channels // self.min_channels, self.groups))
 
 
+class Initialisers(NamedTuple):
+    """Of maps, of the last map of a branch, of the map into attention, and of all biases (`None`:
+    as their weights)."""
+
+    maps: Init
+    out: Init
+    qkv: Init
+    bias: Init | None
+
+
 class AbstractInitialisation(abc.ABC):
-    """How weights start: those of maps, of the last map of a branch, of the map into attention, and
-    all biases (`None`: as their weights)."""
+    """How weights start."""
 
-    maps: ClassVar[Init]
-    qkv: ClassVar[Init]
-    bias: ClassVar[Init | None]
-
-    @property
     @abc.abstractmethod
-    def out(self) -> Init:
-        """Of the last map of every branch, and of the network."""
+    def initialisers(self) -> Initialisers:
+        """The functions that draw them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,14 +65,9 @@ class TorchInit(AbstractInitialisation):
     r"""PyTorch's default, $\mathcal U(-n_\text{in}^{-1/2}, n_\text{in}^{-1/2})$; the last map of
     every branch and of the network starts at zero, and with it the output (OpenAI)."""
 
-    maps = staticmethod(torch_default)
-    qkv = staticmethod(torch_default)
-    bias = None
-
-    @property
-    def out(self) -> Init:
-        """See `AbstractInitialisation.out`."""
-        return zeros
+    def initialisers(self) -> Initialisers:
+        """See `AbstractInitialisation.initialisers`."""
+        return Initialisers(torch_default, zeros, torch_default, None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,14 +82,9 @@ class FanInit(AbstractInitialisation):
 
     out_scale: float | int = 1e-10
 
-    maps = staticmethod(fan_average())
-    qkv = staticmethod(fan_average(0.2))
-    bias = staticmethod(zeros)
-
-    @property
-    def out(self) -> Init:
-        """See `AbstractInitialisation.out`."""
-        return fan_average(self.out_scale)
+    def initialisers(self) -> Initialisers:
+        """See `AbstractInitialisation.initialisers`."""
+        return Initialisers(fan_average(), fan_average(self.out_scale), fan_average(0.2), zeros)
 
 
 class AbstractModulation(abc.ABC):
@@ -316,9 +310,13 @@ class Layers:
     embedding_size: int | None
     dims: int
 
+    @property
+    def init(self) -> Initialisers:
+        return self.style.init.initialisers()
+
     def options(self, key: Key) -> dict[str, Any]:
         """Of a map that is not the last of a branch."""
-        return dict(init=self.style.init.maps, bias_init=self.style.init.bias, key=key)
+        return dict(init=self.init.maps, bias_init=self.init.bias, key=key)
 
     def norm(self, width: int) -> GroupNorm:
         return GroupNorm(width, self.style.norm.number, eps=self.style.norm.eps)
@@ -330,8 +328,9 @@ class Layers:
         return Linear(width, out, **self.options(key))
 
     def head(self, width: int, out: int, key: Key, init: Init) -> Head:
-        options = self.options(key) | dict(init=init)
-        return Head(self.norm(width), Conv(width, out, dims=self.dims, **options))
+        options: dict[str, Any] = {**self.options(key), "init": init}
+        conv = Conv(width, out, dims=self.dims, **options)
+        return Head(self.norm(width), conv)
 
     def block(
         self,
@@ -354,7 +353,7 @@ class Layers:
             scale=style.scale,
             resample=resample,
             project_skip=project_skip,
-            out_init=style.init.out,
+            out_init=self.init.out,
             **self.options(key),
         )
 
@@ -366,8 +365,8 @@ class Layers:
             groups=style.norm.number,
             eps=style.norm.eps,
             scale=style.scale,
-            init=style.init.qkv,
-            out_init=style.init.out,
-            bias_init=style.init.bias,
+            init=self.init.qkv,
+            out_init=self.init.out,
+            bias_init=self.init.bias,
             key=key,
         )

@@ -12,9 +12,9 @@ import numpy as np
 
 from ..._types import Network
 from ...nn import _flags
-from ...nn._embedding import NoiseLevels
 from ...nn._ends import Centred, DividedBySigma, unwrapped
 from ...nn._ncsnv2 import NCSNv2
+from ...nn._time_features import NoiseLevels
 from ...nn._unet import UNet
 from .._weights import fill, official, skeleton, strip
 from ._entries import entries
@@ -197,7 +197,8 @@ def score_sde_network(
                 f"the weights are for {found[2]} noise levels from {found[0]:g} to {found[1]:g}, "
                 f"config says {levels[2]} from {levels[0]:g} to {levels[1]:g}."
             )
-    return _filled(net, entries, {n: a for n, a in arrays.items() if n not in buffers})
+    kept = {n: a for n, a in arrays.items() if n not in buffers}
+    return _filled(net, lambda inner: entries(inner, fourier is not None), kept)
 
 
 def _skeleton(config: Mapping[str, Any], fourier: np.ndarray | None, compute_dtype: Any) -> Any:

@@ -2,10 +2,12 @@
 
 from .._embedding import (
     ClassTable as ClassTable,
-    Fourier as Fourier,
-    NoiseLevels as NoiseLevels,
     OneHotAfter as OneHotAfter,
     OneHotBefore as OneHotBefore,
+)
+from .._time_features import (
+    Fourier as Fourier,
+    NoiseLevels as NoiseLevels,
     Sinusoids as Sinusoids,
     SongSinusoids as SongSinusoids,
 )

@@ -1,14 +1,8 @@
 """The embedding of each family, in terms of the objects of `_embedding.py`."""
 
-from .._embedding import (
-    AbstractTime,
-    Embedding,
-    OneHotAfter,
-    OneHotBefore,
-    Sinusoids,
-    SongSinusoids,
-)
+from .._embedding import Embedding, OneHotAfter, OneHotBefore
 from .._style import FanInit
+from .._time_features import AbstractTime, Sinusoids, SongSinusoids
 
 
 def iddpm() -> Embedding:

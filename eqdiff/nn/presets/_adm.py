@@ -160,6 +160,7 @@ def adm_classifier(
     blocks = 4 if image_size == 64 else 2
     defaults = _sizes(image_size, channels=128, num_res_blocks=blocks, num_classes=None)
     sizes, rest = split(options)
-    shape = UNetShape(**(defaults | dict(out_channels=num_classes) | sizes))
+    defaults["out_channels"] = num_classes
+    shape = UNetShape(**(defaults | sizes))
     style, pool = styles.adm(dropout=dropout), AttentionPool(image_size)
     return UNetClassifier(shape, style, embeddings.iddpm(), pool, **rest, key=key)

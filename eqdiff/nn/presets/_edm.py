@@ -4,9 +4,9 @@ from typing import Any
 
 from ..._types import Key
 from .. import embeddings, styles
-from .._embedding import Fourier
 from .._pyramids import ResidualPyramid
 from .._resampling import Filtered
+from .._time_features import Fourier
 from .._unet import UNet
 from ._build import unet
 

@@ -11,11 +11,11 @@ from typing import Any
 
 from ..._types import Key, Network
 from .. import embeddings, styles
-from .._embedding import AbstractTime, Fourier, NoiseLevels, SongSinusoids
 from .._ends import wrapped
 from .._ncsnv2 import NCSNv2
 from .._pyramids import InputSkip, OutputSkip
 from .._style import Style
+from .._time_features import AbstractTime, Fourier, NoiseLevels, SongSinusoids
 from ._build import unet
 
 
