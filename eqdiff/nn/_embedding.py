@@ -19,11 +19,11 @@ from .._types import Args, Key, Scalar
 from ._check import check_class
 from ._condition import OneHotLinear, read_conditions
 from ._conv import Linear
-from ._embed import ClassEmbedding, TimeEmbedding
+from ._embed import ClassEmbedding, fourier_frequencies, TimeEmbedding
 from ._init import fan_average, key_stream, zeros
 from ._shape import UNetShape
 from ._style import AbstractInitialisation, TorchInit
-from ._time_features import AbstractTime, Sinusoids
+from ._time_features import AbstractTime, Fourier, Sinusoids
 
 
 # Of either size.
@@ -123,10 +123,13 @@ class OneHotBefore(AbstractConditions):
         options: dict[str, Any] = dict(init=fan_average(), bias_init=zeros)
         classes = augment = None
         if shape.num_classes is not None:
-            options_of_class = options | dict(
-                bias=True, scale=shape.num_classes**0.5, class_dropout=self.class_dropout
-            )
-            classes = OneHotLinear(shape.num_classes, in_size, **options_of_class, key=key1)
+            options_of_class: dict[str, Any] = {
+                **options,
+                "scale": shape.num_classes**0.5,
+                "class_dropout": self.class_dropout,
+            }
+            number = shape.num_classes
+            classes = OneHotLinear(number, in_size, bias=True, **options_of_class, key=key1)
         if shape.augment_size:
             augment = Linear(shape.augment_size, in_size, bias=False, **options, key=key2)
         return classes, augment
@@ -176,7 +179,7 @@ def _standard_normal(key, shape, fan_in, fan_out):
     return jax.random.normal(key, shape, jnp.float32)
 
 
-_TORCH = TorchInit()
+_SINUSOIDS, _TORCH = Sinusoids(), TorchInit()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,14 +200,18 @@ class Embedding:
     - `mult`: the size of the embedding as a multiple of the network's channels.
     """
 
-    time: AbstractTime = Sinusoids()
+    time: AbstractTime = _SINUSOIDS
     conditions: AbstractConditions = ClassTable()
     init: AbstractInitialisation = _TORCH
     mult: int = 4
 
     def at(self, channels: int) -> "Embedding":
-        """The same for a network of so many channels."""
-        return dataclasses.replace(self, time=self.time.at(channels))
+        """The same for a network of so many channels, with frequencies that are drawn."""
+        time = self.time
+        if not isinstance(time, Fourier) or time.frequencies is not None:
+            return self
+        drawn = fourier_frequencies(time.mult * channels // 2, time.scale)
+        return dataclasses.replace(self, time=dataclasses.replace(time, frequencies=drawn))
 
     def size(self, channels: int) -> int:
         """Of the embedding."""
@@ -212,7 +219,7 @@ class Embedding:
 
     def build(self, shape: UNetShape, key: Key) -> tuple[TimeEmbedding, Modules]:
         """The layers, for a network of this shape."""
-        keys, in_size = key_stream(key), self.time.size(shape.channels)
+        keys, in_size = key_stream(key), self.time.mult * shape.channels
         out_size = self.size(shape.channels)
         start = self.init.initialisers()
         init: dict[str, Any] = dict(init=start.maps, bias_init=start.bias)

@@ -2,23 +2,17 @@
 
 import abc
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 from .._types import Scalar
 from ._c_noise import level_number, SigmaLevels
-from ._embed import fourier_frequencies
 
 
 class AbstractTime(abc.ABC):
     """What the perceptron is given of the time input."""
 
-    @abc.abstractmethod
-    def at(self, channels: int) -> "AbstractTime":
-        """The same for a network of so many channels: whatever is drawn at random is drawn."""
-
-    @abc.abstractmethod
-    def size(self, channels: int) -> int:
-        """The number of features."""
+    # How many features as a multiple of the network's channels.
+    mult: int
 
     @abc.abstractmethod
     def options(self) -> dict[str, Any]:
@@ -40,14 +34,6 @@ class Sinusoids(AbstractTime):
 
     mult: int = 1
 
-    def at(self, channels: int) -> "Sinusoids":
-        """See `AbstractTime.at`."""
-        return self
-
-    def size(self, channels: int) -> int:
-        """See `AbstractTime.size`."""
-        return self.mult * channels
-
     def options(self) -> dict[str, Any]:
         """See `AbstractTime.options`."""
         return {}
@@ -68,14 +54,6 @@ class SongSinusoids(AbstractTime):
     """
 
     mult: int = 1
-
-    def at(self, channels: int) -> "SongSinusoids":
-        """See `AbstractTime.at`."""
-        return self
-
-    def size(self, channels: int) -> int:
-        """See `AbstractTime.size`."""
-        return self.mult * channels
 
     def options(self) -> dict[str, Any]:
         """See `AbstractTime.options`."""
@@ -107,6 +85,8 @@ class NoiseLevels(AbstractTime):
     sigma_max: float | int
     number_of_levels: int
 
+    mult: ClassVar[int] = 1
+
     def __post_init__(self):
         low, high, number = self.levels
         if not 0 < low < high or number < 2:
@@ -119,14 +99,6 @@ class NoiseLevels(AbstractTime):
     def levels(self) -> SigmaLevels:
         """All three numbers."""
         return self.sigma_min, self.sigma_max, self.number_of_levels
-
-    def at(self, channels: int) -> "NoiseLevels":
-        """See `AbstractTime.at`."""
-        return self
-
-    def size(self, channels: int) -> int:
-        """See `AbstractTime.size`."""
-        return channels
 
     def options(self) -> dict[str, Any]:
         """See `AbstractTime.options`."""
@@ -152,17 +124,6 @@ class Fourier(AbstractTime):
     mult: int = 2
     scale: float | int = 16.0
     frequencies: tuple[float, ...] | None = None
-
-    def at(self, channels: int) -> "Fourier":
-        """See `AbstractTime.at`."""
-        if self.frequencies is not None:
-            return self
-        drawn = fourier_frequencies(self.size(channels) // 2, self.scale)
-        return dataclasses.replace(self, frequencies=drawn)
-
-    def size(self, channels: int) -> int:
-        """See `AbstractTime.size`."""
-        return self.mult * channels
 
     def options(self) -> dict[str, Any]:
         """See `AbstractTime.options`."""

@@ -59,7 +59,8 @@ def ddpm_cifar10(
     - `options`: sizes of [`eqdiff.nn.UNetShape`][], and `compute_dtype` and `remat` of
         [`eqdiff.nn.UNet`][].
 
-    **Returns:** an [`eqdiff.nn.UNet`][], wrapped as above where it is VE's.
+    **Returns:** an [`eqdiff.nn.UNet`][]; with features of log σ (VE) in an [`eqdiff.nn.Centred`][]
+    and an [`eqdiff.nn.DividedBySigma`][].
     """
     return _network(styles.ddpm(dropout=dropout), time, {}, centred, options, key)
 
@@ -77,16 +78,10 @@ def ddpm_256(
 
     128 channels, two blocks per level, widths (1, 1, 2, 2, 4, 4), attention at 16×16, no dropout.
 
-    **Arguments:**
+    **Arguments:** as for `ddpm_cifar10`.
 
-    - `time`: the features of the time input, as for [`eqdiff.nn.embeddings.score_sde`][].
-    - `centred`: whether data are in [−1, 1]; by default those of VP are.
-    - `dropout`: as for [`eqdiff.nn.Style`][].
-    - `key`: a PRNG key.
-    - `options`: sizes of [`eqdiff.nn.UNetShape`][], and `compute_dtype` and `remat` of
-        [`eqdiff.nn.UNet`][].
-
-    **Returns:** an [`eqdiff.nn.UNet`][], wrapped as above where it is VE's.
+    **Returns:** an [`eqdiff.nn.UNet`][]; with features of log σ (VE) in an [`eqdiff.nn.Centred`][]
+    and an [`eqdiff.nn.DividedBySigma`][].
     """
     defaults = dict(channel_mult=(1, 1, 2, 2, 4, 4), attention_downsamples=(16,))
     return _network(styles.ddpm(dropout=dropout), time, defaults, centred, options, key)
@@ -107,17 +102,12 @@ def ddpmpp_cifar10(
     128 channels, four blocks per level or eight, widths (1, 2, 2, 2), attention at 16×16, BigGAN's
     blocks, neither filters nor pyramids, dropout 0.1.
 
-    **Arguments:**
+    **Arguments:** as for `ddpm_cifar10`, and
 
     - `deep`: whether there are eight blocks per level.
-    - `time`: the features of the time input, as for [`eqdiff.nn.embeddings.score_sde`][].
-    - `centred`: whether data are in [−1, 1]; by default those of VP are.
-    - `dropout`: as for [`eqdiff.nn.Style`][].
-    - `key`: a PRNG key.
-    - `options`: sizes of [`eqdiff.nn.UNetShape`][], and `compute_dtype` and `remat` of
-        [`eqdiff.nn.UNet`][].
 
-    **Returns:** an [`eqdiff.nn.UNet`][], wrapped as above where it is VE's.
+    **Returns:** an [`eqdiff.nn.UNet`][]; with features of log σ (VE) in an [`eqdiff.nn.Centred`][]
+    and an [`eqdiff.nn.DividedBySigma`][].
     """
     defaults = dict(num_res_blocks=8 if deep else 4)
     return _network(styles.ddpmpp(dropout=dropout), time, defaults, centred, options, key)
@@ -138,19 +128,14 @@ def ncsnpp_cifar10(
     128 channels, four blocks per level or eight, widths (1, 2, 2, 2), attention at 16×16, BigGAN's
     blocks, FIR filters, a residual pyramid on the way down, Fourier features, dropout 0.1.
 
-    **Arguments:**
+    **Arguments:** as for `ddpm_cifar10`, and
 
     - `deep`: whether there are eight blocks per level.
-    - `time`: the features of the time input, as for [`eqdiff.nn.embeddings.score_sde`][];
-        `NoiseLevels(0.01, 50.0, 1000)` in the discrete configuration, `configs/ve/cifar10_ncsnpp`,
-        `SongSinusoids()` in those of VP and sub-VP.
-    - `centred`: whether data are in [−1, 1]; by default those of VP are.
-    - `dropout`: as for [`eqdiff.nn.Style`][].
-    - `key`: a PRNG key.
-    - `options`: sizes of [`eqdiff.nn.UNetShape`][], and `compute_dtype` and `remat` of
-        [`eqdiff.nn.UNet`][].
+    - `time`: `NoiseLevels(0.01, 50.0, 1000)` in the discrete configuration,
+        `configs/ve/cifar10_ncsnpp`, `SongSinusoids()` in those of VP and sub-VP.
 
-    **Returns:** an [`eqdiff.nn.UNet`][], wrapped as above where it is VE's.
+    **Returns:** an [`eqdiff.nn.UNet`][]; with features of log σ (VE) in an [`eqdiff.nn.Centred`][]
+    and an [`eqdiff.nn.DividedBySigma`][].
     """
     defaults = dict(num_res_blocks=8 if deep else 4)
     return _network(styles.ncsnpp(dropout=dropout), time, defaults, centred, options, key)
@@ -168,16 +153,10 @@ def ncsnpp_celeba64(
 
     Attention at 16×16. Of the time input log σ it takes the nearest of 1000 levels from 0.01 to 90.
 
-    **Arguments:**
+    **Arguments:** as for `ddpm_cifar10`.
 
-    - `time`: the features of the time input, as for [`eqdiff.nn.embeddings.score_sde`][].
-    - `centred`: whether data are in [−1, 1]; by default those of VP are.
-    - `dropout`: as for [`eqdiff.nn.Style`][].
-    - `key`: a PRNG key.
-    - `options`: sizes of [`eqdiff.nn.UNetShape`][], and `compute_dtype` and `remat` of
-        [`eqdiff.nn.UNet`][].
-
-    **Returns:** an [`eqdiff.nn.UNet`][], wrapped as above where it is VE's.
+    **Returns:** an [`eqdiff.nn.UNet`][]; with features of log σ (VE) in an [`eqdiff.nn.Centred`][]
+    and an [`eqdiff.nn.DividedBySigma`][].
     """
     defaults = dict(num_res_blocks=4, attention_downsamples=(4,))
     return _network(styles.ncsnpp(dropout=dropout), time, defaults, centred, options, key)
@@ -205,16 +184,10 @@ def ncsnpp_256(
     128 channels, two blocks per level, widths (1, 1, 2, 2, 2, 2, 2), attention at 16×16, FIR
     filters, skip pyramids both ways, Fourier features, no dropout.
 
-    **Arguments:**
+    **Arguments:** as for `ddpm_cifar10`.
 
-    - `time`: the features of the time input, as for [`eqdiff.nn.embeddings.score_sde`][].
-    - `centred`: whether data are in [−1, 1]; by default those of VP are.
-    - `dropout`: as for [`eqdiff.nn.Style`][].
-    - `key`: a PRNG key.
-    - `options`: sizes of [`eqdiff.nn.UNetShape`][], and `compute_dtype` and `remat` of
-        [`eqdiff.nn.UNet`][].
-
-    **Returns:** an [`eqdiff.nn.UNet`][], wrapped as above where it is VE's.
+    **Returns:** an [`eqdiff.nn.UNet`][]; with features of log σ (VE) in an [`eqdiff.nn.Centred`][]
+    and an [`eqdiff.nn.DividedBySigma`][].
     """
     defaults = dict(channel_mult=(1, 1, 2, 2, 2, 2, 2), attention_downsamples=(16,))
     return _network(_skips(dropout), time, defaults, centred, options, key)
@@ -232,16 +205,10 @@ def ncsnpp_1024(
 
     As for 256×256, with 16 channels, one block per level, and widths (1, 2, 4, 8, 16, 32, 32, 32).
 
-    **Arguments:**
+    **Arguments:** as for `ddpm_cifar10`.
 
-    - `time`: the features of the time input, as for [`eqdiff.nn.embeddings.score_sde`][].
-    - `centred`: whether data are in [−1, 1]; by default those of VP are.
-    - `dropout`: as for [`eqdiff.nn.Style`][].
-    - `key`: a PRNG key.
-    - `options`: sizes of [`eqdiff.nn.UNetShape`][], and `compute_dtype` and `remat` of
-        [`eqdiff.nn.UNet`][].
-
-    **Returns:** an [`eqdiff.nn.UNet`][], wrapped as above where it is VE's.
+    **Returns:** an [`eqdiff.nn.UNet`][]; with features of log σ (VE) in an [`eqdiff.nn.Centred`][]
+    and an [`eqdiff.nn.DividedBySigma`][].
     """
     defaults = dict(
         channels=16,
