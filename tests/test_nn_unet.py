@@ -8,12 +8,14 @@ import pytest
 from helpers import load_golden, load_golden_config, random_network, randomise
 
 import eqdiff.nn as nn
+from eqdiff.nn import _flags
 
 
 def _unet(key, **kwargs):
     # One level compiles in half the time of two; tests that resample ask for two.
     options = dict(channels=8, num_res_blocks=1, channel_mult=(1,), attention_downsamples=())
-    return nn.UNet(2, 4, **{**options, "num_heads": 2, "norm_groups": 4, **kwargs}, key=key)
+    options |= dict(in_channels=2, out_channels=4, num_heads=2, norm_groups=4)
+    return _flags.openai_unet(**{**options, **kwargs}, key=key)
 
 
 def _random_unet(**kwargs):

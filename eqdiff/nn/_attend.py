@@ -17,11 +17,11 @@ network the plain formula.
 """
 
 import abc
+import dataclasses
 import functools as ft
 from collections.abc import Callable
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -83,7 +83,7 @@ def _fused_jvp(primals, tangents):
     return _fused(*primals), d_out
 
 
-class AbstractAttention(eqx.Module):
+class AbstractAttention(abc.ABC):
     r"""Computes $\mathrm{softmax}(q k^\top / \sqrt c)\,v$ for every head."""
 
     @abc.abstractmethod
@@ -96,6 +96,7 @@ class AbstractAttention(eqx.Module):
         """
 
 
+@dataclasses.dataclass(frozen=True)
 class PlainAttention(AbstractAttention):
     """Two matrix products and a softmax in float32 or better, everywhere."""
 
@@ -104,6 +105,7 @@ class PlainAttention(AbstractAttention):
         return _plain(q, k, v)
 
 
+@dataclasses.dataclass(frozen=True)
 class FusedAttention(AbstractAttention):
     """cuDNN's fused kernel where there is one, otherwise as [`eqdiff.nn.PlainAttention`][].
 

@@ -37,7 +37,7 @@ class AttentionBlock(eqx.Module):
     norm: GroupNorm
     qkv: Linear
     out: Linear
-    kernel: AbstractAttention
+    kernel: AbstractAttention = eqx.field(static=True)
     num_heads: int = eqx.field(static=True)
     scale: float = eqx.field(static=True)
 

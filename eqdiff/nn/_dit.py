@@ -84,7 +84,7 @@ class DiTBlock(eqx.Module):
     out: Linear
     mlp1: Linear
     mlp2: Linear
-    attention: AbstractAttention
+    attention: AbstractAttention = eqx.field(static=True)
     num_heads: int = eqx.field(static=True)
 
     def __init__(
@@ -152,7 +152,7 @@ class DiT(eqx.Module):
     mlp_ratio: float = eqx.field(static=True)
     num_classes: int | None = eqx.field(static=True)
     class_dropout: float = eqx.field(static=True)
-    attention: AbstractAttention
+    attention: AbstractAttention = eqx.field(static=True)
     compute_dtype: Any = eqx.field(static=True)
     remat: bool = eqx.field(static=True)
 

@@ -16,11 +16,11 @@ from typing import Any
 from ...nn._attention import AttentionBlock
 from ...nn._block import ResBlock
 from ...nn._body import UNetBody
-from ...nn._ddpm import DDPM
 from ...nn._fir import DownsampleConv, UpsampleConv
-from ...nn._ncsnpp import NCSNpp
-from ...nn._pyramid import InputSkip, OutputSkip, OutputStart, ResidualPyramid
+from ...nn._pyramid import InputSkipStep, OutputSkipStep, ResidualStep, StartStep
 from ...nn._resample import Upsample
+from ...nn._resampling import InBlock
+from ...nn._unet import UNet
 from .._weights import affine, Entry, Path, reordered, stacked
 
 
@@ -31,10 +31,9 @@ _POINTWISE = reordered("1 1 i o", "i o")
 class _Counter:
     """Entries of the next module of its class."""
 
-    def __init__(self, net: DDPM | NCSNpp):
+    def __init__(self, net: UNet, suffix: str):
         self.made: Counter[str] = Counter()
-        self.suffix = "pp" if isinstance(net, NCSNpp) else ""
-        self.biggan = isinstance(net, NCSNpp) and net.block == "biggan"
+        self.suffix, self.biggan = suffix, isinstance(net.style.resampling, InBlock)
 
     def name(self, cls: str) -> str:
         self.made[cls] += 1
@@ -84,17 +83,17 @@ class _Counter:
             yield from affine(f"{name}.Conv_0", where.at("conv"), names=_KERNEL)
 
     def pyramid(self, where: Path, layer: Any) -> Iterator[Entry]:
-        if isinstance(layer, InputSkip):
+        if isinstance(layer, InputSkipStep):
             self.name("Downsample")
             name = f"{self.name('Combine')}.Conv_0"
             yield from affine(name, where.at("project"), _POINTWISE, names=_KERNEL)
-        elif isinstance(layer, OutputStart):
+        elif isinstance(layer, StartStep):
             yield from self.head(where.at("head"))
-        elif isinstance(layer, OutputSkip):
+        elif isinstance(layer, OutputSkipStep):
             if layer.resample is not None:
                 self.name("Upsample")
             yield from self.head(where.at("head"))
-        elif isinstance(layer, ResidualPyramid):
+        elif isinstance(layer, ResidualStep):
             up = isinstance(layer.resample, UpsampleConv | Upsample)
             cls = "Upsample" if up else "Downsample"
             yield from self.resample(cls, where.at("resample"), layer.resample)
@@ -124,9 +123,15 @@ class _Counter:
             yield from self.head(Path(("body", "out")))
 
 
-def flax_entries(net: DDPM | NCSNpp) -> Iterator[Entry]:
-    """Every parameter of `net`, in the order in which the official modules are made."""
-    count = _Counter(net)
+def flax_entries(net: UNet, suffix: str) -> Iterator[Entry]:
+    """Every parameter of `net`, in the order in which the official modules are made.
+
+    **Arguments:**
+
+    - `net`: the network.
+    - `suffix`: of the names of its blocks' classes, "pp" in NCSN++.
+    """
+    count = _Counter(net, suffix)
     if net.time_embedding is not None:
         yield from count.dense(Path(("time_embedding", "linear1")))
         yield from count.dense(Path(("time_embedding", "linear2")))
