@@ -15,6 +15,7 @@ import numpy as np
 
 from .._denoiser import Denoiser
 from .._require import require
+from ..nn._conv import filter_names
 from .classes import FORMAT_VERSION, KINDS, leaves_of, PARTS, table
 from .old import from_continuous_schedule, of_today
 from .old_networks import old_names, OLD_NETWORKS
@@ -165,6 +166,8 @@ class _Reader:
         if self.old:
             new = {old: name for name, old in old_names(net).items()}
             weights = {new.get(k, k): v for k, v in weights.items()}
+            # Filters were stored with their outputs last.
+            weights |= {k: np.moveaxis(weights[k], -1, 0) for k in filter_names(net) & {*weights}}
             tables = [new.get(k, k) for k in tables]
         self._check(leaves_of(net), weights)
 

@@ -251,6 +251,9 @@ class AbstractOutputPyramid(abc.ABC):
         """
 
 
+_FUSED = FusedAttention()
+
+
 @dataclasses.dataclass(frozen=True)
 class Style:
     r"""What the blocks of a [`eqdiff.nn.UNet`][] are, and what stands between and next to them.
@@ -282,10 +285,10 @@ class Style:
         `None`.
     - `output_pyramid`: [`eqdiff.nn.styles.OutputSkip`][], [`eqdiff.nn.styles.ResidualPyramid`][] or
         `None`.
-    - `attention`: what computes attention: [`eqdiff.nn.FusedAttention`][] or
-        [`eqdiff.nn.PlainAttention`][].
     - `scale`: of every sum of two branches; $1/\sqrt 2$ keeps the variance that of its terms.
     - `dropout`: its probability, in every residual block.
+    - `attention`: what computes attention: [`eqdiff.nn.FusedAttention`][] or
+        [`eqdiff.nn.PlainAttention`][].
     """
 
     resampling: AbstractResampling
@@ -296,9 +299,9 @@ class Style:
     attention_up: AbstractAttentionUp = EveryBlock()
     input_pyramid: AbstractInputPyramid | None = None
     output_pyramid: AbstractOutputPyramid | None = None
-    attention: AbstractAttention = FusedAttention()
     scale: float | int = 1.0
     dropout: float | int = 0.0
+    attention: AbstractAttention = _FUSED
 
 
 @dataclasses.dataclass(frozen=True)

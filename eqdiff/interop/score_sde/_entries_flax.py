@@ -2,8 +2,8 @@ r"""The names that score_sde's JAX code, by way of Flax, gives its weights.
 
 Flax numbers the layers of each class in the order in which they are made, inside the module that
 makes them: `ResnetBlockBigGANpp_3/Conv_0/kernel` is the kernel of the first convolution in the
-fourth residual block. The same order is walked here. Arrays are laid out as ours are, except for
-1×1 convolutions, which have a kernel there.
+fourth residual block. The same order is walked here. Filters have their outputs last there, and
+1×1 convolutions a kernel.
 
 NCSNv2 is left out: its InstanceNorm++ has the biased variance of the channels' means there, and its
 bilinear resizing other corners, where our network follows the PyTorch code.
@@ -21,7 +21,7 @@ from ...nn._pyramid import InputSkipStep, OutputSkipStep, ResidualStep, StartSte
 from ...nn._resample import Upsample
 from ...nn._resampling import InBlock
 from ...nn._unet import UNet
-from .._weights import affine, Entry, Path, reordered, stacked
+from .._weights import affine, CONV_FLAX, Entry, Path, reordered, stacked
 
 
 _KERNEL, _NORM, _NIN = ("kernel", "bias"), ("scale", "bias"), ("W", "b")
@@ -40,7 +40,7 @@ class _Counter:
         return f"{cls}_{self.made[cls] - 1}"
 
     def conv(self, where: Path) -> Iterator[Entry]:
-        yield from affine(self.name("Conv"), where, names=_KERNEL)
+        yield from affine(self.name("Conv"), where, CONV_FLAX, names=_KERNEL)
 
     def dense(self, where: Path) -> Iterator[Entry]:
         yield from affine(self.name("Dense"), where, names=_KERNEL)
@@ -53,11 +53,11 @@ class _Counter:
         kind = "BigGAN" if self.biggan else "DDPM"
         name = self.name(f"ResnetBlock{kind}{self.suffix}")
         yield from affine(f"{name}.GroupNorm_0", where.at("norm1"), names=_NORM)
-        yield from affine(f"{name}.Conv_0", where.at("conv1"), names=_KERNEL)
+        yield from affine(f"{name}.Conv_0", where.at("conv1"), CONV_FLAX, names=_KERNEL)
         if block.embedding is not None:
             yield from affine(f"{name}.Dense_0", where.at("embedding"), names=_KERNEL)
         yield from affine(f"{name}.GroupNorm_1", where.at("norm2"), names=_NORM)
-        yield from affine(f"{name}.Conv_1", where.at("conv2"), names=_KERNEL)
+        yield from affine(f"{name}.Conv_1", where.at("conv2"), CONV_FLAX, names=_KERNEL)
         if block.skip is not None and self.biggan:
             yield from affine(f"{name}.Conv_2", where.at("skip"), _POINTWISE, names=_KERNEL)
         elif block.skip is not None:
@@ -78,9 +78,9 @@ class _Counter:
             return
         name = self.name(cls)
         if isinstance(layer, DownsampleConv | UpsampleConv):
-            yield from affine(f"{name}.Conv2d_0", where.at("conv"), names=("weight", "bias"))
+            yield from affine(f"{name}.Conv2d_0", where.at("conv"), CONV_FLAX)
         elif getattr(layer, "conv", None) is not None:
-            yield from affine(f"{name}.Conv_0", where.at("conv"), names=_KERNEL)
+            yield from affine(f"{name}.Conv_0", where.at("conv"), CONV_FLAX, names=_KERNEL)
 
     def pyramid(self, where: Path, layer: Any) -> Iterator[Entry]:
         if isinstance(layer, InputSkipStep):
