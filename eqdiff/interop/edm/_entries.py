@@ -91,7 +91,7 @@ def entries(net: UNet, side: int) -> Iterator[Entry]:
     yield from affine("map_layer0", Path(("time_embedding", "linear1")), LINEAR)
     yield from affine("map_layer1", Path(("time_embedding", "linear2")), LINEAR)
     if net.class_embedding is not None:
-        bias = None if net.class_embedding.bias is None else SAME
+        bias = None if getattr(net.class_embedding, "bias", None) is None else SAME
         yield from affine("map_label", Path(("class_embedding",)), LINEAR, bias=bias)
     if net.augment_embedding is not None:
         yield from affine("map_augment", Path(("augment_embedding",)), LINEAR, bias=None)
