@@ -54,13 +54,13 @@ def _unet(dims, updown, conv_resample):
 
 def _thicken(small, large, axis):
     """The weights of `small` in `large`, whose kernels have one axis more, at the middle of that
-    axis."""
+    spatial axis."""
 
     def put(a, b):
         if a.shape == b.shape:
             return a
         middle = [slice(None)] * b.ndim
-        middle[axis] = b.shape[axis] // 2
+        middle[1 + axis] = b.shape[1 + axis] // 2
         return jnp.zeros_like(b).at[tuple(middle)].set(a)
 
     leaves = map(put, jax.tree.leaves(small), jax.tree.leaves(large))
@@ -105,7 +105,7 @@ def test_convolution_is_its_definition(getkey, dims, strided):
     windows = np.lib.stride_tricks.sliding_window_view(padded, dims * (3,), axis=tuple(range(dims)))
     windows = windows[tuple(slice(None, None, s) for s in stride)]
     taps = "abc"[:dims]
-    expected = np.einsum(f"...i{taps},{taps}io->...o", windows, np.asarray(conv.weight))
+    expected = np.einsum(f"...i{taps},o{taps}i->...o", windows, np.asarray(conv.weight))
     np.testing.assert_allclose(layer(jnp.asarray(x)), expected + np.asarray(conv.bias), atol=1e-5)
 
 
