@@ -108,7 +108,7 @@ def problem(name: str, batch: int, steps: int) -> tuple[eqd.Denoiser, Any]:
         denoiser = trained(eqd.nn.MLP(2, 2, key=key), draw, 2 * steps)
     elif name == "digits":
         draw = digits()
-        net = eqd.nn.UNet(1, 1, 32, 1, (1, 2), (2,), norm_groups=8, key=key)
+        net = eqd.nn.presets.iddpm_digits(learned_variance=False, key=key)
         denoiser = trained(net, draw, steps)
     else:
         draw = mixture((3, 32, 32))

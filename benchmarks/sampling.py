@@ -93,7 +93,8 @@ def main() -> None:
     spaced = eqd.respace(full, eqd.section_timesteps(4000, (steps,)))
     dtype = jnp.dtype(options.dtype)
     net = eqd.nn.presets.iddpm_cifar10(key=jax.random.key(0), compute_dtype=dtype)
-    small = eqd.nn.UNet(3, 6, 32, 1, (1, 2), (2,), norm_groups=8, key=jax.random.key(0))
+    shape, style = eqd.nn.UNetShape(3, 6, 32, 1, (1, 2)), eqd.nn.styles.iddpm(norm_groups=8)
+    small = eqd.nn.UNet(shape, style, eqd.nn.embeddings.iddpm(), key=jax.random.key(0))
     cases = {
         "ancestral step": sampler_case(eqd.Ancestral(), spaced, batch),
         "DDIM step": sampler_case(eqd.DDIM(steps), full, batch),

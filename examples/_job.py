@@ -65,20 +65,19 @@ def make_net(config: Config, data: Dataset, *, key: jax.Array) -> eqd.nn.UNet:
         attention = [d for d in attention if max(sides) // d >= 8]
     elif max(sides) == 8:
         attention = [2]
-    return eqd.nn.UNet(
+    shape = eqd.nn.UNetShape(
         in_channels=channels,
         out_channels=channels if config.diffusion.loss == "simple" else 2 * channels,
         channels=model.channels,
         num_res_blocks=model.num_res_blocks,
         channel_mult=(1, 2, 2, 2)[:levels],
         attention_downsamples=tuple(attention),
-        num_heads=4,
-        dropout=model.dropout,
         num_classes=data.num_classes if model.class_conditional else None,
-        norm_groups=32 if model.channels % 32 == 0 else 8,
-        compute_dtype=jnp.dtype(model.compute_dtype),
-        key=key,
     )
+    groups = 32 if model.channels % 32 == 0 else 8
+    style = eqd.nn.styles.iddpm(dropout=model.dropout, norm_groups=groups)
+    dtype = jnp.dtype(model.compute_dtype)
+    return eqd.nn.UNet(shape, style, eqd.nn.embeddings.iddpm(), compute_dtype=dtype, key=key)
 
 
 def make_denoiser(net: eqd.nn.UNet, schedule: eqd.Schedule, config: Config) -> eqd.Denoiser:

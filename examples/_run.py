@@ -95,7 +95,7 @@ def load(folder: Path) -> tuple[eqd.Denoiser, dict]:
 def num_classes_of(denoiser: eqd.Denoiser) -> int | None:
     """How many classes the network knows; `None` if it is not class-conditional."""
     assert isinstance(denoiser.net, eqd.nn.UNet)
-    return denoiser.net.num_classes
+    return denoiser.net.shape.num_classes
 
 
 def load_data(settings: dict, data_dir: Path | None) -> Dataset:

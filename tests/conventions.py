@@ -34,7 +34,10 @@ NARROWER = {
     "nn": frozenset(FLOORS[0]),
     "terms": frozenset(("_term",)),
 }
-NAMESPACES = ("nn", "nn.presets", "terms", "train", "data", "metrics", "interop")
+NAMESPACES = (
+    *("nn", "nn.styles", "nn.embeddings", "nn.presets"),
+    *("terms", "train", "data", "metrics", "interop"),
+)
 STRANGERS = frozenset(("train", "data", "metrics", "interop"))
 
 EVERYWHERE = frozenset(("jax", "jaxlib", "numpy", "equinox", "jaxtyping", "einops"))

@@ -22,7 +22,8 @@ import eqdiff as eqd
 def run(tmp_path_factory):
     """The smallest folder that looks like a run."""
     folder = tmp_path_factory.mktemp("run")
-    net = eqd.nn.UNet(1, 2, 8, 1, (1,), (), norm_groups=8, key=jax.random.key(0))
+    shape, style = eqd.nn.UNetShape(1, 2, 8, 1, (1,), ()), eqd.nn.styles.iddpm(norm_groups=8)
+    net = eqd.nn.UNet(shape, style, eqd.nn.embeddings.iddpm(), key=jax.random.key(0))
     denoiser = eqd.Denoiser(net, eqd.cosine_schedule(50), variance=eqd.LearnedRange())
     eqd.save_model(folder / "model.safetensors", denoiser)
     settings = {"dataset": "digits", "data_dir": None, "shape": [1, 8, 8], "levels": 17}

@@ -13,6 +13,7 @@ import eqdiff as eqd
 from eqdiff import interop
 from eqdiff.interop.__main__ import main
 from eqdiff.interop.score_sde._presets import SCORE_SDE_PRESETS
+from eqdiff.nn._ends import unwrapped
 
 
 FOLDER = pathlib.Path(__file__).parent / "interop"
@@ -24,7 +25,7 @@ def test_converts_and_says_what_it_found(tmp_path, capsys):
     said = capsys.readouterr().out
     for fact in (
         "a model of edm",
-        "SongUNet(channels=4, channel_mult=(1, 1), num_res_blocks=1, attention_downsamples=(), ",
+        "UNet(channels=4, channel_mult=(1, 1), num_res_blocks=1, attention_downsamples=(), ",
         "num_classes=3)",
         "process           EDMSDE(t0=0.002, t1=80.0)",
         "parameterisation  EDMPreconditioning(sigma_data=0.5)",
@@ -59,8 +60,9 @@ def test_a_checkpoint_with_its_configuration(tmp_path, capsys):
     assert main([*arguments, "--output", str(tmp_path / "model")]) == 0
     assert "VESDE(sigma_min=0.01, sigma_max=50.0" in capsys.readouterr().out
     loaded = eqd.load_model(tmp_path / "model")
-    assert isinstance(loaded.net, eqd.nn.NCSNpp)
-    assert len(loaded.net.frequencies) == 4
+    net = unwrapped(loaded.net)
+    assert isinstance(net, eqd.nn.UNet) and net is loaded.net.net.net
+    assert len(net.embed.time.frequencies) == 4
 
 
 def test_flags(tmp_path, capsys, monkeypatch):

@@ -37,7 +37,7 @@ def test_outputs_and_schedules(name):
     with np.load(FOLDER / name / "io.npz") as file:
         x, t, y, out, betas = (file[key] for key in ("x", "t", "y", "out", "betas"))
     song = name == "diffusers_ddpm"
-    assert isinstance(denoiser.net, eqd.nn.DDPM if song else eqd.nn.UNet)
+    assert isinstance(denoiser.net.style.modulation, eqd.nn.styles.Added) or not song
     assert denoiser.parameterisation == (eqd.PredictNoise() if song else eqd.PredictVelocity())
     assert denoiser.variance == (eqd.FixedLarge() if song else eqd.FixedSmall())
     # Theirs are float32, and the cosine ones come of a ratio of numbers near one.
@@ -85,7 +85,7 @@ def test_google_ddpm_cifar10_32_is_the_network_of_ho_et_al():
         "up_block_types": ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
     }
     net = skeleton(lambda key: _build(_read(config), jnp.float32, key))
-    assert isinstance(net, eqd.nn.DDPM)
+    assert net.embed.time == eqd.nn.embeddings.SongSinusoids()
     assert sum(leaf.size for leaf in jax.tree.leaves(net)) == 35_746_307
 
 
@@ -126,7 +126,7 @@ def test_options_that_no_network_has_are_named():
     for problem, options in {
         "expected DownBlock2D or AttnDownBlock2D": dict(down_block_types=["SkipDownBlock2D"] * 2),
         "'freq_shift': 0": dict(freq_shift=0),
-        "=2, expected null: nn.DDPM has one head": dict(attention_head_dim=2),
+        "=2, expected null: styles.ddpm has one head": dict(attention_head_dim=2),
         "attn_norm_num_groups=None": dict(resnet_time_scale_shift="scale_shift"),
         "unknown options ['cross_attention_dim']": dict(cross_attention_dim=8),
         "got a UNet2DConditionModel": dict(_class_name="UNet2DConditionModel"),

@@ -68,8 +68,13 @@ def test_denoisers_are_the_official_preconditioned_networks(name, x64, tmp_path)
     assert_golden(np.float32(found), name, "precond/D")
 
 
+def _song(in_channels, out_channels, mult, style, key):
+    shape = eqd.nn.UNetShape(in_channels, out_channels, 8, 1, mult, (), stem_mult=1)
+    return eqd.nn.UNet(shape, style, eqd.nn.embeddings.edm(), key=key)
+
+
 def _tiny():
-    net = random_network(lambda key: eqd.nn.SongUNet(1, 2, 8, 1, (1,), (), key=key))
+    net = random_network(lambda key: _song(1, 2, (1,), eqd.nn.styles.edm(), key))
     config = dict(
         img_resolution=4, img_channels=1, model_type="SongUNet", model_channels=8, num_blocks=1
     )
@@ -120,8 +125,9 @@ def test_ve_networks_are_negated_in_every_head():
 
 
 def test_skip_pyramids_are_negated_too():
+    skip = eqd.nn.styles.OutputSkip()
     net = random_network(
-        lambda key: eqd.nn.SongUNet(1, 1, 8, 1, (1, 1), (), decoder="skip", key=key)
+        lambda key: _song(1, 1, (1, 1), eqd.nn.styles.edm(output_pyramid=skip), key)
     )
     x = jnp.linspace(-1, 1, 16, dtype=jnp.float32).reshape(1, 4, 4)
     one, other = quick_jit(lambda: (net(jnp.float32(0.3), x), _negated(net)(jnp.float32(0.3), x)))()
@@ -153,11 +159,13 @@ def test_a_pickle_of_whole_objects():
     for name, array in expected.items():
         np.testing.assert_array_equal(module.state_dict[name], array)
     denoiser = interop.load_edm(FOLDER / "edm.pkl")
-    assert isinstance(denoiser.net, eqd.nn.SongUNet) and denoiser.net.num_classes == 3
+    assert isinstance(denoiser.net, eqd.nn.UNet) and denoiser.net.shape.num_classes == 3
     assert denoiser.process == eqd.EDMSDE() and denoiser.parameterisation == eqd.EDMPreconditioning(
         0.5
     )
-    np.testing.assert_array_equal(denoiser.net.frequencies, expected["model.map_noise.freqs"])
+    np.testing.assert_array_equal(
+        denoiser.net.embed.time.frequencies, expected["model.map_noise.freqs"]
+    )
     assert read_edm(FOLDER / "edm.pkl", "loss_fn").class_name == "EDMLoss"
 
 
@@ -200,7 +208,7 @@ def test_pickles_that_are_none_of_edms(write, tmp_path):
 
     write(_meta(_parameters={}, _modules={}))
     assert "does not record the arguments" in message()
-    assert "do not fit this SongUNet" in message(lambda path: interop.load_edm(path, _tiny()[1]))
+    assert "do not fit this UNet" in message(lambda path: interop.load_edm(path, _tiny()[1]))
     write(_meta(_parameters={"a": 3}))
     assert "has a int as a, expected a tensor" in message()
     write(_meta(_modules={"a": [1]}))

@@ -83,7 +83,7 @@ def test_upsamplers_are_those_with_two_sizes():
         interop.load_improved_diffusion(state, FLAGS[SR] | {"large_size": 256})
     # Without the flag it is a network of six channels.
     net = interop.load_improved_diffusion(state, {"num_heads": 2}).net
-    assert isinstance(net, eqd.nn.UNet) and net.in_channels == net.out_channels == 6
+    assert isinstance(net, eqd.nn.UNet) and net.shape.in_channels == net.shape.out_channels == 6
     fewer = {k: v[:5] if k.startswith("out.2.") else v for k, v in state.items()}
     with pytest.raises(ValueError, match=r"takes 6 channels and returns 5.*small_size"):
         interop.load_improved_diffusion(fewer, {"num_heads": 2})
@@ -151,21 +151,18 @@ def test_published_flags_fit_the_published_networks(name):
     assert _contradictions(flags, given, found) == []
     config = _config(flags, found, upsampler)
     read = {
-        "num_heads": "num_heads",
-        "num_head_channels": "channels_per_head",
         "dropout": "dropout",
         "num_classes": "num_classes",
         "channel_mult": "channel_mult",
     }
     for theirs, ours in read.items():
-        value = (
-            None
-            if config.get(theirs, -1) == -1 and ours == "channels_per_head"
-            else config.get(theirs)
-        )
-        if ours == "num_heads" and unet.channels_per_head is not None:
-            continue
-        assert value == getattr(unet, ours), theirs
+        found = getattr(unet.style if theirs == "dropout" else unet.shape, ours)
+        assert config.get(theirs) == found, theirs
+    heads = unet.style.heads
+    if isinstance(heads, eqd.nn.styles.HeadsOf):
+        assert config["num_head_channels"] == heads.channels
+    else:
+        assert (config.get("num_head_channels", -1), config["num_heads"]) == (-1, heads.heads)
 
 
 def test_flags_of_another_file_are_all_named():
@@ -273,15 +270,10 @@ def test_classifiers():
     """A narrow one with the levels of 64×64: the loader makes of names and flags what was there."""
     net = random_network(
         lambda key: eqd.nn.UNetClassifier(
-            num_classes=5,
-            channels=32,
-            num_res_blocks=1,
-            channel_mult=(1, 2, 3, 4),
-            attention_downsamples=(8,),
-            channels_per_head=64,
-            scale_shift_norm=True,
-            resblock_updown=True,
-            pool=eqd.nn.AttentionPool(64, 64),
+            eqd.nn.UNetShape(3, 5, 32, 1, (1, 2, 3, 4), (8,)),
+            eqd.nn.styles.adm(),
+            eqd.nn.embeddings.iddpm(),
+            eqd.nn.AttentionPool(64, 64),
             key=key,
         )
     )
@@ -312,8 +304,8 @@ def test_published_classifiers_are_the_networks_of_nn():
         net = skeleton(lambda key, side=side: eqd.nn.presets.adm_classifier(side, key=key))
         name = f"{side}x{side}_classifier"
         flags, _ = read_flags(None, name, CLASSIFIER, CLASSIFIER_PRESETS, "x")
-        assert net.channels == flags["classifier_width"]
-        assert net.num_res_blocks == flags["classifier_depth"]
+        assert net.shape.channels == flags["classifier_width"]
+        assert net.shape.num_res_blocks == flags["classifier_depth"]
         sides = flags["classifier_attention_resolutions"].split(",")
-        assert net.attention_downsamples == tuple(side // int(a) for a in sides)
+        assert net.shape.attention_downsamples == tuple(side // int(a) for a in sides)
         assert (flags["noise_schedule"] == "cosine") == (side == 64)

@@ -17,6 +17,7 @@ from eqdiff import interop
 from eqdiff.interop._weights import skeleton
 from eqdiff.interop.score_sde._network import average, build
 from eqdiff.interop.score_sde._presets import SCORE_SDE_PRESETS
+from eqdiff.nn._ends import unwrapped
 
 
 FOLDER = pathlib.Path(__file__).parent / "interop"
@@ -165,9 +166,13 @@ def test_flax_weights_that_do_not_fit_are_named():
 def test_every_published_configuration_makes_a_network(name):
     config = SCORE_SDE_PRESETS[name]
     net = skeleton(lambda key: build(config, None, jnp.float32, key))
-    scale = getattr(net, "scale_by_sigma", True)
-    assert (config["training"]["sde"] == "vesde") == scale
-    assert net.centred == (config["training"]["sde"] != "vesde")
+    exploding = config["training"]["sde"] == "vesde"
+    if isinstance(net, eqd.nn.NCSNv2):
+        assert exploding and not net.centred
+    else:
+        inner = unwrapped(net)
+        expected = eqd.nn.DividedBySigma(eqd.nn.Centred(inner)) if exploding else inner
+        assert eqx.tree_equal(net, expected)
 
 
 # The networks of `eqdiff.nn.presets`, which were written independently.
@@ -228,12 +233,12 @@ def test_the_average_is_what_is_read(tmp_path):
     folder.mkdir(parents=True)
     shutil.copy(FOLDER / "score_sde.pth", folder / "checkpoint_26.pth")
     path = folder / "checkpoint_26.pth"
-    assert "do not fit this NCSNpp" in _message(lambda: interop.load_score_sde(path))
+    assert "do not fit this UNet" in _message(lambda: interop.load_score_sde(path))
     path = FOLDER / "score_sde.pth"
     assert "not in a folder called like a" in _message(lambda: interop.load_score_sde(path))
     # In memory the same average is found: shapes that do not fit it are named.
     name = "vp/cifar10_ddpmpp_continuous"
-    assert "do not fit this NCSNpp" in _message(lambda: interop.load_score_sde(file, name))
+    assert "do not fit this UNet" in _message(lambda: interop.load_score_sde(file, name))
     del file["ema"]["shadow_params"]
     assert "without 'shadow_params'" in _message(lambda: interop.load_score_sde(file, name))
 

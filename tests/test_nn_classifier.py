@@ -13,6 +13,7 @@ from toys import quick_jit
 import eqdiff as eqd
 import eqdiff.interop as interop
 import eqdiff.nn as nn
+from eqdiff.nn import _flags
 
 
 POOLS = {
@@ -31,7 +32,8 @@ def _dtype():
 def _net(pool, **options):
     sizes = dict(channels=8, num_res_blocks=1, channel_mult=(1, 2), attention_downsamples=(2,))
     sizes |= dict(channels_per_head=4, norm_groups=4, compute_dtype=_dtype()) | options
-    net = random_network(lambda key: nn.UNetClassifier(2, 5, pool=POOLS[pool], **sizes, key=key))
+    sizes |= dict(in_channels=2, num_classes=5, pool=POOLS[pool])
+    net = random_network(lambda key: _flags.openai_classifier(**sizes, key=key))
     return jax.tree.map(lambda p: jnp.asarray(np.asarray(p), _dtype()), net)
 
 
@@ -182,7 +184,8 @@ def test_errors(getkey):
 
     def build(**options):
         sizes = dict(channels=8, num_res_blocks=1, channel_mult=(1, 2), norm_groups=4) | options
-        eqx.filter_eval_shape(lambda key: nn.UNetClassifier(2, 5, **sizes, key=key), getkey())
+        sizes |= dict(in_channels=2, num_classes=5)
+        eqx.filter_eval_shape(lambda key: _flags.openai_classifier(**sizes, key=key), getkey())
 
     assert "heads of 64" in _message(build)
     options = dict(channels_per_head=None, attention_downsamples=())

@@ -13,6 +13,7 @@ from helpers import random_network
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import eqdiff.nn as nn
+from eqdiff.nn import _flags
 from eqdiff.nn._check import check_c_noise
 
 
@@ -40,22 +41,25 @@ class Listening(eqx.Module):
 
 
 _SMALL = dict(channels=16, num_res_blocks=1, channel_mult=(1,), attention_downsamples=())
+_TWO = dict(in_channels=2, out_channels=2)
 _OPENAI = dict(**_SMALL, norm_groups=4, num_heads=1)
-_LEVELS = dict(embedding="positional", sigma_levels=(0.01, 50.0, 1000))
+_LEVELS = dict(embedding="positional", scale_by_sigma=False, sigma_levels=(0.01, 50.0, 1000))
 
 # Every network with a time embedding, but for its number of classes; `SuperResolution` wraps one.
 BUILD = {
-    "UNet": lambda **o: nn.UNet(2, 2, **_OPENAI, **o),
-    "DDPM": lambda **o: nn.DDPM(2, 2, **_SMALL, norm_groups=4, **o),
-    "NCSNpp": lambda **o: nn.NCSNpp(2, 2, **_SMALL, **o),
-    "levels": lambda **o: nn.NCSNpp(2, 2, **_SMALL, **_LEVELS, **o),
-    "SongUNet": lambda **o: nn.SongUNet(2, 2, **_SMALL, **o),
-    "DhariwalUNet": lambda **o: nn.DhariwalUNet(2, 2, **_SMALL, channels_per_head=4, **o),
+    "UNet": lambda **o: _flags.openai_unet(**_TWO, **_OPENAI, **o),
+    "DDPM": lambda **o: _flags.ddpm(**_TWO, **_SMALL, norm_groups=4, **o),
+    "NCSNpp": lambda **o: _flags.ncsnpp(**_TWO, **_SMALL, scale_by_sigma=False, **o),
+    "levels": lambda **o: _flags.ncsnpp(**_TWO, **_SMALL, **_LEVELS, **o),
+    "SongUNet": lambda **o: _flags.edm_song(**_TWO, **_SMALL, **o),
+    "DhariwalUNet": lambda **o: _flags.edm_dhariwal(**_TWO, **_SMALL, channels_per_head=4, **o),
     "DiT": lambda **o: nn.DiT(2, 2, 2, channels=16, depth=1, num_heads=2, **o),
     "MLP": lambda **o: nn.MLP(32, 32, 16, 1, **o),
-    "SuperResolution": lambda **o: nn.SuperResolution(nn.UNet(4, 4, **_OPENAI, **o)),
-    "UNetClassifier": lambda **o: nn.UNetClassifier(
-        2, **{"num_classes": 2, **_OPENAI, "channels_per_head": 4, **o}
+    "SuperResolution": lambda **o: nn.SuperResolution(
+        _flags.openai_unet(in_channels=4, out_channels=4, **_OPENAI, **o)
+    ),
+    "UNetClassifier": lambda **o: _flags.openai_classifier(
+        **{"in_channels": 2, "num_classes": 2, **_OPENAI, "channels_per_head": 4, **o}
     ),
 }
 WITH_CLASSES = [name for name in BUILD if name not in ("levels", "UNetClassifier")]

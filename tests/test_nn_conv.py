@@ -18,7 +18,7 @@ def test_convolution_is_its_definition(getkey, size, stride):
     expected = np.stack(
         [
             [
-                np.einsum("hwi,hwio->o", padded[i : i + 3, j : j + 3], weight) + bias
+                np.einsum("hwi,ohwi->o", padded[i : i + 3, j : j + 3], weight) + bias
                 for j in range(0, size, stride)
             ]
             for i in range(0, size, stride)

@@ -19,6 +19,7 @@ from toys import quick_jit
 
 import eqdiff.interop as interop
 import eqdiff.nn as nn
+from eqdiff.nn import _flags
 from eqdiff.nn._conv import Conv
 from eqdiff.nn._fir import downsample, upsample
 from eqdiff.nn._resample import average_pool, Downsample, repeat_pixels, Upsample
@@ -33,13 +34,12 @@ def _unet(dims, updown, conv_resample):
     return jax.tree.map(
         lambda p: jnp.asarray(np.asarray(p), _dtype()),
         random_network(
-            lambda key: nn.UNet(
-                2,
-                3,
-                8,
-                1,
-                (1, 2),
-                (2,),
+            lambda key: _flags.openai_unet(
+                in_channels=2,
+                out_channels=3,
+                channels=8,
+                num_res_blocks=1,
+                channel_mult=(1, 2),
                 channels_per_head=4,
                 resblock_updown=updown,
                 conv_resample=conv_resample,
@@ -54,13 +54,13 @@ def _unet(dims, updown, conv_resample):
 
 def _thicken(small, large, axis):
     """The weights of `small` in `large`, whose kernels have one axis more, at the middle of that
-    axis."""
+    spatial axis."""
 
     def put(a, b):
         if a.shape == b.shape:
             return a
         middle = [slice(None)] * b.ndim
-        middle[axis] = b.shape[axis] // 2
+        middle[1 + axis] = b.shape[1 + axis] // 2
         return jnp.zeros_like(b).at[tuple(middle)].set(a)
 
     leaves = map(put, jax.tree.leaves(small), jax.tree.leaves(large))
@@ -105,7 +105,7 @@ def test_convolution_is_its_definition(getkey, dims, strided):
     windows = np.lib.stride_tricks.sliding_window_view(padded, dims * (3,), axis=tuple(range(dims)))
     windows = windows[tuple(slice(None, None, s) for s in stride)]
     taps = "abc"[:dims]
-    expected = np.einsum(f"...i{taps},{taps}io->...o", windows, np.asarray(conv.weight))
+    expected = np.einsum(f"...i{taps},o{taps}i->...o", windows, np.asarray(conv.weight))
     np.testing.assert_allclose(layer(jnp.asarray(x)), expected + np.asarray(conv.bias), atol=1e-5)
 
 
@@ -144,8 +144,9 @@ def test_official_names_come_back(dims):
         num_head_channels=16,
         dims=dims,
     )
-    arguments = dict(channels_per_head=16, scale_shift_norm=False, dims=dims)
-    net = random_network(lambda key: nn.UNet(2, 3, 32, 1, (1, 2), (2,), **arguments, key=key))
+    shape = nn.UNetShape(2, 3, 32, 1, (1, 2), dims=dims)
+    style = nn.styles.iddpm(heads=nn.styles.HeadsOf(16), modulation=nn.styles.Added())
+    net = random_network(lambda key: nn.UNet(shape, style, nn.embeddings.iddpm(), key=key))
     state = interop.openai_state_dict(net)
     assert state["input_blocks.0.0.weight"].shape == (32, 2, *dims * (3,))
     assert state["input_blocks.3.0.skip_connection.weight"].shape == (64, 32, *dims * (1,))
@@ -174,7 +175,8 @@ def test_errors(getkey):
     assert "(2, length), got (2, 4, 4)" in _message(
         lambda: net(1.0, jnp.zeros((2, 4, 4), _dtype()))
     )
-    assert "is 1, 2 or 3; got 4" in _message(lambda: nn.UNet(dims=4, key=getkey()))
-    options = dict(channels=8, channel_mult=(1, 2), norm_groups=4, key=getkey())
-    message = _message(lambda: nn.UNet(channels_per_head=12, **options))
+    assert "is 1, 2 or 3; got 4" in _message(lambda: nn.UNetShape(dims=4))
+    style = nn.styles.iddpm(heads=nn.styles.HeadsOf(12), norm_groups=4)
+    shape, embed = nn.UNetShape(channels=8, channel_mult=(1, 2)), nn.embeddings.iddpm()
+    message = _message(lambda: nn.UNet(shape, style, embed, key=getkey()))
     assert "16 channels cannot be split into heads of 12" in message

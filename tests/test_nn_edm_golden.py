@@ -133,7 +133,7 @@ def test_wrong_weights_and_configs():
     state, config = _state(name), _config(name)
     del state["model.map_layer0.bias"]
     message = _message(lambda: interop.edm_network(state, config))
-    assert "SongUNet (1 problems)" in message and "missing map_layer0.bias (64,)" in message
+    assert "UNet (1 problems)" in message and "missing map_layer0.bias (64,)" in message
     message = _message(lambda: interop.edm_network(state, {**config, "resample_filter": [1, 1]}))
     assert "is not the filter (1, 1)" in message
     message = _message(lambda: interop.edm_network(state, {**config, "nf": 3}))

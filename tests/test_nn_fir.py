@@ -43,7 +43,7 @@ def test_resampling_is_the_official_one(kernel):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_resampling_convolutions_are_the_official_ones(getkey, kernel):
-    weight = jnp.asarray(load_golden(NAME)["updown/in/w"].transpose(2, 3, 1, 0), _double())
+    weight = jnp.asarray(load_golden(NAME)["updown/in/w"].transpose(0, 2, 3, 1), _double())
     for cls, key, name in (
         (DownsampleConv, "x8", "conv_downsample_2d"),
         (UpsampleConv, "x", "upsample_conv_2d"),

@@ -120,16 +120,10 @@ def test_heads_have_official_names(pool, name, weights):
     }
     net = random_network(
         lambda key: nn.UNetClassifier(
-            2,
-            5,
-            32,
-            1,
-            (1,),
-            (),
-            channels_per_head=None,
-            scale_shift_norm=False,
-            resblock_updown=False,
-            pool=pool,
+            nn.UNetShape(2, 5, 32, 1, (1,), ()),
+            nn.styles.iddpm(heads=nn.styles.Heads(1), modulation=nn.styles.Added()),
+            nn.embeddings.iddpm(),
+            pool,
             key=key,
         )
     )

@@ -1,4 +1,4 @@
-"""`nn.NCSNpp`, `nn.DDPM` and `nn.NCSNv2`: contract, invariances, and what their errors say."""
+"""`nn.UNet` as NCSN++ and DDPM, and `nn.NCSNv2`: contract, invariances, what their errors say."""
 
 import equinox as eqx
 import jax
@@ -10,22 +10,27 @@ from toys import quick_jit
 
 import eqdiff as eqd
 import eqdiff.nn as nn
+from eqdiff.nn import _flags
 from eqdiff.nn._check import check_variant
+from eqdiff.nn._ends import unwrapped
 from eqdiff.nn._ncsnv2 import enlarge, max_pool
+
+
+_CHANNELS = dict(in_channels=2, out_channels=2)
 
 
 def _ncsnpp(**kwargs):
     options = dict(
         channels=8, num_res_blocks=1, channel_mult=(1,), attention_downsamples=(), dropout=0.0
     )
-    return random_network(lambda key: nn.NCSNpp(2, 2, **{**options, **kwargs}, key=key))
+    return random_network(lambda key: _flags.ncsnpp(**{**_CHANNELS, **options, **kwargs}, key=key))
 
 
 def _ddpm(**kwargs):
     options = dict(
         channels=8, num_res_blocks=1, channel_mult=(1,), attention_downsamples=(), norm_groups=4
     )
-    return random_network(lambda key: nn.DDPM(2, 2, **{**options, **kwargs}, key=key))
+    return random_network(lambda key: _flags.ddpm(**{**_CHANNELS, **options, **kwargs}, key=key))
 
 
 def _ncsnv2(**kwargs):
@@ -172,7 +177,7 @@ def test_sides_need_not_be_equal(getkey, options):
     x, c_noise = _image(getkey, 2, 4, 12), jnp.asarray(0.3, jnp.float32)
     if options["progressive"] == "residual":
         # Song's padding is not the same on both ends, but it is along both axes.
-        assert net.body.encoder[0].resample.conv.padding == ((0, 1), (0, 1))
+        assert unwrapped(net).body.encoder[0].resample.conv.padding == ((0, 1), (0, 1))
     swapped = jax.tree.map(lambda p: jnp.swapaxes(p, 0, 1) if p.ndim == 4 else p, net)
     out = _call(net, c_noise, x)
     assert out.shape == (2, 4, 12)
@@ -250,7 +255,9 @@ def test_pieces_of_ncsnv2(getkey):
 
 @pytest.mark.slow
 def test_initialisation_is_songs(getkey):
-    net = nn.NCSNpp(2, 2, 32, 1, (1,), (1,), key=getkey())
+    shape = nn.UNetShape(2, 2, 32, 1, (1,), (1,))
+    style = nn.styles.ncsnpp()
+    net = nn.UNet(shape, style, nn.embeddings.score_sde(), key=getkey())
     block, attention = net.body.encoder[0].blocks[0], net.body.encoder[0].attentions[0]
     # U(−√(3/n), √(3/n)) with n the mean of both fans has the variance 1/n.
     weight = np.asarray(block.conv1.weight)
@@ -267,14 +274,11 @@ def _ones(*shape):
 
 
 REFUSED = [
-    (lambda: _ncsnpp(embedding="positional"), r"scale_by_sigma=False \(VP\)"),
-    (lambda: _ncsnpp(sigma_levels=(0.1, 1.0, 3)), "sigma_levels is for"),
     (
         lambda: _ncsnpp(embedding="positional", sigma_levels=(1.0, 0.1, 3)),
         r"at least two, got \(1\.0, 0\.1, 3\)",
     ),
-    (lambda: _ncsnpp(conditional=False, num_classes=2), "needs conditional=True"),
-    (lambda: _ddpm(scale_by_sigma=True), r"sigma_levels=\(sigma_min"),
+    (lambda: _ncsnpp(conditional=False, num_classes=2), "takes neither classes nor augmentations"),
     (lambda: _ncsnpp(frequencies=(1.0, 2.0, 3.0)), "3 frequencies"),
     (lambda: _ncsnv2(channel_mult=(1, 2), dilations=(1, 1)), "last two of equal width"),
     (
@@ -284,7 +288,7 @@ REFUSED = [
     (lambda: _ddpm(num_res_blocks=0), "num_res_blocks=0 and 1 levels"),
     (
         lambda: _ncsnpp(channel_mult=(1, 1, 1))(0.1, _ones(2, 8, 30)),
-        "NCSNpp takes images whose sides are multiples of 4, got width 30.* 28 and 32",
+        "UNet takes images whose sides are multiples of 4, got width 30.* 28 and 32",
     ),
     (lambda: _ncsnv2()(0.1, _ones(2, 4, 4), jnp.asarray(1)), "has no classes"),
     (

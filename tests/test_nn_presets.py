@@ -14,7 +14,9 @@ import equinox as eqx
 import jax
 import pytest
 
+from eqdiff import nn
 from eqdiff.nn import presets
+from eqdiff.nn._ends import unwrapped
 
 
 def _build(name, *args, **options):
@@ -29,9 +31,7 @@ def _count(net):
 # Preset, its arguments, parameters, and what is published: a number and its unit.
 COUNTS = [
     ("ddpm_cifar10", (), {}, 35_218_947, None),
-    ("ddpm_cifar10", (), {"attention_after_every": True}, 35_746_307, (357, 1e5)),
     ("ddpm_256", (), {}, 111_569_923, None),
-    ("ddpm_256", (), {"attention_after_every": True}, 113_673_219, (114, 1e6)),
     ("ddpmpp_cifar10", (), {}, 61_804_419, None),
     ("ddpmpp_cifar10", (), {"deep": True}, 106_632_579, None),
     ("ncsnpp_cifar10", (), {}, 62_758_787, None),
@@ -79,6 +79,21 @@ def test_parameters(name, args, options, expected, published):
         assert round(found / unit) == number
 
 
+@pytest.mark.parametrize(
+    ("mult", "downs", "expected"),
+    [
+        ((1, 2, 2, 2), (2,), 35_746_307),
+        ((1, 1, 2, 2, 4, 4), (16,), 113_673_219),
+    ],
+)
+def test_parameters_of_ho_et_al(mult, downs, expected):
+    """35.7 and 114 million: attention after every block of the way up."""
+    shape = nn.UNetShape(channel_mult=mult, attention_downsamples=downs)
+    style = nn.styles.ddpm(attention_up=nn.styles.EveryBlock())
+    build = lambda key: nn.UNet(shape, style, nn.embeddings.score_sde(), key=key)  # noqa: E731
+    assert _count(eqx.filter_eval_shape(build, jax.random.key(0))) == expected
+
+
 def test_every_preset_is_counted():
     # `iddpm_digits` is not a published network, and `dit` is counted in its own file.
     public = {name for name, value in vars(presets).items() if inspect.isfunction(value)}
@@ -89,23 +104,23 @@ def test_adm_flags():
     """What a count does not see: heads, dropout, and the dictionary of official arguments."""
     sizes = (64, 128, 256, 512)
     nets = [_build("adm_imagenet", size) for size in sizes]
-    assert [net.dropout for net in nets] == [0.1, 0, 0, 0]
+    assert [net.style.dropout for net in nets] == [0.1, 0, 0, 0]
     assert [net.body.middle.attentions[0].num_heads for net in nets] == [12, 4, 16, 16]
     downs = [(2, 4, 8), (4, 8, 16), (8, 16, 32), (16, 32, 64)]
-    assert [net.attention_downsamples for net in nets] == downs
+    assert [net.shape.attention_downsamples for net in nets] == downs
     lsun = _build("adm_lsun")
-    assert lsun.dropout == 0.1 and lsun.num_classes is None
+    assert lsun.style.dropout == 0.1 and lsun.shape.num_classes is None
     nets = [_build("adm_upsampler", size).net for size in (256, 512)]
     assert [net.body.middle.attentions[0].num_heads for net in nets] == [4, 12]
     nets = [_build("adm_classifier", size) for size in sizes]
     assert [net.head.num_heads for net in nets] == [8, 8, 8, 8]
     assert [net.pool.image_size for net in nets] == list(sizes)
-    assert _build("iddpm_lsun256").num_heads == 1
+    assert _build("iddpm_lsun256").style.heads == nn.styles.Heads(1)
 
 
 def test_iddpm_cifar10_is_the_readme():
     net = _build("iddpm_cifar10")
-    assert (net.in_channels, net.out_channels, net.dropout) == (3, 6, 0.3)
+    assert (net.shape.in_channels, net.shape.out_channels, net.style.dropout) == (3, 6, 0.3)
     # Attention at 16 and 8, and not at 32 or 4.
     has = [[a is not None for a in level.attentions] for level in net.body.encoder]
     assert has == [[False] * 3, [True] * 3, [True] * 3, [False] * 3]
@@ -120,7 +135,12 @@ def test_refuses_other_sides(name):
 
 
 def test_options_are_passed_on():
-    net = _build("ncsnpp_cifar10", dropout=0.0, centred=True)
-    assert (net.dropout, net.centred, net.num_res_blocks) == (0.0, True, 4)
+    net = _build("ncsnpp_cifar10", dropout=0.0, centred=True, remat=True)
+    assert isinstance(net, nn.DividedBySigma) and isinstance(net.net, nn.UNet)
+    inner = net.net
+    assert (inner.style.dropout, inner.remat, inner.shape.num_res_blocks) == (0.0, True, 4)
+    net = _build("ncsnpp_cifar10")
+    assert isinstance(net.net, nn.Centred) and isinstance(unwrapped(net), nn.UNet)
+    assert isinstance(_build("ncsnpp_cifar10", time=nn.embeddings.SongSinusoids()), nn.UNet)
     net = _build("dit", "B", patch_size=4)
     assert (net.channels, net.depth, net.num_heads, net.patch_size) == (768, 12, 12, 4)

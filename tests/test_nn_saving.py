@@ -7,37 +7,57 @@ from helpers import random_network
 
 import eqdiff as eqd
 import eqdiff.nn as nn
+from eqdiff.nn import _flags, embeddings, styles
 
 
-_SMALL = dict(channels=8, num_res_blocks=1, channel_mult=(1,), attention_downsamples=())
+_SMALL = dict(
+    in_channels=2,
+    out_channels=2,
+    channels=8,
+    num_res_blocks=1,
+    channel_mult=(1,),
+    attention_downsamples=(),
+)
 
 _BUILD = {
     "UNet": lambda key: nn.UNet(
-        2,
-        2,
-        8,
-        1,
-        (0.5, 1),
-        (),
-        channels_per_head=4,
-        resblock_updown=True,
-        norm_groups=4,
-        dims=1,
+        nn.UNetShape(2, 2, 8, 1, (0.5, 1), (), dims=1),
+        styles.adm(heads=styles.HeadsOf(4), norm_groups=4),
+        embeddings.iddpm(),
         key=key,
     ),
-    "DDPM": lambda key: nn.DDPM(2, 2, **_SMALL, norm_groups=4, num_classes=3, key=key),
-    "NCSNpp": lambda key: nn.NCSNpp(2, 2, **_SMALL, frequencies=(0.5,) * 7 + (1 / 3,), key=key),
-    "levels": lambda key: nn.NCSNpp(
-        2, 2, **_SMALL, embedding="positional", sigma_levels=(0.01, 50, 7), key=key
+    "ddpm": lambda key: _flags.ddpm(
+        **_SMALL, norm_groups=4, conv_resample=False, attention_after_every=True, key=key
+    ),
+    "unconditional": lambda key: _flags.ddpm(
+        **_SMALL, norm_groups=4, conditional=False, centred=False, key=key
+    ),
+    "ncsnpp": lambda key: _flags.ncsnpp(
+        **_SMALL,
+        frequencies=(0.5,) * 7 + (1 / 3,),
+        progressive="residual",
+        progressive_input="input_skip",
+        progressive_combine="cat",
+        num_classes=3,
+        key=key,
+    ),
+    "levels": lambda key: _flags.ncsnpp(
+        **_SMALL,
+        embedding="positional",
+        sigma_levels=(0.01, 50, 7),
+        block="ddpm",
+        progressive="output_skip",
+        init_scale=0.1,
+        key=key,
     ),
     "NCSNv2": lambda key: nn.NCSNv2(
         2, 2, 4, channel_mult=(1, 1), dilations=(1, 2), centred=False, key=key
     ),
-    "SongUNet": lambda key: nn.SongUNet(
-        2, 2, **_SMALL, embedding="fourier", kernel=(1, 3, 3, 1), num_classes=3, key=key
+    "song_unet": lambda key: _flags.edm_song(
+        **_SMALL, embedding="fourier", kernel=(1, 3, 3, 1), num_classes=3, key=key
     ),
-    "DhariwalUNet": lambda key: nn.DhariwalUNet(
-        2, 2, **_SMALL, channels_per_head=4, augment_size=2, key=key
+    "dhariwal_unet": lambda key: _flags.edm_dhariwal(
+        **_SMALL, channels_per_head=4, augment_size=2, key=key
     ),
     "DiT": lambda key: nn.DiT(2, 2, 2, 8, 1, 2, num_classes=3, key=key),
 }

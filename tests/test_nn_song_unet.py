@@ -1,4 +1,4 @@
-"""`nn.SongUNet` and `nn.DhariwalUNet`: contract, invariances, and what their errors say."""
+"""`nn.UNet` as EDM's networks: contract, invariances, and what their errors say."""
 
 import math
 
@@ -12,20 +12,21 @@ from toys import quick_jit
 
 import eqdiff as eqd
 import eqdiff.nn as nn
-from eqdiff.nn import Conditions
+from eqdiff.nn import _flags, Conditions
 
 
+_CHANNELS = dict(in_channels=2, out_channels=2)
 _SMALL = dict(channels=8, num_res_blocks=1, channel_mult=(1,), attention_downsamples=())
 
 
 def _song(**kwargs):
     options = {**_SMALL, "dropout": 0.0, **kwargs}
-    return random_network(lambda key: nn.SongUNet(2, 2, **options, key=key))
+    return random_network(lambda key: _flags.edm_song(**_CHANNELS, **options, key=key))
 
 
 def _dhariwal(**kwargs):
     options = {**_SMALL, "channels_per_head": 4, "dropout": 0.0, **kwargs}
-    return random_network(lambda key: nn.DhariwalUNet(2, 2, **options, key=key))
+    return random_network(lambda key: _flags.edm_dhariwal(**_CHANNELS, **options, key=key))
 
 
 _BOTH = pytest.mark.parametrize("build", [_song, _dhariwal])
@@ -121,15 +122,21 @@ def test_a_denoiser_gives_a_quarter_of_the_logarithm(getkey):
 
 @pytest.mark.slow
 def test_initialisation_is_edms(getkey):
-    net = nn.SongUNet(2, 2, 32, 1, (1,), (1,), num_classes=4, key=getkey())
+    net = nn.UNet(
+        nn.UNetShape(2, 2, 32, 1, (1,), (1,), num_classes=4),
+        nn.styles.edm(),
+        nn.embeddings.edm(),
+        key=getkey(),
+    )
     assert abs(np.std(np.asarray(net.body.encoder[0].blocks[0].conv1.weight)) * 17 - 1) < 0.05
     assert np.max(np.abs(net.body.out.conv.weight)) < 1e-5
-    net = nn.DhariwalUNet(2, 2, **{**_SMALL, "channels_per_head": 4}, key=getkey())
+    style = nn.styles.edm_adm(heads=nn.styles.HeadsOfAtLeast(4))
+    embed = nn.embeddings.edm_adm()
+    net = nn.UNet(nn.UNetShape(2, 2, **_SMALL), style, embed, key=getkey())
     assert not np.any(_runner(net)(_image(getkey)))
     # Every block is the identity, and a skip that resamples has no weights.
-    net = nn.DhariwalUNet(
-        2, 2, **{**_SMALL, "channel_mult": (1, 1)}, channels_per_head=4, key=getkey()
-    )
+    shape = nn.UNetShape(2, 2, **{**_SMALL, "channel_mult": (1, 1)})
+    net = nn.UNet(shape, style, embed, key=getkey())
     assert net.body.encoder[0].resample.skip is None
     assert net.augment_embedding is None
 

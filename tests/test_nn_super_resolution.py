@@ -132,15 +132,9 @@ def test_area_downsample_is_the_mean_over_squares():
 def small_unet(num_classes=None):
     return random_network(
         lambda key: nn.UNet(
-            2,
-            2,
-            channels=8,
-            num_res_blocks=1,
-            channel_mult=(1,),
-            attention_downsamples=(),
-            num_heads=2,
-            norm_groups=4,
-            num_classes=num_classes,
+            nn.UNetShape(2, 2, 8, 1, (1,), (), num_classes=num_classes),
+            nn.styles.iddpm(heads=nn.styles.Heads(2), norm_groups=4),
+            nn.embeddings.iddpm(),
             key=key,
         )
     )

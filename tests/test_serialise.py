@@ -86,20 +86,11 @@ def test_meanings_come_back(parameterisation, variance, tmp_path):
 
 
 def test_unet_comes_back_bit_for_bit(tmp_path):
-    options = dict(
-        in_channels=1,
-        out_channels=2,
-        channels=8,
-        num_res_blocks=1,
-        channel_mult=(1, 2),
-        attention_downsamples=(2,),
-        num_heads=2,
-        dropout=0.1,
-        num_classes=3,
-        norm_groups=4,
-        compute_dtype=jnp.bfloat16,
-    )
-    net = filled(lambda key: eqd.nn.UNet(**options, key=key))
+    shape = eqd.nn.UNetShape(1, 2, 8, 1, (1, 2), num_classes=3)
+    style = eqd.nn.styles.iddpm(dropout=0.1, heads=eqd.nn.styles.Heads(2), norm_groups=4)
+    options = dict(compute_dtype=jnp.bfloat16)
+    embed = eqd.nn.embeddings.iddpm()
+    net = filled(lambda key: eqd.nn.UNet(shape, style, embed, **options, key=key))
     denoiser = eqd.Denoiser(net, SCHEDULE, eqd.PredictVelocity(), variance=eqd.LearnedRange())
     eqd.save_model(tmp_path / "model.safetensors", denoiser)
     assert_same(eqd.load_model(tmp_path / "model.safetensors"), denoiser)
@@ -245,8 +236,8 @@ def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(ValueError, match=r"not one written by eqdiff\.save_model"):
         eqd.load_model(path)
     path.write_bytes(whole)
-    rewritten(path, metadata={"format_version": "4", "eqdiff_version": "9.0"})
-    with pytest.raises(ValueError, match=r"written by eqdiff 9\.0 in format 4.*Upgrade"):
+    rewritten(path, metadata={"format_version": "5", "eqdiff_version": "9.0"})
+    with pytest.raises(ValueError, match=r"written by eqdiff 9\.0 in format 5.*Upgrade"):
         eqd.load_model(path)
     path.write_bytes(whole)
     model = {"class": "os.system", "arguments": {"command": "true"}}
@@ -329,7 +320,7 @@ def test_the_format_decides_not_the_writer(tmp_path):
     path, denoiser = tmp_path / "model", eqd.Denoiser(mlp(), eqd.VPSDE())
     eqd.save_model(path, denoiser)
     metadata = metadata_of(path)
-    assert metadata["format_version"] == "3"
+    assert metadata["format_version"] == "4"
     assert set(json.loads(metadata["model"])) == {
         *("net", "process", "parameterisation", "variance", "c_noise", "tables"),
     }

@@ -40,12 +40,21 @@ from .._variance import (
 )
 
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 _NETWORKS = (
-    *(nn.DDPM, nn.NCSNpp, nn.NCSNv2, nn.SongUNet, nn.DhariwalUNet, nn.DiT),
-    *(nn.UNetClassifier, nn.AttentionPool, nn.AveragePool, nn.SpatialPool),
+    *(nn.UNet, nn.UNetClassifier, nn.NCSNv2, nn.DiT, nn.MLP),
+    *(nn.SuperResolution, nn.Centred, nn.DividedBySigma),
+    *(nn.UNetShape, nn.Style, nn.Embedding, nn.FusedAttention, nn.PlainAttention),
+    *(nn.AttentionPool, nn.AveragePool, nn.SpatialPool),
 )
+# What styles and embeddings are made of.
+_PIECES = {
+    f"eqdiff.nn.{module.__name__.rpartition('.')[2]}.{name}": value
+    for module in (nn.styles, nn.embeddings)
+    for name, value in vars(module).items()
+    if isinstance(value, type)
+}
 
 _CLASSES = {
     f"eqdiff.{cls.__name__}": cls
@@ -64,7 +73,8 @@ _CLASSES = {
         *(FixedSmall, FixedLarge, Learned, LearnedRange, AnalyticVariance),
         *(ScaledTime, LogNoise),
     )
-} | {f"eqdiff.nn.{cls.__name__}": cls for cls in (nn.UNet, nn.MLP, nn.SuperResolution, *_NETWORKS)}
+}
+_CLASSES |= {f"eqdiff.nn.{cls.__name__}": cls for cls in _NETWORKS} | _PIECES
 
 
 PARTS = ("net", "process", "parameterisation", "variance", "c_noise")

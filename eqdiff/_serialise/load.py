@@ -15,8 +15,10 @@ import numpy as np
 
 from .._denoiser import Denoiser
 from .._require import require
+from ..nn._conv import filter_names
 from .classes import FORMAT_VERSION, KINDS, leaves_of, PARTS, table
 from .old import from_continuous_schedule, of_today
+from .old_networks import old_names, OLD_NETWORKS
 
 
 def load_model(path: str | os.PathLike, *, classes: Iterable[type] = ()) -> Denoiser:
@@ -34,7 +36,9 @@ def load_model(path: str | os.PathLike, *, classes: Iterable[type] = ()) -> Deno
     path = Path(path)
     tensors, metadata = read_safetensors(path)
     model = _read_model(metadata, path)
-    reader = _Reader(table(classes), tensors, path)
+    old = int(metadata["format_version"]) < 4
+    known = table(classes) | (OLD_NETWORKS if old else {})
+    reader = _Reader(known, tensors, path, old)
     try:
         net: Any = reader.network(model["net"], model["tables"])
         rest = {name: reader.part(name, model[name]) for name in PARTS[1:]}
@@ -95,8 +99,10 @@ def _read_model(metadata: dict[str, str], path: Path) -> dict[str, Any]:
 class _Reader:
     """Builds objects from JSON and tensors."""
 
-    def __init__(self, table: dict[str, type], tensors: dict[str, np.ndarray], path: Path):
-        self.table, self.tensors, self.path = table, tensors, path
+    def __init__(
+        self, table: dict[str, Any], tensors: dict[str, np.ndarray], path: Path, old: bool
+    ):
+        self.table, self.tensors, self.path, self.old = table, tensors, path, old
 
     def part(self, name: str, value: Any) -> Any:
         part = self.object(value)
@@ -157,6 +163,12 @@ class _Reader:
         if not isinstance(net, eqx.Module):
             raise ValueError(f"{self.path} is damaged: its network is {value!s:.80}.")
         weights = {k[4:]: v for k, v in self.tensors.items() if k.startswith("net/")}
+        if self.old:
+            new = {old: name for name, old in old_names(net).items()}
+            weights = {new.get(k, k): v for k, v in weights.items()}
+            # Filters were stored with their outputs last.
+            weights |= {k: np.moveaxis(weights[k], -1, 0) for k in filter_names(net) & {*weights}}
+            tables = [new.get(k, k) for k in tables]
         self._check(leaves_of(net), weights)
 
         def fill(path, leaf):

@@ -1,11 +1,10 @@
-"""Formats 1 and 2 in the names of format 3."""
+"""Formats 1 and 2 in the names of format 3, whose networks `old_networks.py` reads."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .. import nn
 from .._process import Schedule
 from .._process.schedule import MAX_BETA
 
@@ -23,8 +22,8 @@ _OLD_CLASSES = {
 _OLD_ARGUMENTS = {
     "eqdiff.Schedule": {"labels": "c_noise"},
     **{
-        f"eqdiff.nn.{cls.__name__}": {"label_dropout": "class_dropout"}
-        for cls in (nn.DiT, nn.SongUNet, nn.DhariwalUNet)
+        f"eqdiff.nn.{name}": {"label_dropout": "class_dropout"}
+        for name in ("DiT", "SongUNet", "DhariwalUNet")
     },
 }
 _GONE = {"eqdiff.LogNoise": ("process",)}

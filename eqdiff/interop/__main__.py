@@ -17,6 +17,7 @@ import jax
 from .._denoiser import Denoiser
 from .._process import Schedule
 from .._serialise import save_model
+from ..nn._ends import unwrapped
 from .diffusers import load_diffusers
 from .edm import load_edm
 from .openai import load_guided_diffusion, load_improved_diffusion
@@ -115,11 +116,12 @@ def _flags(pairs: Sequence[str] | None) -> dict[str, str] | None:
 def describe(denoiser: Denoiser) -> str:
     """What a denoiser is, a part a line."""
     net: Any = denoiser.net
-    inner = getattr(net, "net", net)
+    inner = unwrapped(getattr(net, "net", net))
     size = sum(a.size for a in jax.tree.leaves(eqx.filter(net, eqx.is_array)))
     process = denoiser.process
+    sizes = getattr(inner, "shape", inner)
     known = ("channels", "channel_mult", "num_res_blocks", "attention_downsamples", "num_classes")
-    facts = ", ".join(f"{k}={getattr(inner, k)}" for k in known if hasattr(inner, k))
+    facts = ", ".join(f"{k}={getattr(sizes, k)}" for k in known if hasattr(sizes, k))
     if isinstance(process, Schedule):
         first, last = process.betas[0], process.betas[-1]
         time = f"a schedule of {process.num_steps} steps, β from {first:.3g} to {last:.3g}"
@@ -128,7 +130,7 @@ def describe(denoiser: Denoiser) -> str:
     c_noise = "the process's own" if denoiser.c_noise is None else str(denoiser.c_noise)
     return "\n".join(
         (
-            f"network           {type(net).__name__}({facts}), {size:,} parameters",
+            f"network           {type(inner).__name__}({facts}), {size:,} parameters",
             f"process           {time}",
             f"parameterisation  {denoiser.parameterisation}",
             f"variance          {denoiser.variance}",

@@ -57,7 +57,9 @@ def reordered(official: str, ours: str, **sizes: int) -> Layout:
 
 SAME = Layout(lambda a: a, lambda a: (a,))
 # Of any number of spatial dimensions.
-CONV = reordered("o i ...", "... i o")
+CONV = reordered("o i ...", "o ... i")
+# The same in Flax.
+CONV_FLAX = reordered("... i o", "o ... i")
 LINEAR = reordered("o i", "i o")
 # Convolutions with a kernel of one pixel, which are linear maps here.
 CONV1D = reordered("o i 1", "i o")

@@ -3,21 +3,22 @@
 Networks of published experiments are made by name in `eqdiff.nn.presets`.
 """
 
-from . import presets as presets
+from . import embeddings as embeddings, presets as presets, styles as styles
+from ._attend import FusedAttention as FusedAttention, PlainAttention as PlainAttention
 from ._classifier import UNetClassifier as UNetClassifier
 from ._condition import Conditions as Conditions
-from ._ddpm import DDPM as DDPM
-from ._dhariwal_unet import DhariwalUNet as DhariwalUNet
 from ._dit import DiT as DiT
+from ._embedding import Embedding as Embedding
+from ._ends import Centred as Centred, DividedBySigma as DividedBySigma
 from ._mlp import MLP as MLP
-from ._ncsnpp import NCSNpp as NCSNpp
 from ._ncsnv2 import NCSNv2 as NCSNv2
 from ._pool import (
     AttentionPool as AttentionPool,
     AveragePool as AveragePool,
     SpatialPool as SpatialPool,
 )
-from ._song_unet import SongUNet as SongUNet
+from ._shape import UNetShape as UNetShape
+from ._style import Style as Style
 from ._super_resolution import (
     area_downsample as area_downsample,
     SuperResolution as SuperResolution,

@@ -21,23 +21,10 @@ from jaxtyping import Array, Float
 
 from .._types import Key
 from ._conv import Conv, Linear
+from ._dropout import draw_dropout
 from ._init import Init, torch_default, zeros
 from ._norm import GroupNorm, Groups
 from ._resample import Resample
-
-
-def dropout(x: Float[Array, "..."], rate: float, key: Key | None) -> Float[Array, "..."]:
-    """Sets elements to zero with probability `rate` and scales the others to keep the mean.
-
-    Without a key there is no dropout. Sixteen random bits per element decide: half the cost of a
-    uniform float32. The scale uses the probability that sixteen bits can express, so the mean is
-    exact.
-    """
-    threshold = round(rate * 2**16)
-    if key is None or threshold == 0:
-        return x
-    keep = jax.random.bits(key, x.shape, jnp.uint16) >= jnp.asarray(threshold, jnp.uint16)
-    return jnp.where(keep, x * (2**16 / (2**16 - threshold)), jnp.zeros_like(x))
 
 
 class ResBlock(eqx.Module):
@@ -117,21 +104,26 @@ class ResBlock(eqx.Module):
         embedding: Float[Array, " size"] | None,
         key: Key | None = None,
     ) -> Float[Array, "*new_spatial out"]:
-        h = jax.nn.silu(self.norm1(x))
+        h = self.norm1(x, activation=jax.nn.silu)
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
-        h = self._modulate(self.conv1(h), embedding)
-        h = self.conv2(dropout(jax.nn.silu(h), self.dropout, key))
+        h = self.conv2(self._modulate(self.conv1.without_bias(h), embedding, key))
         y = h + (x if self.skip is None else self.skip(x))
         return y if self.scale == 1 else self.scale * y
 
     def _modulate(
-        self, h: Float[Array, "*spatial c"], embedding: Float[Array, " size"] | None
+        self,
+        h: Float[Array, "*spatial c"],
+        embedding: Float[Array, " size"] | None,
+        key: Key | None,
     ) -> Float[Array, "*spatial c"]:
-        if self.embedding is None or embedding is None:
-            return self.norm2(h)
-        e = self.embedding(jax.nn.silu(embedding))
-        if self.scale_shift_norm:
-            scale, shift = jnp.split(e, 2)
-            return self.norm2(h, scale, shift)
-        return self.norm2(h + jax.lax.broadcast(e.astype(h.dtype), h.shape[:-1]))
+        # From the first convolution, whose bias is still missing, to the second.
+        bias, scale, shift = self.conv1.bias, None, None
+        if self.embedding is not None and embedding is not None:
+            e = self.embedding(jax.nn.silu(embedding))
+            if self.scale_shift_norm:
+                scale, shift = jnp.split(e, 2)
+            else:
+                bias = e if bias is None else bias.astype(e.dtype) + e
+        dropout = draw_dropout(self.dropout, h.shape, key)
+        return self.norm2(h, scale, shift, bias=bias, activation=jax.nn.silu, dropout=dropout)

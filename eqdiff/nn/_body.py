@@ -12,13 +12,11 @@ $$h_0 = \mathrm{conv}(x), \quad h_{i+1} = \mathrm{down}_i(h_i, e), \qquad
   F = \mathrm{conv}(\mathrm{SiLU}(\mathrm{GN}(u_0))). \tag{1}$$
 
 The way up has one block more per level than the way down, because it also sees the output of the
-first convolution and of every downsampling. The families differ in what a block is made of
-(`_style.py`), where attention stands on the way up — after the last block of a level (Song) or
-after every one (OpenAI) — and in the pyramids next to it (`_pyramid.py`). A classifier is the way
-down and the middle alone.
+first convolution and of every downsampling. What the families differ in, a style chooses
+(`_style.py`). A classifier is the way down and the middle alone.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -29,9 +27,10 @@ from .._types import Key
 from ._attention import AttentionBlock
 from ._block import ResBlock
 from ._conv import Conv
-from ._init import Init, key_stream
-from ._pyramid import Head, Image, InputSkip, OutputSkip, OutputStart, ResidualPyramid
-from ._style import Style
+from ._init import key_stream
+from ._pyramid import Head, Image
+from ._shape import UNetShape
+from ._style import Layers
 
 
 class BodyLevel(eqx.Module):
@@ -53,51 +52,22 @@ class UNetBody(eqx.Module):
     out: Head | None
     remat: bool = eqx.field(static=True)
 
-    def __init__(
-        self,
-        style: Style,
-        *,
-        in_channels: int,
-        out_channels: int,
-        stem: int | None = None,
-        widths: tuple[int, ...],
-        num_res_blocks: int,
-        attention: tuple[bool, ...],
-        attention_after_every: bool = False,
-        encoder: str = "standard",
-        decoder: str = "standard",
-        concatenate: bool = False,
-        remat: bool = False,
-        key: Key,
-    ):
+    def __init__(self, shape: UNetShape, layers: Layers, *, remat: bool = False, key: Key):
         """**Arguments:**
 
-        - `style`: what blocks are made of.
-        - `in_channels`, `out_channels`: of the image.
-        - `stem`: the width after the first convolution, by default that of the first level.
-        - `widths`: of each level.
-        - `num_res_blocks`: per level on the way down; one more on the way up.
-        - `attention`: whether each level has attention. The middle always has.
-        - `attention_after_every`: on the way up; otherwise after the last block of a level.
-        - `encoder`, `decoder`: `"standard"`, `"skip"` or `"residual"`, the pyramids.
-        - `concatenate`: how a skip pyramid joins the features.
+        - `shape`: the network's.
+        - `layers`: those of its style.
         - `remat`: whether to compute each block again in the backward pass.
         - `key`: a PRNG key.
         """
-        _check_levels(widths, num_res_blocks)
-        stem = widths[0] if stem is None else stem
         keys = key_stream(key)
-        self.conv_in = style.conv(in_channels, stem, next(keys))
-        sizes = (stem, widths, num_res_blocks, attention)
-        self.encoder, skips = _encoder(style, *sizes, in_channels, encoder, concatenate, next(keys))
-        self.middle = _middle(style, skips[-1], keys)
-        self.decoder = _decoder(
-            style, *sizes[1:], skips, attention_after_every, out_channels, decoder, next(keys)
-        )
-        if decoder == "skip":
-            self.out = None
-        else:
-            self.out = _head(style, widths[0], out_channels, next(keys), style.out_init)
+        self.conv_in, self.encoder, self.middle, skips = _down(shape, layers, keys)
+        self.decoder = _decoder(shape, layers, skips, keys)
+        pyramid = layers.style.output_pyramid
+        self.out = None
+        if pyramid is None or not pyramid.is_output:
+            init = layers.init.out
+            self.out = layers.head(shape.widths[0], shape.out_channels, next(keys), init)
         self.remat = remat
 
     def __call__(
@@ -117,7 +87,7 @@ class UNetBody(eqx.Module):
 
 
 class UNetEncoder(eqx.Module):
-    """The way down and the middle of equation (1), without pyramids."""
+    """The way down and the middle of equation (1)."""
 
     conv_in: Conv
     encoder: tuple[BodyLevel, ...]
@@ -125,27 +95,11 @@ class UNetEncoder(eqx.Module):
     widths: tuple[int, ...] = eqx.field(static=True)
     remat: bool = eqx.field(static=True)
 
-    def __init__(
-        self,
-        style: Style,
-        *,
-        in_channels: int,
-        widths: tuple[int, ...],
-        num_res_blocks: int,
-        attention: tuple[bool, ...],
-        remat: bool = False,
-        key: Key,
-    ):
-        """**Arguments:** as for `UNetBody`; the stem is as wide as the first level."""
-        _check_levels(widths, num_res_blocks)
-        keys = key_stream(key)
-        stem = widths[0]
-        self.conv_in = style.conv(in_channels, stem, next(keys))
-        sizes = (stem, widths, num_res_blocks, attention)
-        self.encoder, skips = _encoder(style, *sizes, in_channels, "standard", False, next(keys))
-        self.middle = _middle(style, widths[-1], keys)
+    def __init__(self, shape: UNetShape, layers: Layers, *, remat: bool = False, key: Key):
+        """**Arguments:** as for `UNetBody`."""
+        self.conv_in, self.encoder, self.middle, skips = _down(shape, layers, key_stream(key))
         # Of what a call returns.
-        self.widths = (*skips, widths[-1])
+        self.widths = (*skips, shape.widths[-1])
         self.remat = remat
 
     def __call__(
@@ -154,14 +108,6 @@ class UNetEncoder(eqx.Module):
         """Every $h_i$, and last what the middle makes of the last."""
         h, skips = _descend(self, x, _applier(self.remat, embedding, key))
         return [*skips, h]
-
-
-def _check_levels(widths: tuple[int, ...], num_res_blocks: int) -> None:
-    if num_res_blocks < 1 or not widths:
-        raise ValueError(
-            "a U-Net needs at least one level and one residual block per level, got "
-            f"num_res_blocks={num_res_blocks} and {len(widths)} levels in channel_mult."
-        )
 
 
 def _applier(remat: bool, embedding: Array | None, key: Key | None) -> Callable[..., Image]:
@@ -203,75 +149,56 @@ def _descend(
     return h, skips
 
 
-def _middle(style: Style, width: int, keys: Iterator[Key]) -> BodyLevel:
-    blocks = (style.block(width, width, next(keys)), style.block(width, width, next(keys)))
-    return BodyLevel(blocks, (style.attention(width, next(keys)), None), None, None)
-
-
-def _head(style: Style, width: int, out: int, key: Key, init: Init | None = None) -> Head:
-    return Head(style.norm(width), style.conv(width, out, key, init))
-
-
 def _blocks(
-    style: Style,
-    ins: Iterator[int],
-    out: int,
-    attention: tuple[bool, ...],
-    key: Key,
-    up: bool = False,
+    layers: Layers, ins: Sequence[int], out: int, attention: Sequence[bool], up: bool, key: Key
 ) -> tuple[tuple[ResBlock, ...], tuple[AttentionBlock | None, ...]]:
-    # As many blocks as `attention` has entries.
     keys = key_stream(key)
     blocks, attentions = [], []
-    for has in attention:
-        blocks.append(style.block(next(ins), out, next(keys)))
-        attentions.append(style.attention(out, next(keys), up=up) if has else None)
+    for width, has in zip(ins, attention, strict=True):
+        blocks.append(layers.block(width, out, next(keys)))
+        attentions.append(layers.attention(out, next(keys), up=up) if has else None)
     return tuple(blocks), tuple(attentions)
 
 
-def _encoder(style, stem, widths, num_res_blocks, attention, in_channels, kind, concatenate, key):
-    # Also returns the widths of the skips, in the order in which they are made.
-    keys = key_stream(key)
-    width, pyramid_width, skips, levels = stem, in_channels, [stem], []
-    for i, out in enumerate(widths):
-        ins = iter((width, *(num_res_blocks - 1) * (out,)))
-        blocks = _blocks(style, ins, out, num_res_blocks * (attention[i],), next(keys))
-        width = out
-        skips += num_res_blocks * [width]
-        pyramid = resample = None
-        if i < len(widths) - 1:
-            resample = style.down(width, next(keys))
-            if kind == "skip":
-                project = style.linear(pyramid_width, width, next(keys))
-                pyramid = InputSkip(style.filter("down"), project, concatenate)
-                width = 2 * width if concatenate else width
-            elif kind == "residual":
-                conv = style.down_conv(pyramid_width, width, next(keys))
-                pyramid, pyramid_width = ResidualPyramid(conv, style.scale), width
+def _down(
+    shape: UNetShape, layers: Layers, keys: Iterator[Key]
+) -> tuple[Conv, tuple[BodyLevel, ...], BodyLevel, list[int]]:
+    """The first convolution, the way down, the middle, and the widths of the skips."""
+    style, number, last = layers.style, shape.num_res_blocks, shape.num_levels - 1
+    width = shape.stem
+    conv_in = layers.conv(shape.in_channels, width, next(keys))
+    image, skips, levels = shape.in_channels, [width], []
+    for i, (out, has) in enumerate(zip(shape.widths, shape.attention, strict=True)):
+        ins = (width, *(number - 1) * (out,))
+        blocks = _blocks(layers, ins, out, number * (has,), False, next(keys))
+        width, pyramid, resample = out, None, None
+        skips += number * [out]
+        if i < last:
+            resample = style.resampling.down(layers, out, out, next(keys))
+            if style.input_pyramid is not None:
+                pyramid, image, width = style.input_pyramid.down(layers, image, out, next(keys))
             skips.append(width)
         levels.append(BodyLevel(*blocks, pyramid, resample))
-    return tuple(levels), skips
+    blocks = _blocks(layers, 2 * (width,), width, (True, False), False, next(keys))
+    return conv_in, tuple(levels), BodyLevel(*blocks, None, None), skips
 
 
-def _decoder(style, widths, num_res_blocks, attention, skips, every, out_channels, kind, key):
-    keys = key_stream(key)
-    skips, levels, width, pyramid_width = list(skips), [], skips[-1], None
-    for i, out in reversed(list(enumerate(widths))):
-        ins = iter([h + skips.pop() for h in (width, *num_res_blocks * (out,))])
-        has = (*num_res_blocks * (every and attention[i],), attention[i])
-        blocks = _blocks(style, ins, out, has, next(keys), up=True)
-        width, pyramid = out, None
-        if kind == "skip":
-            head = _head(style, width, out_channels, next(keys), style.out_init)
-            pyramid = OutputSkip(None if pyramid_width is None else style.filter("up"), head)
-            pyramid_width = out_channels
-        elif kind == "residual":
-            if pyramid_width is None:
-                pyramid = OutputStart(_head(style, width, width, next(keys)))
-            else:
-                conv = style.up_conv(pyramid_width, width, next(keys))
-                pyramid = ResidualPyramid(conv, style.scale)
-            pyramid_width = width
-        resample = style.up(width, next(keys)) if i > 0 else None
+def _decoder(
+    shape: UNetShape, layers: Layers, skips: list[int], keys: Iterator[Key]
+) -> tuple[BodyLevel, ...]:
+    style, number = layers.style, shape.num_res_blocks
+    skips, width, image, levels = list(skips), skips[-1], None, []
+    for i in reversed(range(shape.num_levels)):
+        out, has = shape.widths[i], shape.attention[i]
+        ins = [h + skips.pop() for h in (width, *number * (out,))]
+        attention = (*number * (has and style.attention_up.every,), has)
+        blocks = _blocks(layers, ins, out, attention, True, next(keys))
+        width, pyramid, resample = out, None, None
+        if style.output_pyramid is not None:
+            pyramid, image = style.output_pyramid.up(
+                layers, image, out, shape.out_channels, next(keys)
+            )
+        if i > 0:
+            resample = style.resampling.up(layers, out, out, next(keys))
         levels.append(BodyLevel(*blocks, pyramid, resample))
     return tuple(levels)

@@ -18,17 +18,22 @@ from .._types import Args, Example, Key, Time
 from ._body import UNetEncoder
 from ._check import check_c_noise, check_levels
 from ._embed import TimeEmbedding
+from ._embedding import Embedding
 from ._init import key_stream
 from ._norm import at_least_float32
 from ._pool import AbstractHead, AbstractPool, AveragePool
-from ._style import levels, openai_style
+from ._shape import UNetShape
+from ._style import Layers, Style
 
 
 class UNetClassifier(eqx.Module):
     r"""Equation (1): logits of a noisy image, from the way down of [`eqdiff.nn.UNet`][].
 
     ```python
-    net = eqdiff.nn.UNetClassifier(num_classes=10, pool=eqdiff.nn.AttentionPool(32), key=key)
+    nn = eqdiff.nn
+    shape = nn.UNetShape(out_channels=10, attention_downsamples=(2, 4))
+    embed, pool = nn.embeddings.iddpm(), nn.AttentionPool(32)
+    net = nn.UNetClassifier(shape, nn.styles.adm(), embed, pool, key=key)
     classifier = eqdiff.Classifier(net, schedule)
     loss = eqdiff.classifier_loss(classifier, t, x0, class_label, key=key)      # to train it
     guided = eqdiff.ClassifierGuidance(eqdiff.FixedArgs(denoiser), classifier, scale=2.0)
@@ -47,78 +52,47 @@ class UNetClassifier(eqx.Module):
     body: UNetEncoder
     head: AbstractHead
     pool: AbstractPool
-    in_channels: int = eqx.field(static=True)
-    num_classes: int = eqx.field(static=True)
-    channels: int = eqx.field(static=True)
-    num_res_blocks: int = eqx.field(static=True)
-    channel_mult: tuple[float | int, ...] = eqx.field(static=True)
-    attention_downsamples: tuple[int, ...] = eqx.field(static=True)
-    num_heads: int = eqx.field(static=True)
-    channels_per_head: int | None = eqx.field(static=True)
-    dropout: float = eqx.field(static=True)
-    scale_shift_norm: bool = eqx.field(static=True)
-    conv_resample: bool = eqx.field(static=True)
-    resblock_updown: bool = eqx.field(static=True)
-    norm_groups: int = eqx.field(static=True)
+    shape: UNetShape = eqx.field(static=True)
+    style: Style = eqx.field(static=True)
+    embed: Embedding = eqx.field(static=True)
     compute_dtype: Any = eqx.field(static=True)
     remat: bool = eqx.field(static=True)
 
     def __init__(
         self,
-        in_channels: int = 3,
-        num_classes: int = 1000,
-        channels: int = 128,
-        num_res_blocks: int = 2,
-        channel_mult: tuple[float | int, ...] = (1, 2, 3, 4),
-        attention_downsamples: tuple[int, ...] = (2, 4, 8),
-        num_heads: int = 1,
-        channels_per_head: int | None = 64,
+        shape: UNetShape,
+        style: Style,
+        embed: Embedding,
         pool: AbstractPool = AveragePool(),
-        dropout: float = 0.0,
-        scale_shift_norm: bool = True,
-        conv_resample: bool = True,
-        resblock_updown: bool = True,
-        norm_groups: int = 32,
+        *,
         compute_dtype: Any = jnp.float32,
         remat: bool = False,
-        *,
         key: Key,
     ):
         """**Arguments:**
 
-        - `in_channels`: of $x$.
-        - `num_classes`: the number of logits.
-        - `channels`, `num_res_blocks`, `channel_mult`, `attention_downsamples`, `num_heads`,
-            `channels_per_head`, `dropout`, `scale_shift_norm`, `conv_resample`, `resblock_updown`,
-            `norm_groups`, `compute_dtype`, `remat`, `key`: as for [`eqdiff.nn.UNet`][].
+        - `shape`, `style`, `embed`, `compute_dtype`, `remat`, `key`: as for [`eqdiff.nn.UNet`][];
+            the `out_channels` of the shape are the number of logits.
         - `pool`: how the images become logits: [`eqdiff.nn.AveragePool`][],
             [`eqdiff.nn.AttentionPool`][] or [`eqdiff.nn.SpatialPool`][].
 
-        **Raises:** `ValueError` where a width cannot be split into heads or groups, or for images
-        that the pooling does not fit.
+        **Raises:** `ValueError` where a width cannot be split into heads or groups, for images
+        that the pooling does not fit, or for a shape with classes, augmentations or other data
+        than images.
         """
-        self.in_channels, self.num_classes = in_channels, num_classes
-        self.channels, self.num_res_blocks = channels, num_res_blocks
-        self.channel_mult = tuple(channel_mult)
-        self.attention_downsamples = tuple(attention_downsamples)
-        self.num_heads, self.channels_per_head = num_heads, channels_per_head
-        self.pool, self.dropout = pool, dropout
-        self.scale_shift_norm, self.conv_resample = scale_shift_norm, conv_resample
-        self.resblock_updown, self.norm_groups, self.remat = resblock_updown, norm_groups, remat
-        self.compute_dtype = jnp.dtype(compute_dtype)
-
+        if shape.num_classes is not None or shape.augment_size or shape.dims != 2:
+            raise ValueError(
+                "UNetClassifier returns logits of images and takes neither classes nor "
+                f"augmentations, got {shape}. The number of logits is out_channels."
+            )
         keys = key_stream(key)
-        self.time_embedding = TimeEmbedding(channels, 4 * channels, key=next(keys))
-        self.body = UNetEncoder(
-            openai_style(self),
-            in_channels=in_channels,
-            num_res_blocks=num_res_blocks,
-            **levels(self),
-            remat=remat,
-            key=next(keys),
-        )
-        widths = self.body.widths
-        self.head = pool.build(widths, len(self.channel_mult), num_classes, norm_groups, next(keys))
+        self.shape, self.style, self.embed = shape, style, embed.at(shape.channels)
+        self.pool, self.remat, self.compute_dtype = pool, remat, jnp.dtype(compute_dtype)
+        self.time_embedding, _ = self.embed.build(shape, next(keys))
+        layers = Layers(style, embed.size(shape.channels), shape.dims)
+        self.body = UNetEncoder(shape, layers, remat=remat, key=next(keys))
+        groups, widths = style.norm.number, self.body.widths
+        self.head = pool.build(widths, shape.num_levels, shape.out_channels, groups, next(keys))
 
     @jax.named_scope("eqdiff.nn.UNetClassifier")
     def __call__(
@@ -132,18 +106,19 @@ class UNetClassifier(eqx.Module):
         - `args`: `None`: a classifier takes no class.
         - `key`: a PRNG key for dropout. Without it there is no dropout.
 
-        **Returns:** logits, `(num_classes,)`, in the dtype of `x`.
+        **Returns:** logits, `(out_channels,)`, in the dtype of `x`.
 
         **Raises:** `ValueError` where an argument has the wrong shape, or a class is given.
         """
         dtype = at_least_float32(self.compute_dtype)
         c_noise = check_c_noise(c_noise, dtype, "UNetClassifier")
-        check_levels(x, self.in_channels, len(self.channel_mult), "UNetClassifier")
+        check_levels(x, self.shape.in_channels, self.shape.num_levels, "UNetClassifier")
         if args is not None:
             raise ValueError(
                 "UNetClassifier returns the logits of all classes and takes none, got "
                 f"args={args}. For log p(y|x) write eqdiff.Classifier(net, process)(t, x, y)."
             )
-        embedding = self.time_embedding(c_noise, dtype)
+        modules = None, None
+        embedding = self.embed(self.time_embedding, modules, self.shape, c_noise, None, dtype, None)
         h = rearrange(x, "c height width -> height width c").astype(self.compute_dtype)
         return self.head(self.body(h, embedding, key)).astype(x.dtype)

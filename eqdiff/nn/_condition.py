@@ -21,8 +21,8 @@ from ._init import Init
 
 
 class Conditions(NamedTuple):
-    """The `args` of [`eqdiff.nn.SongUNet`][] and [`eqdiff.nn.DhariwalUNet`][] where a class alone
-    is not enough.
+    """The `args` of a [`eqdiff.nn.UNet`][] with one of EDM's embeddings, where a class alone is not
+    enough.
 
     - `class_label`: the class, one integer, or `None`.
     - `augment`: the parameters of the augmentation, `(augment_size,)`, or `None` for zeros.

@@ -1,6 +1,6 @@
 r"""Convolutions and linear maps that compute channels-last.
 
-Inside a network an image is `(height, width, channels)` and a kernel `(height, width, in, out)`;
+Inside a network an image is `(height, width, channels)` and a kernel `(out, height, width, in)`;
 data of one or three spatial dimensions have one axis fewer or more. One example has no batch axis;
 `jax.vmap` puts its axis where the convolution's own batch axis is, so that a batch is one NHWC
 convolution.
@@ -9,8 +9,11 @@ Parameters are float32. They are cast to the dtype of the activation they meet, 
 which a network computes is decided once, where its input enters.
 """
 
+from typing import Any
+
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._types import Key
@@ -21,15 +24,15 @@ from ._init import Init, torch_default
 Padding = tuple[tuple[int, int], ...]
 
 _DIMENSIONS = {
-    1: ("NWC", "WIO", "NWC"),
-    2: ("NHWC", "HWIO", "NHWC"),
-    3: ("NDHWC", "DHWIO", "NDHWC"),
+    1: ("NWC", "OWI", "NWC"),
+    2: ("NHWC", "OHWI", "NHWC"),
+    3: ("NDHWC", "ODHWI", "NDHWC"),
 }
 
 
 def convolve(
     x: Float[Array, "*spatial in"],
-    weight: Float[Array, "*kernel in out"],
+    weight: Float[Array, "out *kernel in"],
     stride: tuple[int, ...],
     padding: Padding,
     dilation: int = 1,
@@ -54,7 +57,7 @@ def _add_bias(y: Array, bias: Array | None) -> Array:
 class Conv(eqx.Module):
     """A convolution of one channels-last image."""
 
-    weight: Float[Array, "*kernel in out"]
+    weight: Float[Array, "out *kernel in"]
     bias: Float[Array, " out"] | None
     stride: tuple[int, ...] = eqx.field(static=True)
     padding: Padding = eqx.field(static=True)
@@ -92,15 +95,27 @@ class Conv(eqx.Module):
         half = dilation * (kernel_size // 2)
         taps = kernel_size**dims
         fans = in_channels * taps, out_channels * taps
-        self.weight = init(key1, (*dims * (kernel_size,), in_channels, out_channels), *fans)
+        weight = init(key1, (*dims * (kernel_size,), in_channels, out_channels), *fans)
+        # As cuDNN reads them: other orders are turned at every use, and gradients turned back.
+        self.weight = jnp.moveaxis(weight, -1, 0)
         self.bias = (bias_init or init)(key2, (out_channels,), *fans) if bias else None
         self.stride = dims * (stride,) if isinstance(stride, int) else stride
         self.padding = dims * ((half, half),) if padding is None else padding
         self.dilation = dilation
 
+    def without_bias(self, x: Float[Array, "*spatial in"]) -> Float[Array, "*new_spatial out"]:
+        """For a caller that adds the bias where it costs nothing."""
+        return convolve(x, self.weight.astype(x.dtype), self.stride, self.padding, self.dilation)
+
     def __call__(self, x: Float[Array, "*spatial in"]) -> Float[Array, "*new_spatial out"]:
-        y = convolve(x, self.weight.astype(x.dtype), self.stride, self.padding, self.dilation)
-        return _add_bias(y, self.bias)
+        return _add_bias(self.without_bias(x), self.bias)
+
+
+def filter_names(net: Any) -> set[str]:
+    """The paths of all filters in a network, such as `body.conv_in.weight`."""
+    found, _ = jax.tree_util.tree_flatten_with_path(net, is_leaf=lambda x: isinstance(x, Conv))
+    paths = [path for path, leaf in found if isinstance(leaf, Conv)]
+    return {f"{jax.tree_util.keystr(path, simple=True, separator='.')}.weight" for path in paths}
 
 
 class Linear(eqx.Module):

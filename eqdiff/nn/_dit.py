@@ -30,7 +30,8 @@ from einops import rearrange
 from jaxtyping import Array, Float
 
 from .._types import Args, Example, Key, Time
-from ._attention import attention, split_heads
+from ._attend import AbstractAttention, FusedAttention
+from ._attention import split_heads
 from ._check import check_c_noise, check_class, check_image
 from ._conv import Linear
 from ._embed import ClassEmbedding, TimeEmbedding
@@ -83,9 +84,18 @@ class DiTBlock(eqx.Module):
     out: Linear
     mlp1: Linear
     mlp2: Linear
+    attention: AbstractAttention = eqx.field(static=True)
     num_heads: int = eqx.field(static=True)
 
-    def __init__(self, channels: int, num_heads: int, mlp_ratio: float, *, key: Key):
+    def __init__(
+        self,
+        channels: int,
+        num_heads: int,
+        mlp_ratio: float,
+        attention: AbstractAttention,
+        *,
+        key: Key,
+    ):
         keys, hidden = key_stream(key), int(mlp_ratio * channels)
         options: dict[str, Any] = dict(init=fan_average(), bias_init=zeros)
         self.modulation = Linear(channels, 6 * channels, init=zeros, key=next(keys))
@@ -93,7 +103,7 @@ class DiTBlock(eqx.Module):
         self.out = Linear(channels, channels, **options, key=next(keys))
         self.mlp1 = Linear(channels, hidden, **options, key=next(keys))
         self.mlp2 = Linear(hidden, channels, **options, key=next(keys))
-        self.num_heads = num_heads
+        self.attention, self.num_heads = attention, num_heads
 
     def __call__(self, h: Tokens, embedding: Float[Array, " channels"]) -> Tokens:
         modulation = self.modulation(jax.nn.silu(embedding))
@@ -103,7 +113,7 @@ class DiTBlock(eqx.Module):
             return jnp.broadcast_to(g.astype(x.dtype), x.shape) * x
 
         qkv = self.qkv(modulated_norm(h, scale1, shift1))
-        seen = attention(*split_heads(qkv, self.num_heads))
+        seen = self.attention(*split_heads(qkv, self.num_heads))
         seen = rearrange(seen, "tokens heads c -> tokens (heads c)")
         h = h + gate(gate1, self.out(seen))
         x = self.mlp1(modulated_norm(h, scale2, shift2))
@@ -142,6 +152,7 @@ class DiT(eqx.Module):
     mlp_ratio: float = eqx.field(static=True)
     num_classes: int | None = eqx.field(static=True)
     class_dropout: float = eqx.field(static=True)
+    attention: AbstractAttention = eqx.field(static=True)
     compute_dtype: Any = eqx.field(static=True)
     remat: bool = eqx.field(static=True)
 
@@ -156,6 +167,7 @@ class DiT(eqx.Module):
         mlp_ratio: float = 4.0,
         num_classes: int | None = None,
         class_dropout: float = 0.1,
+        attention: AbstractAttention = FusedAttention(),
         compute_dtype: Any = jnp.float32,
         remat: bool = False,
         *,
@@ -173,6 +185,8 @@ class DiT(eqx.Module):
         - `num_classes`: how many classes there are; `None` for a network without.
         - `class_dropout`: the probability that a class becomes the unconditional one where a key is
             given.
+        - `attention`: what computes attention: [`eqdiff.nn.FusedAttention`][] or
+            [`eqdiff.nn.PlainAttention`][].
         - `compute_dtype`, `remat`, `key`: as for [`eqdiff.nn.UNet`][].
 
         **Raises:** `ValueError` where the channels cannot be split.
@@ -185,7 +199,7 @@ class DiT(eqx.Module):
         self.in_channels, self.out_channels, self.patch_size = in_channels, out_channels, patch_size
         self.channels, self.depth, self.num_heads = channels, depth, num_heads
         self.mlp_ratio, self.num_classes = mlp_ratio, num_classes
-        self.class_dropout, self.remat = class_dropout, remat
+        self.class_dropout, self.attention, self.remat = class_dropout, attention, remat
         self.compute_dtype = jnp.dtype(compute_dtype)
         keys, pixels = key_stream(key), patch_size**2
         options: dict[str, Any] = dict(init=_normal(0.02), bias_init=zeros)
@@ -197,7 +211,8 @@ class DiT(eqx.Module):
         options: dict[str, Any] = dict(init=fan_average(), bias_init=zeros)
         self.patch_in = Linear(pixels * in_channels, channels, **options, key=next(keys))
         self.blocks = tuple(
-            DiTBlock(channels, num_heads, mlp_ratio, key=next(keys)) for _ in range(depth)
+            DiTBlock(channels, num_heads, mlp_ratio, attention, key=next(keys))
+            for _ in range(depth)
         )
         self.modulation_out = Linear(channels, 2 * channels, init=zeros, key=next(keys))
         self.patch_out = Linear(channels, pixels * out_channels, init=zeros, key=next(keys))

@@ -149,7 +149,7 @@ class DownsampleConv(eqx.Module):
     def __call__(
         self, x: Float[Array, "height width in"]
     ) -> Float[Array, "height//2 width//2 out"]:
-        extra = len(self.kernel) - 2 + self.conv.weight.shape[0] - 1
+        extra = len(self.kernel) - 2 + self.conv.weight.shape[1] - 1
         padding = ((extra + 1) // 2, extra // 2)
         return self.conv(_every_axis(x, _normalised(self.kernel), padding=padding))
 
@@ -175,14 +175,14 @@ class UpsampleConv(eqx.Module):
         self.kernel = tuple(kernel)
 
     def __call__(self, x: Float[Array, "height width in"]) -> Float[Array, "2*height 2*width out"]:
-        size = self.conv.weight.shape[0]
+        size = self.conv.weight.shape[1]
         y = jax.lax.conv_general_dilated(
             x[None],
             self.conv.weight.astype(x.dtype),
             (1, 1),
             ((size - 1, size - 1),) * 2,
             lhs_dilation=(2, 2),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            dimension_numbers=("NHWC", "OHWI", "NHWC"),
         )[0]
         extra = len(self.kernel) - 2 - (size - 1)
         padding = ((extra + 1) // 2 + 1, extra // 2 + 1)

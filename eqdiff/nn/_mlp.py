@@ -62,7 +62,7 @@ class Block(eqx.Module):
         self, h: Float[Array, " width"], embedding: Float[Array, " width"]
     ) -> Float[Array, " width"]:
         scale, shift = jnp.split(self.embedding(embedding), 2)
-        update = self.linear1(jax.nn.silu(self.norm(h, scale, shift)))
+        update = self.linear1(self.norm(h, scale, shift, activation=jax.nn.silu))
         return h + self.linear2(jax.nn.silu(update))
 
 
@@ -154,4 +154,4 @@ class MLP(eqx.Module):
         h = self.linear_in(x.astype(dtype))
         for block in self.blocks:
             h = block(h, embedding)
-        return self.linear_out(jax.nn.silu(self.norm_out(h))).astype(x.dtype)
+        return self.linear_out(self.norm_out(h, activation=jax.nn.silu)).astype(x.dtype)

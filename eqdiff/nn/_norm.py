@@ -5,10 +5,9 @@ With the mean $\mu$ and variance $\varsigma^2$ of a group of channels over the w
 channel a learned $\gamma, \beta$ and an optional $s, b$ made from the time embedding,
 
 $$y = (1 + s)\left(\gamma\,\frac{x - \mu}{\sqrt{\varsigma^2 + \epsilon}} + \beta\right) + b
-    = a\,(x - \mu) + c, \tag{1}$$
+    = a\,\hat x + c, \tag{1}$$
 
-whose right-hand side has one multiplication per pixel. Statistics are float32 or better, whatever
-$x$ is.
+computed as `_normalise.py` says, in float32 or better, whatever $x$ is.
 
 NCSNv2's InstanceNorm++ (Song & Ermon 2020) normalises every channel, and adds back how its mean
 $\mu_c$ compares with the other channels',
@@ -25,10 +24,11 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from einops import reduce, repeat
 from jaxtyping import Array, Float
 
 from .._types import Key
+from ._dropout import Dropout
+from ._normalise import normalise, Settings
 
 
 def at_least_float32(dtype: Any) -> Any:
@@ -77,32 +77,38 @@ class GroupNorm(eqx.Module):
         self.groups = groups
         self.eps = eps
 
-    def _over_group(self, x: Float[Array, " channels"]) -> Float[Array, " channels"]:
-        # The mean over the channels of each group, repeated for each of them.
-        mean = reduce(x, "(groups size) -> groups", "mean", groups=self.groups)
-        return repeat(mean, "groups -> (groups size)", size=x.size // self.groups)
-
     def __call__(
         self,
         x: Float[Array, "*spatial channels"],
         scale: Float[Array, " channels"] | None = None,
         shift: Float[Array, " channels"] | None = None,
+        *,
+        bias: Float[Array, " channels"] | None = None,
+        activation: Callable[[Array], Array] = lambda y: y,
+        dropout: Dropout | None = None,
     ) -> Float[Array, "*spatial channels"]:
+        """What comes just before and after is part of the call, which then reads the image once.
+
+        **Arguments:**
+
+        - `x`: one image.
+        - `scale`, `shift`: $s$ and $b$.
+        - `bias`: added to `x` first.
+        - `activation`: of the result.
+        - `dropout`: after that.
+        """
         dtype = at_least_float32(x.dtype)
-        spatial = x.shape[:-1]
-        axes = tuple(range(len(spatial)))
-        h = x.astype(dtype)
-        # Two passes: E[x²] − E[x]² would lose digits where a channel's mean is large.
-        mean = self._over_group(jnp.mean(h, axes))
-        h = h - jax.lax.broadcast(mean, spatial)
-        variance = self._over_group(jnp.mean(h**2, axes))
-        a = self.weight.astype(dtype) * jax.lax.rsqrt(variance + self.eps)
-        c = self.bias.astype(dtype)
+        a, c = self.weight.astype(dtype), self.bias.astype(dtype)
         if scale is not None:
             a, c = a * (1 + scale.astype(dtype)), c * (1 + scale.astype(dtype))
         if shift is not None:
             c = c + shift.astype(dtype)
-        return (h * jax.lax.broadcast(a, spatial) + jax.lax.broadcast(c, spatial)).astype(x.dtype)
+        before = jnp.zeros_like(a) if bias is None else bias.astype(dtype)
+        settings = Settings(self.groups, self.eps, activation)
+        if dropout is None:
+            return normalise(x, before, a, c, settings)
+        settings = settings._replace(gain=dropout.gain)
+        return normalise(x, before, a, c, settings, dropout.keep)
 
 
 class InstanceNormPlus(eqx.Module):

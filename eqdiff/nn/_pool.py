@@ -29,7 +29,8 @@ from einops import rearrange
 from jaxtyping import Array, Float
 
 from .._types import Key
-from ._attention import attention, split_heads
+from ._attend import PlainAttention
+from ._attention import split_heads
 from ._conv import Linear
 from ._init import zeros
 from ._norm import at_least_float32, GroupNorm, Groups
@@ -86,7 +87,7 @@ class AverageHead(AbstractHead):
     linear: Linear
 
     def __call__(self, images: Sequence[Image]) -> Logits:
-        return self.linear(_mean(jax.nn.silu(self.norm(_float32(images[-1])))))
+        return self.linear(_mean(self.norm(_float32(images[-1]), activation=jax.nn.silu)))
 
 
 class AveragePool(AbstractPool):
@@ -126,12 +127,12 @@ class AttentionHead(AbstractHead):
                 f"{self.image_size}, got {height}×{width}. Resize the image, or build the network "
                 "with another AttentionPool(image_size=...); AveragePool() takes any size."
             )
-        h = jax.nn.silu(self.norm(_float32(h)))
+        h = self.norm(_float32(h), activation=jax.nn.silu)
         tokens = rearrange(h, "height width c -> (height width) c")
         tokens = jnp.concatenate([jnp.mean(tokens, axis=0, keepdims=True), tokens])
         qkv = self.qkv(tokens + self.positions.astype(tokens.dtype))
         q, k, v = split_heads(qkv, self.num_heads)
-        pooled = attention(q[:1], k, v)
+        pooled = PlainAttention()(q[:1], k, v)
         return self.out(rearrange(pooled, "1 heads c -> (heads c)"))
 
 
@@ -194,7 +195,7 @@ class SpatialHead(AbstractHead):
 
     def __call__(self, images: Sequence[Image]) -> Logits:
         h = self.linear1(jnp.concatenate([_mean(h) for h in images]))
-        h = jax.nn.relu(h) if self.norm is None else jax.nn.silu(self.norm(h))
+        h = jax.nn.relu(h) if self.norm is None else self.norm(h, activation=jax.nn.silu)
         return self.linear2(h)
 
 

@@ -29,7 +29,7 @@ from ._resample import Downsample, Resample, Upsample
 Image = Float[Array, "... _channels"]
 
 
-class InputSkip(eqx.Module):
+class InputSkipStep(eqx.Module):
     """The left of equation (1); `concatenate` chooses which of the two."""
 
     resample: Resample
@@ -44,7 +44,7 @@ class InputSkip(eqx.Module):
         return p, projected + h
 
 
-class ResidualPyramid(eqx.Module):
+class ResidualStep(eqx.Module):
     """The right of equations (1) and (2)."""
 
     resample: DownsampleConv | UpsampleConv | Downsample | Upsample
@@ -63,10 +63,10 @@ class Head(eqx.Module):
     conv: Conv
 
     def __call__(self, h: Image) -> Image:
-        return self.conv(jax.nn.silu(self.norm(h)))
+        return self.conv(self.norm(h, activation=jax.nn.silu))
 
 
-class OutputSkip(eqx.Module):
+class OutputSkipStep(eqx.Module):
     """The left of equation (2); at the lowest level there is no $p$ yet."""
 
     resample: Resample | None
@@ -77,7 +77,7 @@ class OutputSkip(eqx.Module):
         return (out if p is None or self.resample is None else self.resample(p) + out), h
 
 
-class OutputStart(eqx.Module):
+class StartStep(eqx.Module):
     """The lowest level of the right of equation (2): $p$ begins as a map of $h$, which stays."""
 
     head: Head

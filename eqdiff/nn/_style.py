@@ -1,179 +1,380 @@
-"""What the blocks of one family of U-Nets are made of."""
+"""What a U-Net is made of, apart from its sizes (`_shape.py`).
 
-from typing import Any, NamedTuple
+A style is a record of small objects, each of which chooses one thing. Like it they are frozen and
+hold numbers alone, so that they are static in a network, compared by value, and written to files.
+`Layers` makes the layers of one network from them.
+"""
+
+import abc
+import dataclasses
+from typing import Any, ClassVar, NamedTuple
 
 from .._types import Key
+from ._attend import AbstractAttention, FusedAttention
 from ._attention import AttentionBlock
 from ._block import ResBlock
 from ._conv import Conv, Linear
-from ._fir import DownsampleConv, Kernel, UpsampleConv
 from ._init import fan_average, Init, torch_default, zeros
-from ._norm import GroupNorm, Groups, song_groups
-from ._resample import Downsample, Resample, Upsample
+from ._norm import GroupNorm
+from ._pyramid import Head
+from ._resample import Resample
 
 
-class Style(NamedTuple):
-    """What the blocks of one family are made of; the defaults are NCSN++'s.
+@dataclasses.dataclass(frozen=True)
+class Norm:
+    """The group normalisations of a [`eqdiff.nn.Style`][].
 
-    - `embedding_size`: of $e$; `None` for blocks without conditioning.
-    - `dropout`: its probability.
-    - `dims`: the number of spatial dimensions; filters are for two.
-    - `groups`, `eps`: of the group normalisations.
-    - `scale`: of every sum of two branches.
-    - `scale_shift_norm`: how the embedding enters a block.
-    - `kernel`: the filter's taps; `None` for a strided convolution and repeated pixels.
-    - `resample_in_block`: whether sides change inside a residual block, as BigGAN's do.
-    - `project_resampled`: whether such a block has a 1×1 convolution in its skip.
-    - `conv_resample`: whether sides change with a convolution elsewhere.
-    - `stride_padding`: zeros before and after each side, of a strided convolution.
-    - `num_heads`, `num_heads_upsample`: of attention, and of attention on the way up (`None`: the
-        same).
-    - `channels_per_head`: of attention; wins over the number of heads.
-    - `init`, `out_init`, `qkv_init`, `bias_init`: of maps, of the last map of a branch, of the map
-        into attention, and of all biases (`None`: as their weights).
+    **Arguments:**
+
+    - `groups`: how many; must divide every width.
+    - `eps`: added to the variance: 1e-5 in PyTorch and OpenAI's networks, 1e-6 in Flax and Song's.
+    - `min_channels`: never fewer channels in one group, of which there are then fewer than
+        `groups` in narrow layers; NCSN++ and EDM's networks have 4. Zero for exactly `groups`.
     """
 
+    groups: int = 32
+    eps: float = 1e-5
+    min_channels: int = 0
+
+    def number(self, channels: int) -> int:
+        """The number of groups for so many channels."""
+        if self.min_channels == 0:
+            return self.groups
+        return max(1, min(channels // self.min_channels, self.groups))
+
+
+class Initialisers(NamedTuple):
+    """Of maps, of the last map of a branch, of the map into attention, and of all biases (`None`:
+    as their weights)."""
+
+    maps: Init
+    out: Init
+    qkv: Init
+    bias: Init | None
+
+
+class AbstractInitialisation(abc.ABC):
+    """How weights start."""
+
+    @abc.abstractmethod
+    def initialisers(self) -> Initialisers:
+        """The functions that draw them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TorchInit(AbstractInitialisation):
+    r"""PyTorch's default, $\mathcal U(-n_\text{in}^{-1/2}, n_\text{in}^{-1/2})$; the last map of
+    every branch and of the network starts at zero, and with it the output (OpenAI)."""
+
+    def initialisers(self) -> Initialisers:
+        """See `AbstractInitialisation.initialisers`."""
+        return Initialisers(torch_default, zeros, torch_default, None)
+
+
+@dataclasses.dataclass(frozen=True)
+class FanInit(AbstractInitialisation):
+    r"""Uniform with the variance $s\,/\,$(mean of both fans), and biases of zero (Song).
+
+    **Arguments:**
+
+    - `out_scale`: $s$ of the last map of every branch and of the network; elsewhere it is 1, and
+        0.2 in the map into attention.
+    """
+
+    out_scale: float | int = 1e-10
+
+    def initialisers(self) -> Initialisers:
+        """See `AbstractInitialisation.initialisers`."""
+        return Initialisers(fan_average(), fan_average(self.out_scale), fan_average(0.2), zeros)
+
+
+class AbstractModulation(abc.ABC):
+    """How the embedding $e$ enters a residual block."""
+
+    # Whether it has twice as many numbers as channels.
+    scales: ClassVar[bool]
+
+
+@dataclasses.dataclass(frozen=True)
+class ScaleShift(AbstractModulation):
+    r"""$(1 + s)\,\mathrm{GN}(h) + b$ with $(s, b) = W\,\mathrm{SiLU}(e)$ (Nichol & Dhariwal
+    2021)."""
+
+    scales = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Added(AbstractModulation):
+    r"""$\mathrm{GN}(h + W\,\mathrm{SiLU}(e))$ (Ho et al. 2020)."""
+
+    scales = False
+
+
+class AbstractHeads(abc.ABC):
+    """How many heads an attention has."""
+
+    @abc.abstractmethod
+    def number(self, width: int, *, up: bool) -> int:
+        """For a width, on the way up or elsewhere.
+
+        **Raises:** `ValueError` where the width cannot be split.
+        """
+
+
+@dataclasses.dataclass(frozen=True)
+class Heads(AbstractHeads):
+    """A fixed number of heads.
+
+    **Arguments:**
+
+    - `heads`: how many.
+    - `up`: how many on the way up; `None` for as many.
+    """
+
+    heads: int = 1
+    up: int | None = None
+
+    def number(self, width: int, *, up: bool) -> int:
+        """See `AbstractHeads.number`; `AttentionBlock` refuses what does not fit."""
+        return self.up if up and self.up is not None else self.heads
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadsOf(AbstractHeads):
+    """Heads of a fixed number of channels, which must divide every width with attention (ADM).
+
+    **Arguments:**
+
+    - `channels`: of each head.
+    """
+
+    channels: int = 64
+
+    def number(self, width: int, *, up: bool) -> int:
+        """See `AbstractHeads.number`."""
+        if self.channels < 1 or width % self.channels != 0:
+            raise ValueError(
+                f"{width} channels cannot be split into heads of {self.channels}; use heads of a "
+                "number of channels that divides every width with attention."
+            )
+        return width // self.channels
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadsOfAtLeast(AbstractHeads):
+    """As many heads as there can be with a number of channels or more (EDM).
+
+    **Arguments:**
+
+    - `channels`: of each head, at least.
+    """
+
+    channels: int = 64
+
+    def number(self, width: int, *, up: bool) -> int:
+        """See `AbstractHeads.number`."""
+        if self.channels < 1 or width < self.channels:
+            raise ValueError(
+                f"attention with {self.channels} channels per head needs at least as many "
+                f"channels, got {width}; use heads of fewer channels."
+            )
+        return width // self.channels
+
+
+class AbstractAttentionUp(abc.ABC):
+    """Which blocks of a level have attention on the way up; on the way down all have it."""
+
+    every: ClassVar[bool]
+
+
+@dataclasses.dataclass(frozen=True)
+class EveryBlock(AbstractAttentionUp):
+    """Attention after every block (OpenAI, Ho et al. 2020)."""
+
+    every = True
+
+
+@dataclasses.dataclass(frozen=True)
+class LastBlock(AbstractAttentionUp):
+    """Attention after the last block (Song)."""
+
+    every = False
+
+
+class AbstractResampling(abc.ABC):
+    """How sides change between two levels."""
+
+    @abc.abstractmethod
+    def down(self, layers: "Layers", width: int, out: int, key: Key) -> Any:
+        """A layer that halves the sides."""
+
+    @abc.abstractmethod
+    def up(self, layers: "Layers", width: int, out: int, key: Key) -> Any:
+        """A layer that doubles the sides."""
+
+
+class AbstractInputPyramid(abc.ABC):
+    """A small image next to the features on the way down."""
+
+    @abc.abstractmethod
+    def down(self, layers: "Layers", channels: int, width: int, key: Key) -> tuple[Any, int, int]:
+        """One step, and the channels of the small image and of the features after it.
+
+        **Arguments:**
+
+        - `layers`: those of the network.
+        - `channels`: of the small image.
+        - `width`: of the features.
+        - `key`: a PRNG key.
+        """
+
+
+class AbstractOutputPyramid(abc.ABC):
+    """A small image next to the features on the way up."""
+
+    # Whether the small image is the network's output at the end.
+    is_output: ClassVar[bool]
+
+    @abc.abstractmethod
+    def up(
+        self, layers: "Layers", channels: int | None, width: int, out_channels: int, key: Key
+    ) -> tuple[Any, int]:
+        """One step, and the channels of the small image after it.
+
+        **Arguments:**
+
+        - `layers`: those of the network.
+        - `channels`: of the small image; `None` at the lowest level, where there is none yet.
+        - `width`: of the features.
+        - `out_channels`: of the network's output.
+        - `key`: a PRNG key.
+        """
+
+
+_FUSED = FusedAttention()
+
+
+@dataclasses.dataclass(frozen=True)
+class Style:
+    r"""What the blocks of a [`eqdiff.nn.UNet`][] are, and what stands between and next to them.
+
+    `eqdiff.nn.styles` has one function for each family, whose result `dataclasses.replace` changes:
+
+    ```python
+    import dataclasses
+
+    style = eqd.nn.styles.adm(dropout=0.1)
+    style = dataclasses.replace(style, scale=0.5**0.5, heads=eqd.nn.styles.Heads(8))
+    ```
+
+    **Arguments:**
+
+    - `resampling`: how sides change between levels: [`eqdiff.nn.styles.Strided`][],
+        [`eqdiff.nn.styles.Filtered`][], [`eqdiff.nn.styles.Pooling`][] or
+        [`eqdiff.nn.styles.InBlock`][].
+    - `norm`: the normalisations, [`eqdiff.nn.styles.Norm`][].
+    - `init`: how weights start: [`eqdiff.nn.styles.TorchInit`][] or
+        [`eqdiff.nn.styles.FanInit`][].
+    - `modulation`: how the embedding enters a block: [`eqdiff.nn.styles.ScaleShift`][] or
+        [`eqdiff.nn.styles.Added`][].
+    - `heads`: of attention: [`eqdiff.nn.styles.Heads`][], [`eqdiff.nn.styles.HeadsOf`][] or
+        [`eqdiff.nn.styles.HeadsOfAtLeast`][].
+    - `attention_up`: which blocks have attention on the way up:
+        [`eqdiff.nn.styles.EveryBlock`][] or [`eqdiff.nn.styles.LastBlock`][].
+    - `input_pyramid`: [`eqdiff.nn.styles.InputSkip`][], [`eqdiff.nn.styles.ResidualPyramid`][] or
+        `None`.
+    - `output_pyramid`: [`eqdiff.nn.styles.OutputSkip`][], [`eqdiff.nn.styles.ResidualPyramid`][] or
+        `None`.
+    - `scale`: of every sum of two branches; $1/\sqrt 2$ keeps the variance that of its terms.
+    - `dropout`: its probability, in every residual block.
+    - `attention`: what computes attention: [`eqdiff.nn.FusedAttention`][] or
+        [`eqdiff.nn.PlainAttention`][].
+    """
+
+    resampling: AbstractResampling
+    norm: Norm = Norm()
+    init: AbstractInitialisation = TorchInit()
+    modulation: AbstractModulation = ScaleShift()
+    heads: AbstractHeads = Heads()
+    attention_up: AbstractAttentionUp = EveryBlock()
+    input_pyramid: AbstractInputPyramid | None = None
+    output_pyramid: AbstractOutputPyramid | None = None
+    scale: float | int = 1.0
+    dropout: float | int = 0.0
+    attention: AbstractAttention = _FUSED
+
+
+@dataclasses.dataclass(frozen=True)
+class Layers:
+    """The layers of one network.
+
+    - `style`: its style.
+    - `embedding_size`: of $e$; `None` for blocks without conditioning.
+    - `dims`: the number of spatial dimensions.
+    """
+
+    style: Style
     embedding_size: int | None
-    dropout: float
-    dims: int = 2
-    groups: Groups = song_groups
-    eps: float = 1e-6
-    scale: float = 0.5**0.5
-    scale_shift_norm: bool = False
-    kernel: Kernel | None = (1, 3, 3, 1)
-    resample_in_block: bool = True
-    project_resampled: bool = True
-    conv_resample: bool = True
-    stride_padding: tuple[int, int] = (0, 1)
-    num_heads: int = 1
-    num_heads_upsample: int | None = None
-    channels_per_head: int | None = None
-    init: Init = fan_average()
-    out_init: Init = fan_average(1e-10)
-    qkv_init: Init = fan_average(0.2)
-    bias_init: Init | None = zeros
+    dims: int
+
+    @property
+    def init(self) -> Initialisers:
+        return self.style.init.initialisers()
+
+    def options(self, key: Key) -> dict[str, Any]:
+        """Of a map that is not the last of a branch."""
+        return dict(init=self.init.maps, bias_init=self.init.bias, key=key)
 
     def norm(self, width: int) -> GroupNorm:
-        return GroupNorm(width, self.groups, eps=self.eps)
+        return GroupNorm(width, self.style.norm.number, eps=self.style.norm.eps)
 
-    def conv(self, width: int, out: int, key: Key, init: Init | None = None) -> Conv:
-        return Conv(
-            width, out, dims=self.dims, init=init or self.init, bias_init=self.bias_init, key=key
-        )
+    def conv(self, width: int, out: int, key: Key) -> Conv:
+        return Conv(width, out, dims=self.dims, **self.options(key))
 
     def linear(self, width: int, out: int, key: Key) -> Linear:
-        return Linear(width, out, init=self.init, bias_init=self.bias_init, key=key)
+        return Linear(width, out, **self.options(key))
 
-    def block(self, width: int, out: int, key: Key, resample: Resample | None = None) -> ResBlock:
+    def head(self, width: int, out: int, key: Key, init: Init) -> Head:
+        options: dict[str, Any] = {**self.options(key), "init": init}
+        conv = Conv(width, out, dims=self.dims, **options)
+        return Head(self.norm(width), conv)
+
+    def block(
+        self,
+        width: int,
+        out: int,
+        key: Key,
+        resample: Resample | None = None,
+        project_skip: bool = False,
+    ) -> ResBlock:
+        style = self.style
         return ResBlock(
             width,
             out,
             self.embedding_size,
             dims=self.dims,
-            dropout=self.dropout,
-            scale_shift_norm=self.scale_shift_norm,
-            groups=self.groups,
-            eps=self.eps,
-            scale=self.scale,
+            dropout=style.dropout,
+            scale_shift_norm=style.modulation.scales,
+            groups=style.norm.number,
+            eps=style.norm.eps,
+            scale=style.scale,
             resample=resample,
-            project_skip=resample is not None and self.project_resampled,
-            init=self.init,
-            out_init=self.out_init,
-            bias_init=self.bias_init,
-            key=key,
+            project_skip=project_skip,
+            out_init=self.init.out,
+            **self.options(key),
         )
-
-    def _heads(self, width: int, up: bool) -> int:
-        if self.channels_per_head is None:
-            more = self.num_heads_upsample
-            return more if up and more is not None else self.num_heads
-        if width < self.channels_per_head:
-            raise ValueError(
-                f"attention with {self.channels_per_head} channels per head needs at least as many "
-                f"channels, got {width}; use fewer channels_per_head."
-            )
-        return width // self.channels_per_head
 
     def attention(self, width: int, key: Key, *, up: bool = False) -> AttentionBlock:
+        style = self.style
         return AttentionBlock(
             width,
-            self._heads(width, up),
-            groups=self.groups,
-            eps=self.eps,
-            scale=self.scale,
-            init=self.qkv_init,
-            out_init=self.out_init,
-            bias_init=self.bias_init,
+            style.heads.number(width, up=up),
+            groups=style.norm.number,
+            eps=style.norm.eps,
+            scale=style.scale,
+            kernel=style.attention,
+            init=self.init.qkv,
+            out_init=self.init.out,
+            bias_init=self.init.bias,
             key=key,
         )
-
-    def filter(self, direction: Any) -> Resample:
-        return Resample(direction, (1, 1) if self.kernel is None else self.kernel)
-
-    def down_conv(self, width: int, out: int, key: Key) -> DownsampleConv | Downsample:
-        options: dict[str, Any] = dict(init=self.init, bias_init=self.bias_init, key=key)
-        if self.kernel is None:
-            padding = self.stride_padding
-            return Downsample(width, out, dims=self.dims, padding=padding, **options)
-        return DownsampleConv(width, out, self.kernel, **options)
-
-    def up_conv(self, width: int, out: int, key: Key) -> UpsampleConv | Upsample:
-        options: dict[str, Any] = dict(init=self.init, bias_init=self.bias_init, key=key)
-        if self.kernel is None:
-            return Upsample(width, out, dims=self.dims, **options)
-        return UpsampleConv(width, out, self.kernel, **options)
-
-    def down(self, width: int, key: Key):
-        if self.resample_in_block:
-            return self.block(width, width, key, self.filter("down"))
-        return self.down_conv(width, width, key) if self.conv_resample else self.filter("down")
-
-    def up(self, width: int, key: Key):
-        if self.resample_in_block:
-            return self.block(width, width, key, self.filter("up"))
-        return self.up_conv(width, width, key) if self.conv_resample else self.filter("up")
-
-
-def levels(net: Any) -> dict[str, Any]:
-    """The widths of a network's levels, and which of them have attention, for `UNetBody`."""
-    downs = net.attention_downsamples
-    return {
-        "widths": tuple(int(mult * net.channels) for mult in net.channel_mult),
-        "attention": tuple(2**i in downs for i in range(len(net.channel_mult))),
-    }
-
-
-def openai_style(net: Any, dims: int = 2, num_heads_upsample: int | None = None) -> Style:
-    """Improved DDPM's and ADM's, of a network with the fields of `UNet` or `UNetClassifier`."""
-    widths, attention = levels(net).values()
-    attended = [width for width, has in zip(widths, attention, strict=True) if has]
-    # The middle always has attention.
-    per_head = net.channels_per_head
-    for width in (*attended, *widths[-1:]):
-        # `Style` rounds the number of heads down, as EDM does; the official code refuses.
-        if per_head is not None and (per_head < 1 or width % per_head != 0):
-            raise ValueError(
-                f"{width} channels cannot be split into heads of {per_head}; use a "
-                "channels_per_head that divides every width with attention."
-            )
-    return Style(
-        4 * net.channels,
-        net.dropout,
-        dims=dims,
-        groups=net.norm_groups,
-        eps=1e-5,
-        scale=1.0,
-        scale_shift_norm=net.scale_shift_norm,
-        kernel=None,
-        resample_in_block=net.resblock_updown,
-        project_resampled=False,
-        conv_resample=net.conv_resample,
-        stride_padding=(1, 1),
-        num_heads=net.num_heads,
-        num_heads_upsample=num_heads_upsample,
-        channels_per_head=net.channels_per_head,
-        init=torch_default,
-        out_init=zeros,
-        qkv_init=torch_default,
-        bias_init=None,
-    )

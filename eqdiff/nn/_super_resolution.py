@@ -27,7 +27,7 @@ class SuperResolution(eqx.Module):
     """Conditions a network on a low-resolution image, equation (1).
 
     ```python
-    net = eqdiff.nn.SuperResolution(eqdiff.nn.UNet(in_channels=6, out_channels=6, key=key))
+    net = eqdiff.nn.SuperResolution(eqdiff.nn.presets.iddpm_imagenet64(in_channels=6, key=key))
     denoiser = eqdiff.Denoiser(net, schedule, variance=eqdiff.LearnedRange())
 
     low_res = eqdiff.nn.area_downsample(x0, 4)                            # in the loss
@@ -93,7 +93,8 @@ class SuperResolution(eqx.Module):
                 "it is the larger already. Make it with eqdiff.nn.area_downsample(x0, factor)."
             )
         # A user's network need not say how many channels it takes.
-        expected = getattr(self.net, "in_channels", None)
+        shape = getattr(self.net, "shape", self.net)
+        expected = getattr(shape, "in_channels", None)
         given = x.shape[0] + low_res.shape[0]
         if expected is not None and expected != given:
             raise ValueError(

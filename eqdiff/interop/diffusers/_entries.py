@@ -8,7 +8,6 @@ here. Before version 0.18 they were called `query`, `key`, `value` and `proj_att
 from collections.abc import Iterator
 from typing import Any
 
-from ...nn._ddpm import DDPM
 from ...nn._unet import UNet
 from .._weights import affine, CONV, CONV1X1, Entry, LINEAR, Path, SAME, stacked
 
@@ -50,7 +49,7 @@ def _level(name: str, where: Path, level: Any) -> Iterator[Entry]:
             yield from _attention(f"{name}.attentions.{j}", where.at("attentions", j))
 
 
-def entries(net: DDPM | UNet) -> Iterator[Entry]:
+def entries(net: UNet) -> Iterator[Entry]:
     """Every parameter of `net`."""
     yield from affine("time_embedding.linear_1", Path(("time_embedding", "linear1")), LINEAR)
     yield from affine("time_embedding.linear_2", Path(("time_embedding", "linear2")), LINEAR)

@@ -186,10 +186,11 @@ def _denoiser(
     parameterisation = _one_of(scheduler, "prediction_type", "epsilon", _PARAMETERISATIONS)
     variance = _one_of(scheduler, "variance_type", "fixed_small", _VARIANCES)
     net = diffusers_network(weights, config, compute_dtype=compute_dtype)
-    expected = (2 if variance.learned else 1) * net.in_channels
-    if net.out_channels != expected:
+    given, found = config.get("in_channels", 3), config.get("out_channels", 3)
+    expected = (2 if variance.learned else 1) * given
+    if found != expected:
         raise ValueError(
-            f"the network returns {net.out_channels} channels for {net.in_channels}, expected "
+            f"the network returns {found} channels for {given}, expected "
             f"{expected} with the scheduler's "
             f"variance_type={scheduler.get('variance_type', 'fixed_small')!r}."
         )

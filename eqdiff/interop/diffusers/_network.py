@@ -1,10 +1,11 @@
 r"""diffusers' `UNet2DModel` and our networks.
 
 It is the network of Ho et al. (2020) with options. Two sets of them are networks here: that of
-Ho et al. as TensorFlow had it (`google/ddpm-*`), which is [`eqdiff.nn.DDPM`][] with attention after
-every block, and the defaults of diffusers, which are those of OpenAI's [`eqdiff.nn.UNet`][]:
+Ho et al. as TensorFlow had it (`google/ddpm-*`), in the style of [`eqdiff.nn.styles.ddpm`][] with
+attention after every block, and the defaults of diffusers, which are those of OpenAI, in the style
+of [`eqdiff.nn.styles.iddpm`][]:
 
-| option | `nn.DDPM` | `nn.UNet` |
+| option | `ddpm` | `iddpm` |
 |---|---|---|
 | `flip_sin_to_cos`, `freq_shift` | false, 1 | true, 0 |
 | `downsample_padding` | 0 | 1 |
@@ -18,7 +19,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from ...nn._ddpm import DDPM
+from ...nn import _flags
+from ...nn._ends import Centred
 from ...nn._unet import UNet
 from .._weights import fill, skeleton
 from ._entries import entries, new_name
@@ -120,7 +122,8 @@ def _read(config: Mapping[str, Any]) -> dict[str, Any]:
     return options
 
 
-def _build(options: Mapping[str, Any], compute_dtype: Any, key: Any) -> DDPM | UNet:
+def _build(options: Mapping[str, Any], compute_dtype: Any, key: Any) -> UNet:
+    """The network of data in [−1, 1]."""
     widths = options["block_out_channels"]
     common: dict[str, Any] = dict(
         in_channels=options["in_channels"],
@@ -139,17 +142,17 @@ def _build(options: Mapping[str, Any], compute_dtype: Any, key: Any) -> DDPM | U
     song = {name: options[name] for name in _SONG} == _SONG
     if not song and {name: options[name] for name in _OPENAI} != _OPENAI:
         found = {name: options[name] for name in _SONG}
-        _refuse([f"{found}, expected {_SONG} (nn.DDPM) or {_OPENAI} (nn.UNet)"])
+        _refuse([f"{found}, expected {_SONG} (styles.ddpm) or {_OPENAI} (styles.iddpm)"])
     mults = tuple(
         width // widths[0] if width % widths[0] == 0 else width / widths[0] for width in widths
     )
     problems = []
     if not song:
         if options["center_input_sample"]:
-            problems.append("center_input_sample=True, which nn.UNet does not have")
+            problems.append("center_input_sample=True, which styles.iddpm does not have")
         _refuse(problems)
         head = options["attention_head_dim"]
-        return UNet(
+        return _flags.openai_unet(
             channel_mult=mults,
             num_heads=1,
             channels_per_head=head,
@@ -158,25 +161,22 @@ def _build(options: Mapping[str, Any], compute_dtype: Any, key: Any) -> DDPM | U
         )
     if options["attention_head_dim"] is not None:
         problems.append(
-            f"attention_head_dim={options['attention_head_dim']}, expected null: nn.DDPM has one "
-            "head"
+            f"attention_head_dim={options['attention_head_dim']}, expected null: styles.ddpm has "
+            "one head"
         )
     if options["resnet_time_scale_shift"] != "default":
-        problems.append("resnet_time_scale_shift='scale_shift', which nn.DDPM does not have")
+        problems.append("resnet_time_scale_shift='scale_shift', which styles.ddpm does not have")
     if not all(isinstance(mult, int) for mult in mults):
         problems.append(f"block_out_channels={widths}, expected multiples of the first")
     _refuse(problems)
-    return DDPM(
-        channel_mult=mults,
-        centred=not options["center_input_sample"],
-        attention_after_every=True,
-        **common,
-    )
+    net = _flags.ddpm(channel_mult=mults, attention_after_every=True, **common)
+    assert isinstance(net, UNet)
+    return net
 
 
 def diffusers_network(
     state_dict: Mapping[str, Any], config: Mapping[str, Any], *, compute_dtype: Any = jnp.float32
-) -> DDPM | UNet:
+) -> UNet | Centred:
     """Our network with the weights of diffusers' `UNet2DModel`.
 
     **Arguments:**
@@ -185,7 +185,8 @@ def diffusers_network(
     - `config`: the contents of `config.json`; what it lacks has diffusers' default.
     - `compute_dtype`: as for [`eqdiff.nn.UNet`][].
 
-    **Returns:** an [`eqdiff.nn.DDPM`][] or an [`eqdiff.nn.UNet`][] with float32 parameters.
+    **Returns:** an [`eqdiff.nn.UNet`][] with float32 parameters, in an [`eqdiff.nn.Centred`][]
+    where `center_input_sample` is true.
 
     **Raises:** `ValueError` that names every option that no network here has, or lists every
     missing, unexpected and mis-shaped weight.
@@ -193,4 +194,5 @@ def diffusers_network(
     options = _read(config)
     net = skeleton(lambda key: _build(options, compute_dtype, key))
     arrays = {new_name(name): array for name, array in state_dict.items()}
-    return fill(net, entries(net), arrays)
+    net = fill(net, entries(net), arrays)
+    return Centred(net) if options["center_input_sample"] else net

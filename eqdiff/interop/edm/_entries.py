@@ -17,9 +17,8 @@ from typing import Any
 from ...nn._attention import AttentionBlock
 from ...nn._block import ResBlock
 from ...nn._body import UNetBody
-from ...nn._dhariwal_unet import DhariwalUNet
-from ...nn._pyramid import InputSkip, OutputSkip, ResidualPyramid
-from ...nn._song_unet import SongUNet
+from ...nn._pyramid import InputSkipStep, OutputSkipStep, ResidualStep
+from ...nn._unet import UNet
 from .._weights import affine, CONV, CONV1X1, Entry, Layout, LINEAR, Path, reordered, SAME
 
 
@@ -60,9 +59,9 @@ def _encoder(body: UNetBody, side: int) -> Iterator[Entry]:
         name = f"enc.{size >> 1}x{size >> 1}"
         if level.resample is not None:
             yield from _block(f"{name}_down", where.at("resample"), level.resample)
-        if isinstance(level.pyramid, InputSkip):
+        if isinstance(level.pyramid, InputSkipStep):
             yield from affine(f"{name}_aux_skip", where.at("pyramid", "project"), CONV1X1)
-        elif isinstance(level.pyramid, ResidualPyramid):
+        elif isinstance(level.pyramid, ResidualStep):
             conv = where.at("pyramid", "resample", "conv")
             yield from affine(f"{name}_aux_residual", conv, CONV)
 
@@ -75,7 +74,7 @@ def _decoder(body: UNetBody, side: int) -> Iterator[Entry]:
         where, size = Path(("body", "decoder", i)), side >> (levels - 1 - i)
         name = f"dec.{size}x{size}"
         yield from _blocks(f"{name}_block", where, level)
-        if isinstance(level.pyramid, OutputSkip):
+        if isinstance(level.pyramid, OutputSkipStep):
             yield from _head(f"{name}_aux", where.at("pyramid", "head"))
         if level.resample is not None:
             up = f"dec.{2 * size}x{2 * size}_up"
@@ -87,18 +86,18 @@ def _head(name: str, where: Path) -> Iterator[Entry]:
     yield from affine(f"{name}_conv", where.at("conv"), CONV)
 
 
-def entries(net: SongUNet | DhariwalUNet, side: int) -> Iterator[Entry]:
+def entries(net: UNet, side: int) -> Iterator[Entry]:
     """Every parameter of `net`, which was trained on images of this side."""
     yield from affine("map_layer0", Path(("time_embedding", "linear1")), LINEAR)
     yield from affine("map_layer1", Path(("time_embedding", "linear2")), LINEAR)
     if net.class_embedding is not None:
-        bias = None if net.class_embedding.bias is None else SAME
+        bias = None if getattr(net.class_embedding, "bias", None) is None else SAME
         yield from affine("map_label", Path(("class_embedding",)), LINEAR, bias=bias)
     if net.augment_embedding is not None:
         yield from affine("map_augment", Path(("augment_embedding",)), LINEAR, bias=None)
     yield from _encoder(net.body, side)
     yield from _decoder(net.body, side)
     if net.body.out is not None:
-        song = isinstance(net, SongUNet)
-        name = f"dec.{side}x{side}_aux" if song else "out"
+        # Only DDPM++ and NCSN++ have attention after the last block alone.
+        name = "out" if net.style.attention_up.every else f"dec.{side}x{side}_aux"
         yield from _head(name, Path(("body", "out")))

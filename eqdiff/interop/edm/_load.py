@@ -31,8 +31,7 @@ from ..._denoiser import Denoiser
 from ..._parameterisation import EDMPreconditioning, PredictNoise
 from ..._process import alpha_bar_schedule, EDMSDE, LogNoise, ScaledTime, Schedule, VPSDE
 from ..._variance import LearnedRange
-from ...nn._dhariwal_unet import DhariwalUNet
-from ...nn._song_unet import SongUNet
+from ...nn._unet import UNet
 from ..files import Given, name_of
 from ._file import read_edm
 from ._network import edm_network
@@ -84,7 +83,7 @@ def _iddpm(options: Mapping[str, Any], net: Any) -> Denoiser:
 _PRECONDITIONERS = {"EDMPrecond": _edm, "VPPrecond": _vp, "VEPrecond": _ve, "iDDPMPrecond": _iddpm}
 
 
-def _negated(net: SongUNet | DhariwalUNet) -> SongUNet | DhariwalUNet:
+def _negated(net: UNet) -> UNet:
     """−F, by the last convolution; with a skip pyramid on the way up F is a sum of several."""
 
     def last(net: Any) -> list[Any]:

@@ -6,8 +6,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ...nn._dhariwal_unet import DhariwalUNet
-from ...nn._song_unet import SongUNet
+from ...nn import _flags
+from ...nn._unet import UNet
 from .._weights import fill, official, skeleton, strip
 from ._entries import entries
 
@@ -92,8 +92,8 @@ def _constants(arrays: dict[str, np.ndarray], arguments: dict[str, Any]) -> dict
 
 def edm_network(
     state_dict: Mapping[str, Any], config: Mapping[str, Any], *, compute_dtype: Any = jnp.float32
-) -> SongUNet | DhariwalUNet:
-    """Our `SongUNet` or `DhariwalUNet` with the weights of EDM's.
+) -> UNet:
+    """Our network with the weights of EDM's `SongUNet` or `DhariwalUNet`.
 
     For a network without a preconditioner; [`eqdiff.interop.load_edm`][] reads files.
 
@@ -109,23 +109,22 @@ def edm_network(
     - `config`: the keyword arguments of the official network, and as `model_type` its class.
     - `compute_dtype`: as for [`eqdiff.nn.UNet`][].
 
-    **Returns:** an [`eqdiff.nn.SongUNet`][] or [`eqdiff.nn.DhariwalUNet`][] with float32
-    parameters.
+    **Returns:** an [`eqdiff.nn.UNet`][] with float32 parameters.
 
     **Raises:** `ValueError` that lists every missing, unexpected and mis-shaped weight by name, or
     the keys of `config` that are missing or unknown.
     """
     kind, side, arguments = _arguments(config)
     arrays = {k: np.asarray(a) for k, a in strip(strip(state_dict, "module."), "model.").items()}
-    build = SongUNet if kind == "SongUNet" else DhariwalUNet
-    if "map_noise.freqs" in arrays:
+    build = _flags.edm_song if kind == "SongUNet" else _flags.edm_dhariwal
+    if "map_noise.freqs" in arrays and kind == "SongUNet":
         arguments["frequencies"] = tuple(float(f) for f in arrays["map_noise.freqs"])
     weights = _constants(arrays, arguments)
     net = skeleton(lambda key: build(**arguments, compute_dtype=compute_dtype, key=key))
     return fill(net, entries(net, side), weights)
 
 
-def edm_state_dict(net: SongUNet | DhariwalUNet, img_resolution: int) -> dict[str, np.ndarray]:
+def edm_state_dict(net: UNet, img_resolution: int) -> dict[str, np.ndarray]:
     """The weights of a network under their names in EDM.
 
     This is the inverse of [`eqdiff.interop.edm_network`][]. Gradients and an EMA, which have the
@@ -133,7 +132,7 @@ def edm_state_dict(net: SongUNet | DhariwalUNet, img_resolution: int) -> dict[st
 
     **Arguments:**
 
-    - `net`: an [`eqdiff.nn.SongUNet`][] or [`eqdiff.nn.DhariwalUNet`][].
+    - `net`: an [`eqdiff.nn.UNet`][] in the style of EDM's.
     - `img_resolution`: the side of the images, which the official names mention.
 
     **Returns:** official names and arrays in the official layout, without the buffers (filters and

@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from ...nn import _flags
 from ...nn._classifier import UNetClassifier
 from ...nn._pool import AttentionPool, AveragePool, SpatialPool
 from ...nn._super_resolution import SuperResolution
@@ -107,7 +108,9 @@ def openai_unet(
     the keys of `config` that are missing or unknown.
     """
     arguments = _read(config, _UNET, _REQUIRED, _UNUSED, "OpenAI's UNetModel")
-    net = skeleton(lambda key: UNet(**arguments, compute_dtype=compute_dtype, key=key))
+    net = skeleton(
+        lambda key: _flags.openai_unet(**arguments, compute_dtype=compute_dtype, key=key)
+    )
     new_order = bool(config.get("use_new_attention_order", False))
     return fill(net, entries(net, new_order), state_dict)
 
@@ -141,7 +144,9 @@ def openai_classifier(
     # The official default is "by num_heads", ours heads of 64 channels.
     arguments = {"channels_per_head": None, "resblock_updown": False} | arguments
     arguments["pool"] = _pool(config, arguments["channels_per_head"])
-    net = skeleton(lambda key: UNetClassifier(**arguments, compute_dtype=compute_dtype, key=key))
+    net = skeleton(
+        lambda key: _flags.openai_classifier(**arguments, compute_dtype=compute_dtype, key=key)
+    )
     new_order = bool(config.get("use_new_attention_order", False))
     return fill(net, entries(net, new_order), state_dict)
 

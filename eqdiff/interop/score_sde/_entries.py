@@ -17,11 +17,12 @@ from typing import Any
 from ...nn._attention import AttentionBlock
 from ...nn._block import ResBlock
 from ...nn._body import UNetBody
-from ...nn._ddpm import DDPM
 from ...nn._fir import DownsampleConv, UpsampleConv
-from ...nn._ncsnpp import NCSNpp
 from ...nn._ncsnv2 import DilatedBlock, NCSNv2, RefineBlock, ResidualUnit
-from ...nn._pyramid import InputSkip, OutputSkip, OutputStart, ResidualPyramid
+from ...nn._pyramid import InputSkipStep, OutputSkipStep, ResidualStep, StartStep
+from ...nn._resampling import InBlock
+from ...nn._time_features import Fourier
+from ...nn._unet import UNet
 from .._weights import affine, CONV, CONV1X1, Entry, Layout, LINEAR, Path, SAME, stacked
 
 
@@ -79,11 +80,11 @@ class _Counter:
             yield from affine(f"{name}.Conv_0", where.at("conv"), CONV)
 
     def pyramid(self, where: Path, layer: Any) -> Iterator[Entry]:
-        if isinstance(layer, InputSkip):
+        if isinstance(layer, InputSkipStep):
             yield from affine(f"{self.name()}.Conv_0", where.at("project"), CONV1X1)
-        elif isinstance(layer, OutputSkip | OutputStart):
+        elif isinstance(layer, OutputSkipStep | StartStep):
             yield from self.head(where.at("head"))
-        elif isinstance(layer, ResidualPyramid):
+        elif isinstance(layer, ResidualStep):
             yield from self.module(where.at("resample"), layer.resample)
 
     def level(self, where: Path, level: Any) -> Iterator[Entry]:
@@ -158,13 +159,22 @@ def _ncsnv2(net: NCSNv2) -> Iterator[Entry]:
         yield from _refine_block(f"refine{numbers[i]}", Path(("refines", i)), block)
 
 
-def entries(net: DDPM | NCSNpp | NCSNv2) -> Iterator[Entry]:
-    """Every parameter of `net`, in the order in which the official layers were made."""
+def entries(net: UNet | NCSNv2, fourier: bool | None = None) -> Iterator[Entry]:
+    """Every parameter of `net`, in the order in which the official layers were made.
+
+    **Arguments:**
+
+    - `net`: the network.
+    - `fourier`: whether Fourier features are the first; `None` where the network says so itself,
+        as all but those without conditioning do.
+    """
     if isinstance(net, NCSNv2):
         yield from _ncsnv2(net)
         return
-    count = _Counter(isinstance(net, NCSNpp) and net.block == "biggan")
-    if isinstance(net, NCSNpp) and net.embedding == "fourier":
+    count = _Counter(isinstance(net.style.resampling, InBlock))
+    if fourier is None:
+        fourier = net.embed is not None and isinstance(net.embed.time, Fourier)
+    if fourier:
         count.name()
     if net.time_embedding is not None:
         yield from count.layer(Path(("time_embedding", "linear1")), LINEAR)

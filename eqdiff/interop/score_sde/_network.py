@@ -10,9 +10,12 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ...nn._ddpm import DDPM
-from ...nn._ncsnpp import NCSNpp
+from ..._types import Network
+from ...nn import _flags
+from ...nn._ends import Centred, DividedBySigma, unwrapped
 from ...nn._ncsnv2 import NCSNv2
+from ...nn._time_features import NoiseLevels
+from ...nn._unet import UNet
 from .._weights import fill, official, skeleton, strip
 from ._entries import entries
 from ._entries_flax import flax_entries
@@ -60,7 +63,7 @@ def _sigma_levels(model: Any) -> tuple[float, float, int] | None:
 
 def build(
     config: Mapping[str, Any], frequencies: tuple[float, ...] | None, compute_dtype: Any, key: Any
-) -> DDPM | NCSNpp | NCSNv2:
+) -> Network:
     """Our network for an official configuration."""
     name, model, data = _model(config)
     channels = data["num_channels"]
@@ -83,8 +86,8 @@ def build(
     if name == "ddpm":
         # Every DDPM of score_sde embeds its time by sinusoids, whatever embedding_type says.
         levels = _sigma_levels({**model, "embedding_type": "positional"})
-        return DDPM(sigma_levels=levels, **common)
-    return NCSNpp(
+        return _flags.ddpm(sigma_levels=levels, **common)
+    return _flags.ncsnpp(
         block=model["resblock_type"].lower(),
         fir_kernel=tuple(model["fir_kernel"]) if model["fir"] else None,
         skip_rescale=model["skip_rescale"],
@@ -147,7 +150,7 @@ def is_tree(weights: Any) -> bool:
 
 def score_sde_network(
     weights: Mapping[str, Any], config: Mapping[str, Any], *, compute_dtype: Any = jnp.float32
-) -> DDPM | NCSNpp | NCSNv2:
+) -> Network:
     r"""Our network with the weights of score_sde's `ddpm`, `ncsnpp` or `ncsnv2_*`.
 
     ```python
@@ -157,7 +160,7 @@ def score_sde_network(
 
     Where the official network's time input is σ or the number of a noise level, ours is
     $\log\sigma$ (and the official output, the score, is divided by σ); elsewhere they are the same:
-    see [`eqdiff.nn.NCSNpp`][].
+    see [`eqdiff.nn.DividedBySigma`][].
 
     **Arguments:**
 
@@ -168,8 +171,9 @@ def score_sde_network(
         `data.image_size`, `data.num_channels`, `data.centered` and `model`.
     - `compute_dtype`: as for [`eqdiff.nn.UNet`][].
 
-    **Returns:** an [`eqdiff.nn.DDPM`][], [`eqdiff.nn.NCSNpp`][] or [`eqdiff.nn.NCSNv2`][] with
-    float32 parameters.
+    **Returns:** an [`eqdiff.nn.UNet`][], in an [`eqdiff.nn.Centred`][] where data are in [0, 1] and
+    an [`eqdiff.nn.DividedBySigma`][] where the output is a score; or an [`eqdiff.nn.NCSNv2`][].
+    Parameters are float32.
 
     **Raises:** `ValueError` that lists every missing, unexpected and mis-shaped weight by name, or
     what `config` lacks; and for NCSNv2 in JAX, whose code differs from the PyTorch code that our
@@ -182,16 +186,19 @@ def score_sde_network(
     fourier = arrays.get("all_modules.0.W")
     net = _skeleton(config, fourier, compute_dtype)
     buffers = _buffers(arrays)
-    levels = getattr(net, "sigma_levels", None)
-    if levels is not None and "sigmas" in arrays:
+    inner = unwrapped(net)
+    time = inner.embed.time if isinstance(inner, UNet) and inner.embed is not None else None
+    if isinstance(time, NoiseLevels) and "sigmas" in arrays:
         sigmas = arrays["sigmas"]
         found = float(sigmas[-1]), float(sigmas[0]), len(sigmas)
+        levels = time.levels
         if not np.allclose(found, levels, rtol=1e-5):
             raise ValueError(
                 f"the weights are for {found[2]} noise levels from {found[0]:g} to {found[1]:g}, "
                 f"config says {levels[2]} from {levels[0]:g} to {levels[1]:g}."
             )
-    return fill(net, entries(net), {n: a for n, a in arrays.items() if n not in buffers})
+    kept = {n: a for n, a in arrays.items() if n not in buffers}
+    return _filled(net, lambda inner: entries(inner, fourier is not None), kept)
 
 
 def _skeleton(config: Mapping[str, Any], fourier: np.ndarray | None, compute_dtype: Any) -> Any:
@@ -199,9 +206,7 @@ def _skeleton(config: Mapping[str, Any], fourier: np.ndarray | None, compute_dty
     return skeleton(lambda key: build(config, frequencies, compute_dtype, key))
 
 
-def _from_tree(
-    params: Mapping[str, Any], config: Mapping[str, Any], compute_dtype: Any
-) -> DDPM | NCSNpp:
+def _from_tree(params: Mapping[str, Any], config: Mapping[str, Any], compute_dtype: Any) -> Network:
     name = config.get("model", {}).get("name", "")
     if str(name).startswith("ncsnv2"):
         raise ValueError(
@@ -213,7 +218,15 @@ def _from_tree(
     arrays = {name: _one_axis(name, array) for name, array in _flat(params).items()}
     fourier = arrays.pop("GaussianFourierProjection_0.W", None)
     net = _skeleton(config, fourier, compute_dtype)
-    return fill(net, flax_entries(net), arrays)
+    suffix = "pp" if name == "ncsnpp" else ""
+    return _filled(net, lambda inner: flax_entries(inner, suffix), arrays)
+
+
+def _filled(net: Network, entries: Any, arrays: Mapping[str, Any]) -> Network:
+    # Weights are those of the network inside.
+    if isinstance(net, Centred | DividedBySigma):
+        return type(net)(_filled(net.net, entries, arrays))
+    return fill(net, entries(net), arrays)
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
@@ -232,7 +245,7 @@ def _one_axis(name: str, array: np.ndarray) -> np.ndarray:
     return array[0, 0, 0] if wide else array
 
 
-def score_sde_state_dict(net: DDPM | NCSNpp | NCSNv2) -> dict[str, np.ndarray]:
+def score_sde_state_dict(net: Network) -> dict[str, np.ndarray]:
     """The weights of a network under the names of score_sde's PyTorch code.
 
     This is the inverse of [`eqdiff.interop.score_sde_network`][]. Gradients and an EMA, which have
@@ -240,9 +253,11 @@ def score_sde_state_dict(net: DDPM | NCSNpp | NCSNv2) -> dict[str, np.ndarray]:
 
     **Arguments:**
 
-    - `net`: an [`eqdiff.nn.DDPM`][], [`eqdiff.nn.NCSNpp`][] or [`eqdiff.nn.NCSNv2`][].
+    - `net`: an [`eqdiff.nn.UNet`][] in the style of DDPM or NCSN++, in its wrappers or without, or
+        an [`eqdiff.nn.NCSNv2`][].
 
     **Returns:** official names and arrays in the official layout, without the buffers (noise levels
     and Fourier frequencies).
     """
-    return official(net, entries(net))
+    inner: Any = unwrapped(net)
+    return official(inner, entries(inner))

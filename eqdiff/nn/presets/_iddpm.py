@@ -5,8 +5,12 @@ from typing import Any
 import jax.numpy as jnp
 
 from ..._types import Key
+from .. import embeddings, styles
+from .._shape import UNetShape
+from .._style import Added, Heads
 from .._super_resolution import SuperResolution
 from .._unet import UNet
+from ._build import unet
 
 
 def iddpm_cifar10(
@@ -28,32 +32,30 @@ def iddpm_cifar10(
     **Arguments:**
 
     - `learned_variance`: whether there are six output channels, or three.
-    - `num_classes`, `dropout`, `compute_dtype`, `remat`, `key`: as for [`eqdiff.nn.UNet`][].
+    - `num_classes`: as for [`eqdiff.nn.UNetShape`][].
+    - `dropout`: as for [`eqdiff.nn.Style`][].
+    - `compute_dtype`, `remat`, `key`: as for [`eqdiff.nn.UNet`][].
 
     **Returns:** an [`eqdiff.nn.UNet`][].
     """
-    return UNet(
-        in_channels=3,
+    shape = UNetShape(
         out_channels=6 if learned_variance else 3,
-        channels=128,
         num_res_blocks=3,
-        channel_mult=(1, 2, 2, 2),
         attention_downsamples=(2, 4),
-        num_heads=4,
-        dropout=dropout,
         num_classes=num_classes,
-        compute_dtype=compute_dtype,
-        remat=remat,
-        key=key,
     )
+    style, embed = styles.iddpm(dropout=dropout), embeddings.iddpm()
+    return UNet(shape, style, embed, compute_dtype=compute_dtype, remat=remat, key=key)
 
 
 # Flags that the README's larger networks share, by the side of the image.
-_SIDE_64: dict[str, Any] = dict(channel_mult=(1, 2, 3, 4), attention_downsamples=(4, 8))
-_SIDE_256: dict[str, Any] = dict(channel_mult=(1, 1, 2, 2, 4, 4), num_res_blocks=2)
+_SIDE_64: dict[str, Any] = dict(
+    out_channels=6, num_res_blocks=3, channel_mult=(1, 2, 3, 4), attention_downsamples=(4, 8)
+)
+_SIDE_256: dict[str, Any] = dict(out_channels=6, channel_mult=(1, 1, 2, 2, 4, 4))
 
 
-def iddpm_imagenet64(*, key: Key, **options: Any) -> UNet:
+def iddpm_imagenet64(*, dropout: float = 0.0, key: Key, **options: Any) -> UNet:
     """Improved DDPM's network for 64×64 ImageNet: 121 million parameters.
 
     128 channels, three blocks per level, widths (1, 2, 3, 4), attention at 16×16 and 8×8 with four
@@ -61,16 +63,18 @@ def iddpm_imagenet64(*, key: Key, **options: Any) -> UNet:
 
     **Arguments:**
 
+    - `dropout`: as for [`eqdiff.nn.Style`][].
     - `key`: a PRNG key.
-    - `options`: of [`eqdiff.nn.UNet`][]; `channels=192, num_classes=1000` for the class-conditional
-        network of 270 million parameters.
+    - `options`: sizes of [`eqdiff.nn.UNetShape`][], `channels=192, num_classes=1000` for the
+        class-conditional network of 270 million parameters, and `compute_dtype` and `remat` of
+        [`eqdiff.nn.UNet`][].
 
     **Returns:** an [`eqdiff.nn.UNet`][].
     """
-    return UNet(key=key, **(_SIDE_64 | options))
+    return unet(styles.iddpm(dropout=dropout), embeddings.iddpm(), _SIDE_64, options, key)
 
 
-def iddpm_lsun256(*, key: Key, **options: Any) -> UNet:
+def iddpm_lsun256(*, dropout: float = 0.0, key: Key, **options: Any) -> UNet:
     """Improved DDPM's network for 256×256 LSUN bedrooms.
 
     128 channels, two blocks per level, widths (1, 1, 2, 2, 4, 4), attention at 16×16 with one head,
@@ -78,18 +82,19 @@ def iddpm_lsun256(*, key: Key, **options: Any) -> UNet:
 
     **Arguments:**
 
+    - `dropout`: as for [`eqdiff.nn.Style`][].
     - `key`: a PRNG key.
-    - `options`: of [`eqdiff.nn.UNet`][].
+    - `options`: sizes of [`eqdiff.nn.UNetShape`][], and `compute_dtype` and `remat` of
+        [`eqdiff.nn.UNet`][].
 
     **Returns:** an [`eqdiff.nn.UNet`][].
     """
-    defaults: dict[str, Any] = _SIDE_256 | dict(
-        attention_downsamples=(16,), num_heads=1, scale_shift_norm=False
-    )
-    return UNet(key=key, **(defaults | options))
+    style = styles.iddpm(dropout=dropout, heads=Heads(1), modulation=Added())
+    defaults = _SIDE_256 | dict(attention_downsamples=(16,))
+    return unet(style, embeddings.iddpm(), defaults, options, key)
 
 
-def iddpm_upsampler256(*, key: Key, **options: Any) -> SuperResolution:
+def iddpm_upsampler256(*, dropout: float = 0.0, key: Key, **options: Any) -> SuperResolution:
     """Improved DDPM's upsampler from 64×64 to 256×256 ImageNet: 280 million parameters.
 
     192 channels, two blocks per level, widths (1, 1, 2, 2, 4, 4), attention at 16×16 and 8×8 with
@@ -97,15 +102,18 @@ def iddpm_upsampler256(*, key: Key, **options: Any) -> SuperResolution:
 
     **Arguments:**
 
+    - `dropout`: as for [`eqdiff.nn.Style`][].
     - `key`: a PRNG key.
-    - `options`: of [`eqdiff.nn.UNet`][], whose `in_channels` counts both images.
+    - `options`: sizes of [`eqdiff.nn.UNetShape`][], whose `in_channels` counts both images, and
+        `compute_dtype` and `remat` of [`eqdiff.nn.UNet`][].
 
     **Returns:** an [`eqdiff.nn.SuperResolution`][] of an [`eqdiff.nn.UNet`][].
     """
-    defaults: dict[str, Any] = _SIDE_256 | dict(
+    defaults = _SIDE_256 | dict(
         in_channels=6, channels=192, attention_downsamples=(16, 32), num_classes=1000
     )
-    return SuperResolution(UNet(key=key, **(defaults | options)))
+    style = styles.iddpm(dropout=dropout)
+    return SuperResolution(unet(style, embeddings.iddpm(), defaults, options, key))
 
 
 def iddpm_digits(
@@ -125,21 +133,19 @@ def iddpm_digits(
     **Arguments:**
 
     - `learned_variance`: whether there are two output channels, or one.
-    - `num_classes`, `dropout`, `compute_dtype`, `key`: as for [`eqdiff.nn.UNet`][].
+    - `num_classes`: as for [`eqdiff.nn.UNetShape`][].
+    - `dropout`: as for [`eqdiff.nn.Style`][].
+    - `compute_dtype`, `key`: as for [`eqdiff.nn.UNet`][].
 
     **Returns:** an [`eqdiff.nn.UNet`][].
     """
-    return UNet(
+    shape = UNetShape(
         in_channels=1,
         out_channels=2 if learned_variance else 1,
         channels=32,
         num_res_blocks=1,
         channel_mult=(1, 2),
-        attention_downsamples=(2,),
-        num_heads=4,
-        dropout=dropout,
         num_classes=num_classes,
-        norm_groups=8,
-        compute_dtype=compute_dtype,
-        key=key,
     )
+    style = styles.iddpm(dropout=dropout, norm_groups=8)
+    return UNet(shape, style, embeddings.iddpm(), compute_dtype=compute_dtype, key=key)
