@@ -162,13 +162,13 @@ def init_state(setting: Setting, dtype: str, options: Options) -> eqd.train.Trai
     return eqd.train.init(net, make_optimiser(), timesteps=timesteps, ema=(0.999,), key=key)
 
 
-def make_step(setting: Setting) -> Callable[..., Any]:
-    """The train step of a setting."""
+def make_step(setting: Setting, make: Callable[..., Any] = eqd.train.make_step) -> Any:
+    """The train step of a setting, or what else `make` makes of its loss and its optimiser."""
 
     def loss_fn(net, t, x0, args, *, key):
         return setting.loss(eqd.predict(setting.denoiser(net), t, x0, args, key=key))
 
-    return eqd.train.make_step(loss_fn, make_optimiser())
+    return make(loss_fn, make_optimiser())
 
 
 def labels(setting: Setting, batch: int) -> Any:

@@ -14,7 +14,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _programs import make_net, SETTINGS
+from _programs import init_state, make_net, make_step, SETTINGS
 from _suite_networks import build_eqdiff, Size
 from _suite_records import covered, Recorder
 
@@ -137,6 +137,30 @@ def trace(record: Recorder, size: Size, out: Path, steps: int = 5) -> None:
         ms_a_step=1e3 * span / steps,
         idle_share=1 - busy / span,
     )
+
+
+def several(record: Recorder, size: Size, steps: int) -> None:
+    """Images per second of training with several steps in one call, where eqdiff has that."""
+    make = getattr(eqd.train, "make_steps", None)
+    if make is None:
+        return
+    batch = size.batches[0]
+    state = eqx.filter_jit(lambda: init_state(SETTING, size.dtype, size.options))()
+    step = make_step(SETTING, make)
+    shape = (steps, batch, *SETTING.shape)
+    images = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+    def call():
+        nonlocal state
+        state, metrics = step(state, (images, None))
+        return metrics
+
+    start = time.perf_counter()
+    jax.block_until_ready(call())
+    first = time.perf_counter() - start
+    found = steps * batch / best_seconds(call, 3, 1)
+    facts = {"batch": batch, "steps_a_call": steps, "images_per_second": found}
+    record("rates", kind="several", **facts, first_call_s=first)
 
 
 def _peak() -> float | None:

@@ -131,6 +131,7 @@ _SECTIONS = (
     ("build", "Time to the first call"),
     ("memory", "Memory"),
     ("trace", "Where the time goes (`kernels.md`)"),
+    ("several", "Several steps in one call"),
     ("sampling", "Sampling"),
     ("likelihood", "Likelihood"),
     ("training", "A training run"),

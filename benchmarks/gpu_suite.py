@@ -39,9 +39,9 @@ TOY = Size("float32", _SMALL, _SMALL, (4, 8), ("eqdiff", "torch eager"), 0.2, 2)
 
 PARTS = (
     Part("chip", 20, 90),
-    Part("networks", 90, 320),
-    Part("rates", 45, 140),
-    Part("training", 90, 180),
+    Part("networks", 90, 300),
+    Part("rates", 45, 170),
+    Part("training", 90, 170),
     Part("networks_large", 60, 600),
 )
 
@@ -56,7 +56,7 @@ def run_part(name: str, options: argparse.Namespace) -> None:
         networks(record, size, batches, options.seconds, tree)
         return
     # Only here: the comparison has JAX in a process of its own.
-    from _suite_chip import chip, FLOP_PER_IMAGE, rates, trace
+    from _suite_chip import chip, FLOP_PER_IMAGE, rates, several, trace
     from _suite_training import evaluate, find_images, train
 
     if name == "chip":
@@ -64,6 +64,7 @@ def run_part(name: str, options: argparse.Namespace) -> None:
     elif name == "rates":
         trace(record, size, options.out)
         rates(record, size, *((4, 4) if options.toy else (256, 50)))
+        several(record, size, 2 if options.toy else 8)
     else:
         images = find_images(options.data)
         # Half of the time that there is for samples and bits/dim, most of it compilation.
