@@ -12,7 +12,8 @@ summarised; a training loop that summarises every hundred steps waits for the de
 no more.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -63,9 +64,13 @@ def quartile_metrics(
     t: Shaped[Array, " n"], values: dict[str, Float[Array, " n"]], process: AbstractProcess
 ) -> tuple[dict[str, Float[Array, "4"]], Int[Array, "4"]]:
     """The sums of each value over each quarter, and the number of examples in it."""
-    index = quartiles(t, process)
-    sums = {name: jax.ops.segment_sum(value, index, 4) for name, value in values.items()}
-    return sums, jax.ops.segment_sum(jnp.ones_like(index), index, 4)
+    # Masks and sums, which become one kernel; a scatter would be one for each value.
+    inside = quartiles(t, process)[None] == jnp.arange(4, dtype=jnp.int32)[:, None]
+    sums = {
+        name: jnp.sum(jnp.where(inside, value[None], jnp.zeros((), value.dtype)), axis=1)
+        for name, value in values.items()
+    }
+    return sums, jnp.sum(inside, axis=1, dtype=jnp.int32)
 
 
 def summarise(metrics: Sequence[StepMetrics]) -> dict[str, float]:
@@ -73,7 +78,8 @@ def summarise(metrics: Sequence[StepMetrics]) -> dict[str, float]:
 
     **Arguments:**
 
-    - `metrics`: of the steps since the last summary, at least one.
+    - `metrics`: of the steps since the last summary, at least one. Those of several steps in one
+        call ([`eqdiff.train.make_steps`][]) count as so many.
 
     **Returns:** the means `loss`, each term by its name, and `grad_norm`; `loss_q0` … `loss_q3`
     (and likewise for each term), the mean over all examples whose time fell into that quarter,
@@ -84,15 +90,22 @@ def summarise(metrics: Sequence[StepMetrics]) -> dict[str, float]:
     if len(metrics) == 0:
         raise ValueError("summarise([]): expected the metrics of at least one step.")
     host = jax.device_get(list(metrics))
+
+    def of_each_step(value: Callable[[StepMetrics], Any]) -> np.ndarray:
+        return np.concatenate([np.atleast_1d(value(m)) for m in host])
+
+    def of_each_quarter(value: Callable[[StepMetrics], Any], dtype: type) -> np.ndarray:
+        return sum(np.reshape(value(m), (-1, 4)).sum(axis=0, dtype=dtype) for m in host)
+
     names = list(host[0].terms)
     summary = {
-        "loss": float(np.mean([m.loss for m in host])),
-        **{name: float(np.mean([m.terms[name] for m in host])) for name in names},
-        "grad_norm": float(np.mean([m.grad_norm for m in host])),
-        "nonfinite": int(np.sum([m.nonfinite for m in host])),
+        "loss": float(np.mean(of_each_step(lambda m: m.loss))),
+        **{name: float(np.mean(of_each_step(lambda m: m.terms[name]))) for name in names},
+        "grad_norm": float(np.mean(of_each_step(lambda m: m.grad_norm))),
+        "nonfinite": int(np.sum(of_each_step(lambda m: m.nonfinite))),
     }
-    counts = np.stack([m.quartile_counts for m in host]).sum(axis=0)
+    counts = of_each_quarter(lambda m: m.quartile_counts, np.int64)
     for name in host[0].quartile_sums:
-        sums = np.stack([m.quartile_sums[name] for m in host]).sum(axis=0, dtype=np.float64)
+        sums = of_each_quarter(lambda m: m.quartile_sums[name], np.float64)
         summary |= {f"{name}_q{i}": float(sums[i] / counts[i]) for i in range(4) if counts[i] > 0}
     return summary
