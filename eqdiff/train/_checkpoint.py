@@ -1,11 +1,11 @@
 """Checkpoints: a whole training run on disk, written so that no crash can damage it.
 
 A directory holds one folder per checkpoint, `step_00012000`, with every parameter in it under its
-name in the network, however the state packs them. Orbax writes a checkpoint under a
-temporary name, which becomes the final one by a single rename: a folder with a final name is
-complete, whatever killed the process. A manifest next to the arrays holds the shape, dtype and
-checksum of each of them, so that a checkpoint of another architecture is refused before anything is
-read, and a damaged file is noticed rather than trained on.
+name in the network, however the state packs them. Orbax writes a checkpoint under a temporary name,
+which becomes the final one by a single rename: a folder with a final name is complete, whatever
+killed the process. A manifest next to the arrays holds the shape, dtype and checksum of each of
+them, so that a checkpoint of another architecture is refused before anything is read, and a damaged
+file is noticed rather than trained on.
 """
 
 import contextlib

@@ -161,9 +161,9 @@ def split(slots: tuple[Slot, ...], params: Params) -> list[Array]:
     return [
         params[slot.vector]
         if slot.start is None
-        else jax.lax.slice(
-            params[slot.vector], (slot.start,), (slot.start + slot.size,)
-        ).reshape(slot.shape)
+        else jax.lax.slice(params[slot.vector], (slot.start,), (slot.start + slot.size,)).reshape(
+            slot.shape
+        )
         for slot in slots
     ]
 
@@ -172,9 +172,7 @@ def join(slots: tuple[Slot, ...], pieces: Sequence[Array]) -> Params:
     """The inverse of `split`."""
     parts: dict[str, list[Array]] = {}
     for slot, piece in zip(slots, pieces, strict=True):
-        parts.setdefault(slot.vector, []).append(
-            piece if slot.start is None else piece.reshape(-1)
-        )
+        parts.setdefault(slot.vector, []).append(piece if slot.start is None else piece.reshape(-1))
     return {k: part[0] if len(part) == 1 else jnp.concatenate(part) for k, part in parts.items()}
 
 
@@ -221,11 +219,7 @@ def pack(net: PyTree, layout: AbstractLayout) -> tuple[Packing, list[Array], dic
     slots = _slots(layout, parameters)
     by_name = {slot.name: slot for slot in slots}
     leaves = tuple(
-        by_name[name]
-        if name in by_name
-        else Constant(name)
-        if _is_constant(leaf)
-        else Fixed(leaf)
+        by_name[name] if name in by_name else Constant(name) if _is_constant(leaf) else Fixed(leaf)
         for name, leaf in named
     )
     constants = {

@@ -60,9 +60,7 @@ def _generator(x: Any) -> str | None:
 def _name(*parts: Any) -> str:
     """Texts and paths, joined by dots."""
     texts = [
-        part
-        if isinstance(part, str)
-        else jax.tree_util.keystr(part, simple=True, separator=".")
+        part if isinstance(part, str) else jax.tree_util.keystr(part, simple=True, separator=".")
         for part in parts
     ]
     return ".".join(text for text in texts if text)
@@ -78,8 +76,8 @@ def _in_state(
     """
     (field, *rest) = path
     field = "net" if field.name in ("params", "constants") else field.name
-    last = rest[-1] if rest else None
-    slots = vectors.get(last.key, []) if isinstance(last, jax.tree_util.DictKey) else []
+    last = [key.key for key in rest[-1:] if isinstance(key, jax.tree_util.DictKey)]
+    slots = vectors.get(last[0], []) if last else []
     if slots and leaf.shape == (sum(slot.size for slot in slots),):
         for slot in slots:
             yield _name(field, tuple(rest[:-1]), slot.name), slot.start, slot.shape

@@ -12,8 +12,7 @@ summarised; a training loop that summarises every hundred steps waits for the de
 no more.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import equinox as eqx
 import jax
@@ -27,6 +26,8 @@ from .._types import Scalar
 
 class StepMetrics(eqx.Module):
     """What one train step reports; all of it lives on the device.
+
+    From [`eqdiff.train.make_steps`][] every array has a leading axis, that of the steps.
 
     **Fields:**
 
@@ -90,22 +91,16 @@ def summarise(metrics: Sequence[StepMetrics]) -> dict[str, float]:
     if len(metrics) == 0:
         raise ValueError("summarise([]): expected the metrics of at least one step.")
     host = jax.device_get(list(metrics))
-
-    def of_each_step(value: Callable[[StepMetrics], Any]) -> np.ndarray:
-        return np.concatenate([np.atleast_1d(value(m)) for m in host])
-
-    def of_each_quarter(value: Callable[[StepMetrics], Any], dtype: type) -> np.ndarray:
-        return sum(np.reshape(value(m), (-1, 4)).sum(axis=0, dtype=dtype) for m in host)
-
-    names = list(host[0].terms)
+    steps = [m if np.ndim(m.loss) else jax.tree.map(lambda x: x[None], m) for m in host]
+    whole = jax.tree.map(lambda *xs: np.concatenate(xs), *steps)
     summary = {
-        "loss": float(np.mean(of_each_step(lambda m: m.loss))),
-        **{name: float(np.mean(of_each_step(lambda m: m.terms[name]))) for name in names},
-        "grad_norm": float(np.mean(of_each_step(lambda m: m.grad_norm))),
-        "nonfinite": int(np.sum(of_each_step(lambda m: m.nonfinite))),
+        "loss": float(np.mean(whole.loss)),
+        **{name: float(np.mean(values)) for name, values in whole.terms.items()},
+        "grad_norm": float(np.mean(whole.grad_norm)),
+        "nonfinite": int(np.sum(whole.nonfinite)),
     }
-    counts = of_each_quarter(lambda m: m.quartile_counts, np.int64)
-    for name in host[0].quartile_sums:
-        sums = of_each_quarter(lambda m: m.quartile_sums[name], np.float64)
+    counts = whole.quartile_counts.sum(axis=0)
+    for name, quarters in whole.quartile_sums.items():
+        sums = quarters.sum(axis=0, dtype=np.float64)
         summary |= {f"{name}_q{i}": float(sums[i] / counts[i]) for i in range(4) if counts[i] > 0}
     return summary

@@ -1,8 +1,8 @@
 r"""Everything a training run remembers between two steps, as one pytree.
 
 A `TrainState` is saved, restored, sharded and donated as a whole; a run continued from it is the
-run that was never interrupted. Parameters lie in it as their layout packs them (`_layout.py`),
-so that it has a dozen arrays, not thousands. There is no hidden state: the randomness of step $n$ is
+run that was never interrupted. Parameters lie in it as their layout packs them (`_layout.py`), so
+that it has a dozen arrays, not thousands. There is no hidden state: the randomness of step $n$ is
 `fold_in(key, n)`, so keys need no bookkeeping either.
 """
 
