@@ -156,7 +156,7 @@ class Fixed(NamedTuple):
     value: Any
 
 
-def split(slots: tuple[Slot, ...], params: Params) -> list[Array]:
+def split(slots: Sequence[Slot], params: Params) -> list[Array]:
     """The parameters as the network has them."""
     return [
         params[slot.vector]
@@ -168,7 +168,7 @@ def split(slots: tuple[Slot, ...], params: Params) -> list[Array]:
     ]
 
 
-def join(slots: tuple[Slot, ...], pieces: Sequence[Array]) -> Params:
+def join(slots: Sequence[Slot], pieces: Sequence[Array]) -> Params:
     """The inverse of `split`."""
     parts: dict[str, list[Array]] = {}
     for slot, piece in zip(slots, pieces, strict=True):

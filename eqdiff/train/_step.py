@@ -28,8 +28,9 @@ from .._process import AbstractProcess
 from .._types import Scalar
 from ._compiled import compiled
 from ._ema import ema_update
-from ._layout import join, Params, split
+from ._layout import Params
 from ._metrics import quartile_metrics, StepMetrics
+from ._parts import axes, copies, join_parts, parameters, parts_of, take
 from ._shard import (
     check_batch,
     check_options,
@@ -87,16 +88,22 @@ def _gradient(
 ) -> tuple[Params, tuple]:
     """The gradient of (1), and the loss and terms of each example in the order of the batch."""
     packing = state.packing
-    pieces = split(packing.slots, state.params)
+    parts = parts_of(packing.slots)
+    taken = take(parts, state.params)
 
-    def mean_loss(pieces: list[Array], weights: Float[Array, " n"], *example: Any):
-        net = packing.network(pieces, state.constants)
-        losses, terms = jax.vmap(lambda *e: _call(loss_fn, process, net, e))(*example)
+    def mean_loss(taken: list[Array], weights: Float[Array, " n"], *examples: Any):
+        def one(given: list[Array], *example: Any):
+            found = parameters(parts, given)
+            net = packing.network([found[slot.name] for slot in packing.slots], state.constants)
+            return _call(loss_fn, process, net, example)
+
+        given, each = copies(parts, taken, weights.size), (axes(parts), *len(examples) * (0,))
+        losses, terms = jax.vmap(one, each)(given, *examples)
         return _weighted_mean(weights, losses), (losses, terms)
 
     def gradient_of(*examples: Any) -> tuple[Params, tuple]:
-        gradient, losses = jax.grad(mean_loss, has_aux=True)(pieces, *examples)
-        return join(packing.slots, gradient), losses
+        gradient, losses = jax.grad(mean_loss, has_aux=True)(taken, *examples)
+        return join_parts(parts, gradient), losses
 
     if accumulate == 1:
         return gradient_of(*examples)
