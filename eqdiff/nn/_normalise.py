@@ -85,17 +85,19 @@ def _each(group: Groups, like: Channels) -> Channels:
     return jnp.repeat(group, like.size // group.size)
 
 
-def _statistics(x: Array, b: Channels, settings: Settings) -> tuple[Groups, Groups]:
-    # Equation (2): μ and r, for each group.
+def _statistics(x: Array, b: Channels, settings: Settings) -> tuple[Groups, Groups, Channels]:
+    # Equation (2): μ and r for each group, and Σ x̂ for each channel.
     n, groups = x.shape[0], settings.groups
     pivot = None
     # The last digits of a half-precision image are worth less than what cancels without a pivot.
     if x.dtype == b.dtype:
         pivot = jax.lax.stop_gradient((x[0] + b)[:: x.shape[1] // groups])
     d = x.astype(b.dtype) + _over(b if pivot is None else b - _each(pivot, b), x)
-    mean, square = (_group_mean(jnp.sum(v, 0), n, groups) for v in (d, d * d))
+    total = jnp.sum(d, 0)
+    mean, square = (_group_mean(v, n, groups) for v in (total, jnp.sum(d * d, 0)))
     r = jax.lax.rsqrt(jnp.maximum(square - mean * mean, 0) + settings.eps)
-    return mean if pivot is None else mean + pivot, r
+    standard = _each(r, b) * (total - n * _each(mean, b))
+    return mean if pivot is None else mean + pivot, r, standard
 
 
 def _standardised(x: Array, b: Channels, mean: Groups, r: Groups) -> Pixels:
@@ -121,7 +123,7 @@ def _slope(x: Array, b, mean, r, a, c, keep, settings: Settings) -> tuple[Pixels
 
 def _tangent(settings: Settings, residuals, inputs):
     # Equation (3).
-    (x, b, mean, r, a, c, *keep), (dx, db, da, dc) = residuals, inputs
+    (x, b, mean, r, _, a, c, *keep), (dx, db, da, dc) = residuals, inputs
     standard, slope = _slope(x, b, mean, r, a, c, keep, settings)
     du = dx.astype(b.dtype) + _over(db, x)
     m1, m2 = (
@@ -132,62 +134,64 @@ def _tangent(settings: Settings, residuals, inputs):
     return [(slope * (dz + _over(da, x) * standard + _over(dc, x))).astype(x.dtype)]
 
 
-def _sums(settings: Settings, x, dy, b, mean, r, a, c, *keep):
-    # The right of equation (4) but x̄, and the two group means.
+def _gradient(settings: Settings, x, dy, b, mean, r, a, c, keep) -> tuple[Pixels, Pixels]:
+    # g, and g x̂.
+    standard, slope = _slope(x, b, mean, r, a, c, keep, settings)
+    g = slope * dy.astype(b.dtype)
+    return g, g * standard
+
+
+def _join(settings: Settings, x, dy, b, mean, r, sum_x, a, c, keep, dc, da):
+    # Equation (4), from its first two terms.
     n, groups = x.shape[0], settings.groups
+    m1, m2 = (_each(_group_mean(a * v, n, groups), b) for v in (dc, da))
     standard, slope = _slope(x, b, mean, r, a, c, keep, settings)
-    g = slope * dy.astype(b.dtype)
-    dc, da, sum_x = jnp.sum(g, 0), jnp.sum(g * standard, 0), jnp.sum(standard, 0)
-    m1, m2 = _group_mean(a * dc, n, groups), _group_mean(a * da, n, groups)
-    db = _each(r, b) * (a * dc - n * _each(m1, b) - _each(m2, b) * sum_x)
-    return m1, m2, db, da, dc
+    dx = _over(a, x) * slope * dy.astype(b.dtype) - _over(m1, x) - standard * _over(m2, x)
+    db = _each(r, b) * (a * dc - n * m1 - m2 * sum_x)
+    return [(_over(_each(r, b), x) * dx).astype(x.dtype), db, da, dc]
 
 
-def _image(settings: Settings, x, dy, b, mean, r, a, c, keep, m1, m2):
-    standard, slope = _slope(x, b, mean, r, a, c, keep, settings)
-    g = slope * dy.astype(b.dtype)
-    dx = _over(a, x) * g - _over(_each(m1, b), x) - standard * _over(_each(m2, b), x)
-    return (_over(_each(r, b), x) * dx).astype(x.dtype)
+def _plain_cotangent(settings: Settings, x, dy, b, mean, r, sum_x, a, c, *keep):
+    g, gx = _gradient(settings, x, dy, b, mean, r, a, c, keep)
+    dc, da = jnp.sum(g, 0), jnp.sum(gx, 0)
+    return _join(settings, x, dy, b, mean, r, sum_x, a, c, keep, dc, da)
 
 
-def _plain_cotangent(settings: Settings, x, dy, b, mean, r, a, c, *keep):
-    m1, m2, *sums = _sums(settings, x, dy, b, mean, r, a, c, *keep)
-    return [_image(settings, x, dy, b, mean, r, a, c, keep, m1, m2), *sums]
-
-
-def _fused_cotangent(settings: Settings, x, dy, b, mean, r, a, c, *keep):
-    m1, m2, *sums = _sums(settings, x, dy, b, mean, r, a, c, *keep)
-    # Behind the barrier g is computed again. Otherwise it is written and read in float32, and where
-    # the sums are summed over a batch, the images are read once more for that.
-    x, dy, m1, m2, *sums = jax.lax.optimization_barrier((x, dy, m1, m2, *sums))
-    return [_image(settings, x, dy, b, mean, r, a, c, keep, m1, m2), *sums]
+def _fused_cotangent(settings: Settings, x, dy, b, mean, r, sum_x, a, c, *keep):
+    # Two sums as one of complex numbers: of two that share something costly, the compiler computes
+    # that first, writes it to memory in float32 and reads it twice. Behind the barrier g is
+    # computed again, for the same reason.
+    total = jnp.sum(jax.lax.complex(*_gradient(settings, x, dy, b, mean, r, a, c, keep)), 0)
+    x, dy, total = jax.lax.optimization_barrier((x, dy, total))
+    dc, da = jnp.real(total), jnp.imag(total)
+    return _join(settings, x, dy, b, mean, r, sum_x, a, c, keep, dc, da)
 
 
 def _cotangent(settings: Settings, residuals, inputs):
     # Equation (4).
     (x, *rest), (dy,) = residuals, inputs
     fused, plain = (ft.partial(f, settings) for f in (_fused_cotangent, _plain_cotangent))
-    return on_nvidia(fused, plain, x, dy, *rest, outputs_like=(0, 2, 5, 6))
+    return on_nvidia(fused, plain, x, dy, *rest, outputs_like=(0, 2, 6, 7))
 
 
 @ft.partial(jax.custom_jvp, nondiff_argnums=(5,))
 def _normalise(x: Array, b: Channels, a: Channels, c: Channels, keep, settings: Settings) -> Array:
-    mean, r = _statistics(x, b, settings)
+    mean, r, _ = _statistics(x, b, settings)
     return _output(x, b, mean, r, a, c, keep, settings)
 
 
 @_normalise.defjvp
 def _normalise_jvp(settings, primals, tangents):
     (x, b, a, c, keep), tangents = primals, tangents[:4]
-    mean, r = _statistics(x, b, settings)
+    mean, r, sum_x = _statistics(x, b, settings)
     y = _output(x, b, mean, r, a, c, keep, settings)
     dx, db, da, dc = tangents
     (dy,) = linear_map(
         ft.partial(_tangent, settings),
         ft.partial(_cotangent, settings),
-        (x, b, mean, r, a, c, *keep),
+        (x, b, mean, r, sum_x, a, c, *keep),
         (dx, db, da, dc),
-        inputs_like=(0, 1, 4, 5),
+        inputs_like=(0, 1, 5, 6),
         outputs_like=(0,),
     )
     return y, dy
