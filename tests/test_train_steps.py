@@ -8,6 +8,7 @@ import optax
 import pytest
 from conftest import X64
 
+import eqdiff as eqd
 from eqdiff import train
 from eqdiff._process import AbstractProcess, linear_schedule
 from eqdiff._timesteps import AbstractTimesteps
@@ -99,6 +100,25 @@ def test_bit_for_bit_as_single_steps(mesh, accumulate):
     assert train.summarise([*metrics[:3], second]) == pytest.approx(
         train.summarise(metrics), rel=1e-6
     )
+
+
+@pytest.mark.slow
+def test_bit_for_bit_for_convolutions(getkey):
+    """Outside a loop the filter gradient of this network's last layer is rounded otherwise."""
+    net, schedule = eqd.nn.presets.iddpm_digits(key=getkey()), eqd.cosine_schedule(100)
+    timesteps, key, optimiser = eqd.Uniform(schedule), getkey(), optax.adam(1e-3)
+
+    def loss_fn(net, t, x0, args, *, key):
+        denoiser = eqd.Denoiser(net, schedule, variance=eqd.LearnedRange())
+        return eqd.l_simple(eqd.predict(denoiser, t, x0, args, key=key)), {}
+
+    x0 = np.random.default_rng(0).normal(size=(3, 4, 1, 8, 8)).astype(np.float32)
+    one, several = (train.init(net, optimiser, timesteps=timesteps, key=key) for _ in range(2))
+    step = train.make_step(loss_fn, optimiser)
+    for batch in x0:
+        one, _ = step(one, (batch, None))
+    several, _ = train.make_steps(loss_fn, optimiser)(several, (x0, None))
+    assert_identical(one, several)
 
 
 def test_compiled_once_and_state_is_donated():

@@ -167,13 +167,13 @@ def _report(
     )
 
 
-def _make_update(
+def _make_updates(
     loss_fn: LossFn,
     optimiser: optax.GradientTransformation,
     mesh: Mesh | None,
     accumulate: int,
 ) -> Step:
-    """The step itself, to be compiled."""
+    """The steps of a stack of batches, one after another, to be compiled."""
     extended = optax.with_extra_args_support(optimiser)
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
@@ -205,7 +205,20 @@ def _make_update(
             (new, metrics) if mesh is None else eqx.filter_shard((new, metrics), replicated(mesh))
         )
 
-    return update
+    def updates(state: TrainState, batches: Batch) -> tuple[TrainState, StepMetrics]:
+        arrays, rest = eqx.partition(state, eqx.is_array)
+
+        def body(arrays: PyTree, batch: Batch) -> tuple[PyTree, StepMetrics]:
+            # Fused with how a batch is cut out of its stack and metrics are put into theirs, a step
+            # would be rounded otherwise than alone.
+            arrays, batch = jax.lax.optimization_barrier((arrays, batch))
+            state, metrics = update(eqx.combine(arrays, rest), batch)
+            return jax.lax.optimization_barrier((eqx.filter(state, eqx.is_array), metrics))
+
+        arrays, metrics = jax.lax.scan(body, arrays, batches)
+        return eqx.combine(arrays, rest), metrics
+
+    return updates
 
 
 def make_step(
@@ -246,7 +259,14 @@ def make_step(
     another process than the times were drawn from.
     """
     mesh = check_options(mesh, accumulate)
-    update = compiled(_make_update(loss_fn, optimiser, mesh, accumulate))
+    updates = _make_updates(loss_fn, optimiser, mesh, accumulate)
+
+    @compiled
+    def update(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        # A loop of one, which the compiler unrolls: outside a loop it rounds otherwise, and a step
+        # would not be what the same step is among several.
+        state, metrics = updates(state, jax.tree.map(lambda x: x[None], batch))
+        return state, jax.tree.map(lambda x: x[0], metrics)
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, StepMetrics]:
         check_batch(batch, mesh, accumulate)
@@ -282,18 +302,7 @@ def make_steps(
     **Raises:** as [`eqdiff.train.make_step`][].
     """
     mesh = check_options(mesh, accumulate)
-    one = _make_update(loss_fn, optimiser, mesh, accumulate)
-
-    @compiled
-    def update(state: TrainState, batches: Batch) -> tuple[TrainState, StepMetrics]:
-        arrays, rest = eqx.partition(state, eqx.is_array)
-
-        def body(arrays: PyTree, batch: Batch) -> tuple[PyTree, StepMetrics]:
-            state, metrics = one(eqx.combine(arrays, rest), batch)
-            return eqx.filter(state, eqx.is_array), metrics
-
-        arrays, metrics = jax.lax.scan(body, arrays, batches)
-        return eqx.combine(arrays, rest), metrics
+    update = compiled(_make_updates(loss_fn, optimiser, mesh, accumulate))
 
     def steps(state: TrainState, batches: Any) -> tuple[TrainState, StepMetrics]:
         check_batch(batches, mesh, accumulate, lead=1)
