@@ -8,6 +8,7 @@ import optax
 import pytest
 from conftest import X64
 
+import eqdiff as eqd
 from eqdiff import train
 from eqdiff._process import AbstractProcess, linear_schedule
 from eqdiff._timesteps import AbstractTimesteps
@@ -99,6 +100,29 @@ def test_bit_for_bit_as_single_steps(mesh, accumulate):
     assert train.summarise([*metrics[:3], second]) == pytest.approx(
         train.summarise(metrics), rel=1e-6
     )
+
+
+@pytest.mark.slow
+def test_convolutions(getkey):
+    """To rounding: XLA's kernels for them on a CPU are others in a loop than outside."""
+    net, schedule = eqd.nn.presets.iddpm_digits(key=getkey()), eqd.cosine_schedule(100)
+    timesteps, key, optimiser = eqd.Uniform(schedule), getkey(), optax.adam(1e-3)
+
+    def loss_fn(net, t, x0, args, *, key):
+        denoiser = eqd.Denoiser(net, schedule, variance=eqd.LearnedRange())
+        return eqd.l_simple(eqd.predict(denoiser, t, x0, args, key=key)), {}
+
+    x0 = np.random.default_rng(0).normal(size=(3, 4, 1, 8, 8)).astype(np.float32)
+    one, several = (train.init(net, optimiser, timesteps=timesteps, key=key) for _ in range(2))
+    step, losses = train.make_step(loss_fn, optimiser), []
+    for batch in x0:
+        one, metrics = step(one, (batch, None))
+        losses.append(metrics.loss)
+    several, metrics = train.make_steps(loss_fn, optimiser)(several, (x0, None))
+    np.testing.assert_allclose(metrics.loss, losses, rtol=1e-5)
+    for name, vector in one.params.items():
+        # Adam moves a parameter by 1e-3 a step, however small its gradient.
+        np.testing.assert_allclose(several.params[name], vector, rtol=1e-5, atol=1e-5)
 
 
 def test_compiled_once_and_state_is_donated():
