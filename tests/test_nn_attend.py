@@ -10,8 +10,8 @@ from jax.test_util import check_grads
 import eqdiff.nn as nn
 from eqdiff.nn._attend import _fused
 from eqdiff.nn._dropout import draw_dropout, threefry
-from eqdiff.nn._linear_map import linear_map
-from eqdiff.nn._platform import on_nvidia
+from eqdiff._linear_map import linear_map
+from eqdiff._platform import on_nvidia
 
 
 needs_x64 = pytest.mark.skipif(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
+from eqdiff.nn import _normalise
 from eqdiff.nn._norm import GroupNorm
 from eqdiff.nn._normalise import normalise, Settings
 
@@ -54,6 +55,16 @@ def test_value_tangent_and_cotangent(getkey, activation):
     actual, expected = (jax.vjp(f, *primals)[1](cotangent) for f in (closed, plain))
     for got, want in zip(actual, expected, strict=True):
         assert jnp.max(jnp.abs(got - want)) < tolerance * jnp.max(jnp.abs(want))
+
+
+def test_what_runs_on_nvidia_is_the_same(getkey):
+    (x, b, a, c), keep = _arguments(getkey, jnp.float32, (20, 12))
+    settings = Settings(3, 1e-5, jax.nn.silu, GAIN)
+    statistics = _normalise._statistics(x, b, settings)
+    arguments = (settings, x, x[::-1], b, *statistics, a, c, keep)
+    fused = _normalise._fused_cotangent(*arguments)
+    for got, want in zip(fused, _normalise._plain_cotangent(*arguments), strict=True):
+        assert jnp.max(jnp.abs(got - want)) <= 1e-6 * jnp.max(jnp.abs(want))
 
 
 @needs_x64

@@ -27,9 +27,9 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float
 
-from ._linear_map import linear_map
+from .._linear_map import linear_map
+from .._platform import on_nvidia
 from ._norm import at_least_float32
-from ._platform import on_nvidia
 
 
 Queries = Float[Array, "queries heads c"]
@@ -119,7 +119,6 @@ class FusedAttention(AbstractAttention):
         """See `AbstractAttention`."""
         half = q.dtype in (jnp.bfloat16, jnp.float16)
         heads = q.shape[-1] <= 128 and q.shape[-1] % 8 == 0
-        # Below a few dozen tokens the weights are smaller than what the kernel reads.
-        if half and heads and q.shape == k.shape == v.shape and q.shape[0] >= 32:
+        if half and heads and q.shape == k.shape == v.shape:
             return _fused(q, k, v)
         return _plain(q, k, v)

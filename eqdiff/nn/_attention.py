@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from .._types import Key
 from ._attend import AbstractAttention, FusedAttention
-from ._conv import Linear
+from ._conv import add_bias, Linear
 from ._init import Init, torch_default, zeros
 from ._norm import GroupNorm, Groups
 
@@ -80,7 +80,12 @@ class AttentionBlock(eqx.Module):
     def __call__(self, x: Float[Array, "*spatial channels"]) -> Float[Array, "*spatial channels"]:
         # All pixels are tokens, whatever the number of spatial axes.
         h = jnp.reshape(self.norm(x), (-1, x.shape[-1]))
-        h = self.kernel(*split_heads(self.qkv(h), self.num_heads))
-        h = self.out(rearrange(h, "tokens heads c -> tokens (heads c)"))
-        y = x + jnp.reshape(h, x.shape)
+        # Biases are added where an image is read anyway: to the parts of a product, to what it is
+        # added to.
+        parts = split_heads(self.qkv.without_bias(h), self.num_heads)
+        if self.qkv.bias is not None:
+            biases = split_heads(self.qkv.bias[None], self.num_heads)
+            parts = [add_bias(a, b[0]) for a, b in zip(parts, biases, strict=True)]
+        h = rearrange(self.kernel(*parts), "tokens heads c -> tokens (heads c)")
+        y = add_bias(x, self.out.bias) + jnp.reshape(self.out.without_bias(h), x.shape)
         return y if self.scale == 1 else self.scale * y

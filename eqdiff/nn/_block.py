@@ -14,17 +14,38 @@ resampling $R$. Song et al. (2021) multiply $y$ by $1/\sqrt 2$, which keeps its 
 two terms.
 """
 
+from collections.abc import Sequence
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._linear_map import cut
 from .._types import Key
-from ._conv import Conv, Linear
+from ._conv import add_bias, Conv, Linear
 from ._dropout import draw_dropout
 from ._init import Init, torch_default, zeros
 from ._norm import GroupNorm, Groups
 from ._resample import Resample
+
+
+# Scale and shift, or what is added before the normalisation.
+Modulation = tuple[Float[Array, " _channels"], ...]
+
+
+def modulations(
+    blocks: Sequence["ResBlock"], embedding: Float[Array, " size"] | None
+) -> list[Modulation | None]:
+    r"""The products $W\,\mathrm{SiLU}(e)$ of some blocks, computed as one."""
+    layers = [block.embedding for block in blocks if block.embedding is not None]
+    if embedding is None or not layers:
+        return [None] * len(blocks)
+    weight = jnp.concatenate([layer.weight for layer in layers], 1)
+    e = jax.nn.silu(embedding)
+    sizes = [block.modulation_sizes for block in blocks]
+    pieces = iter(cut(e @ weight.astype(e.dtype), [n for each in sizes for n in each]))
+    return [tuple(next(pieces) for _ in each) or None for each in sizes]
 
 
 class ResBlock(eqx.Module):
@@ -98,32 +119,61 @@ class ResBlock(eqx.Module):
         self.dropout = dropout
         self.scale_shift_norm = scale_shift_norm
 
+    @property
+    def modulation_sizes(self) -> tuple[int, ...]:
+        """The sizes of what `modulations` returns for this block."""
+        if self.embedding is None:
+            return ()
+        size, channels = self.embedding.weight.shape[1], self.norm2.weight.size
+        return (size // channels) * (channels,)
+
     def __call__(
         self,
         x: Float[Array, "*spatial in"],
-        embedding: Float[Array, " size"] | None,
+        modulation: Modulation | None,
         key: Key | None = None,
     ) -> Float[Array, "*new_spatial out"]:
+        r"""**Arguments:**
+
+        - `x`: one image.
+        - `modulation`: $W\,\mathrm{SiLU}(e)$ without its bias (`modulations`); `None` for a block
+            without conditioning.
+        - `key`: for dropout.
+        """
         h = self.norm1(x, activation=jax.nn.silu)
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
-        h = self.conv2(self._modulate(self.conv1.without_bias(h), embedding, key))
-        y = h + (x if self.skip is None else self.skip(x))
+        h = self._modulate(self.conv1.without_bias(h), modulation, key)
+        y = self._join(h, x)
         return y if self.scale == 1 else self.scale * y
+
+    def _join(
+        self, h: Float[Array, "*spatial c"], x: Float[Array, "*spatial in"]
+    ) -> Float[Array, "*spatial out"]:
+        # The sum of both branches, whose biases are added up before they meet an image.
+        if self.skip is None:
+            return self.conv2(h) + x
+        biases = [bias for bias in (self.conv2.bias, self.skip.bias) if bias is not None]
+        y = self.conv2.without_bias(h)
+        y = add_bias(y, sum(biases[1:], biases[0])) if biases else y
+        return y + self.skip.without_bias(x)
 
     def _modulate(
         self,
         h: Float[Array, "*spatial c"],
-        embedding: Float[Array, " size"] | None,
+        modulation: Modulation | None,
         key: Key | None,
     ) -> Float[Array, "*spatial c"]:
         # From the first convolution, whose bias is still missing, to the second.
         bias, scale, shift = self.conv1.bias, None, None
-        if self.embedding is not None and embedding is not None:
-            e = self.embedding(jax.nn.silu(embedding))
+        if self.embedding is not None and modulation is not None:
+            if self.embedding.bias is not None:
+                biases = jnp.split(self.embedding.bias, len(modulation))
+                modulation = tuple(map(add_bias, modulation, biases))
             if self.scale_shift_norm:
-                scale, shift = jnp.split(e, 2)
+                scale, shift = modulation
             else:
+                (e,) = modulation
                 bias = e if bias is None else bias.astype(e.dtype) + e
         dropout = draw_dropout(self.dropout, h.shape, key)
         return self.norm2(h, scale, shift, bias=bias, activation=jax.nn.silu, dropout=dropout)

@@ -20,12 +20,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._types import Key
 from ._attention import AttentionBlock
-from ._block import ResBlock
+from ._block import modulations, ResBlock
 from ._conv import Conv
 from ._init import key_stream
 from ._pyramid import Head, Image
@@ -73,7 +74,7 @@ class UNetBody(eqx.Module):
     def __call__(
         self, x: Image, embedding: Float[Array, " size"] | None, key: Key | None = None
     ) -> Image:
-        apply = _applier(self.remat, embedding, key)
+        apply = _applier(self, embedding, key)
         h, skips = _descend(self, x, apply)
         image: Any = None
         for level in self.decoder:
@@ -106,23 +107,34 @@ class UNetEncoder(eqx.Module):
         self, x: Image, embedding: Float[Array, " size"] | None, key: Key | None = None
     ) -> list[Image]:
         """Every $h_i$, and last what the middle makes of the last."""
-        h, skips = _descend(self, x, _applier(self.remat, embedding, key))
+        h, skips = _descend(self, x, _applier(self, embedding, key))
         return [*skips, h]
 
 
-def _applier(remat: bool, embedding: Array | None, key: Key | None) -> Callable[..., Image]:
+def _applier(
+    net: "UNetBody | UNetEncoder", embedding: Array | None, key: Key | None
+) -> Callable[..., Image]:
     # One block and the attention after it: the unit of rematerialisation.
-    def run(block, attention, h, embedding, key):
-        h = block(h, embedding, key)
+    def run(block, attention, h, modulation, key):
+        h = block(h, modulation, key)
         return h if attention is None else attention(h)
 
-    run = eqx.filter_checkpoint(run) if remat else run
-    keys = None if key is None else key_stream(key)
+    run = eqx.filter_checkpoint(run) if net.remat else run
+    blocks = _blocks_of(net)
+    # What all blocks need of the embedding and of the key, in one product and one draw.
+    each = {id(b): m for b, m in zip(blocks, modulations(blocks, embedding), strict=True)}
+    keys = [None] * len(blocks) if key is None else jax.random.split(key, len(blocks))
+    key_of = {id(b): k for b, k in zip(blocks, keys, strict=True)}
 
     def apply(block, attention, h):
-        return run(block, attention, h, embedding, None if keys is None else next(keys))
+        return run(block, attention, h, each[id(block)], key_of[id(block)])
 
     return apply
+
+
+def _blocks_of(net: "UNetBody | UNetEncoder") -> list[ResBlock]:
+    leaves = jax.tree.leaves(net, is_leaf=lambda x: isinstance(x, ResBlock))
+    return [leaf for leaf in leaves if isinstance(leaf, ResBlock)]
 
 
 def _resample(layer: Any, h: Image, apply: Callable[..., Image]) -> Image:

@@ -50,8 +50,11 @@ def convolve(
     return y[0]
 
 
-def _add_bias(y: Array, bias: Array | None) -> Array:
-    return y if bias is None else y + jax.lax.broadcast(bias.astype(y.dtype), y.shape[:-1])
+def add_bias(y: Array, bias: Array | None) -> Array:
+    """`y` and a bias of its last axes, in the precision of `y`."""
+    if bias is None:
+        return y
+    return y + jax.lax.broadcast(bias.astype(y.dtype), y.shape[: y.ndim - bias.ndim])
 
 
 class Conv(eqx.Module):
@@ -108,7 +111,7 @@ class Conv(eqx.Module):
         return convolve(x, self.weight.astype(x.dtype), self.stride, self.padding, self.dilation)
 
     def __call__(self, x: Float[Array, "*spatial in"]) -> Float[Array, "*new_spatial out"]:
-        return _add_bias(self.without_bias(x), self.bias)
+        return add_bias(self.without_bias(x), self.bias)
 
 
 def filter_names(net: Any) -> set[str]:
@@ -139,5 +142,9 @@ class Linear(eqx.Module):
         self.weight = init(key1, (in_size, out_size), in_size, out_size)
         self.bias = (bias_init or init)(key2, (out_size,), in_size, out_size) if bias else None
 
+    def without_bias(self, x: Float[Array, "*spatial in"]) -> Float[Array, "*spatial out"]:
+        """For a caller that adds the bias where it costs nothing."""
+        return x @ self.weight.astype(x.dtype)
+
     def __call__(self, x: Float[Array, "*spatial in"]) -> Float[Array, "*spatial out"]:
-        return _add_bias(x @ self.weight.astype(x.dtype), self.bias)
+        return add_bias(self.without_bias(x), self.bias)

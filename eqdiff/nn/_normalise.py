@@ -48,13 +48,14 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
-from ._linear_map import linear_map
-from ._platform import on_nvidia
+from .._linear_map import linear_map
+from .._platform import on_nvidia
 
 
 # A channels-last image, all pixels on one axis.
 Pixels = Float[Array, "pixels channels"]
 Channels = Float[Array, " channels"]
+Groups = Float[Array, " groups"]
 
 
 class Settings(NamedTuple):
@@ -70,44 +71,49 @@ def _over(vector: Channels, image: Array) -> Pixels:
     return jax.lax.broadcast(vector, image.shape[:1])
 
 
-def _group_mean(sums: Channels, pixels: int, groups: int) -> Channels:
-    # The mean over a group, for each of its channels, from sums over the pixels of each channel.
+def _group_mean(sums: Channels, pixels: int, groups: int) -> Groups:
+    # The mean over each group, from sums over the pixels of each channel.
     size = sums.size // groups
     # Written as a window, this is part of the kernel that uses it; a reduction is one of its own.
     zero = np.zeros((), sums.dtype)
     total = jax.lax.reduce_window(sums, zero, jax.lax.add, (size,), (size,), "VALID")
-    return jnp.repeat(total / (size * pixels), size)
+    return total / (size * pixels)
 
 
-def _statistics(x: Array, b: Channels, settings: Settings) -> tuple[Channels, Channels]:
-    # Equation (2): μ − b and r, for each channel.
-    n, channels = x.shape
-    size = channels // settings.groups
-    q = b
+def _each(group: Groups, like: Channels) -> Channels:
+    # The number of a group, for each of its channels.
+    return jnp.repeat(group, like.size // group.size)
+
+
+def _statistics(x: Array, b: Channels, settings: Settings) -> tuple[Groups, Groups, Channels]:
+    # Equation (2): μ and r for each group, and Σ x̂ for each channel.
+    n, groups = x.shape[0], settings.groups
+    pivot = None
     # The last digits of a half-precision image are worth less than what cancels without a pivot.
     if x.dtype == b.dtype:
-        q = b - jax.lax.stop_gradient(jnp.repeat((x[0] + b)[::size], size))
-    d = x.astype(b.dtype) + _over(q, x)
-    mean = _group_mean(jnp.sum(d, 0), n, settings.groups)
-    square = _group_mean(jnp.sum(d * d, 0), n, settings.groups)
+        pivot = jax.lax.stop_gradient((x[0] + b)[:: x.shape[1] // groups])
+    d = x.astype(b.dtype) + _over(b if pivot is None else b - _each(pivot, b), x)
+    total = jnp.sum(d, 0)
+    mean, square = (_group_mean(v, n, groups) for v in (total, jnp.sum(d * d, 0)))
     r = jax.lax.rsqrt(jnp.maximum(square - mean * mean, 0) + settings.eps)
-    return mean - q, r
+    standard = _each(r, b) * (total - n * _each(mean, b))
+    return mean if pivot is None else mean + pivot, r, standard
 
 
-def _standardised(x: Array, centre: Channels, r: Channels) -> Pixels:
-    return (x.astype(r.dtype) - _over(centre, x)) * _over(r, x)
+def _standardised(x: Array, b: Channels, mean: Groups, r: Groups) -> Pixels:
+    return (x.astype(b.dtype) + _over(b, x) - _over(_each(mean, b), x)) * _over(_each(r, b), x)
 
 
-def _output(x: Array, centre, r, a, c, keep, settings: Settings) -> Array:
-    y = settings.activation(_over(a, x) * _standardised(x, centre, r) + _over(c, x))
+def _output(x: Array, b, mean, r, a, c, keep, settings: Settings) -> Array:
+    y = settings.activation(_over(a, x) * _standardised(x, b, mean, r) + _over(c, x))
     for mask in keep:
         y = jnp.where(mask, settings.gain * y, 0)
     return y.astype(x.dtype)
 
 
-def _slope(x: Array, centre, r, a, c, keep, settings: Settings) -> tuple[Pixels, Pixels]:
+def _slope(x: Array, b, mean, r, a, c, keep, settings: Settings) -> tuple[Pixels, Pixels]:
     # x̂ and k φ'.
-    standard = _standardised(x, centre, r)
+    standard = _standardised(x, b, mean, r)
     z = _over(a, x) * standard + _over(c, x)
     slope = jax.jvp(settings.activation, (z,), (jnp.ones_like(z),))[1]
     for mask in keep:
@@ -117,69 +123,75 @@ def _slope(x: Array, centre, r, a, c, keep, settings: Settings) -> tuple[Pixels,
 
 def _tangent(settings: Settings, residuals, inputs):
     # Equation (3).
-    (x, centre, r, a, c, *keep), (dx, db, da, dc) = residuals, inputs
-    standard, slope = _slope(x, centre, r, a, c, keep, settings)
-    du = dx.astype(r.dtype) + _over(db, x)
-    m1 = _group_mean(jnp.sum(du, 0), x.shape[0], settings.groups)
-    m2 = _group_mean(jnp.sum(du * standard, 0), x.shape[0], settings.groups)
-    dz = _over(a * r, x) * (du - _over(m1, x) - standard * _over(m2, x))
+    (x, b, mean, r, _, a, c, *keep), (dx, db, da, dc) = residuals, inputs
+    standard, slope = _slope(x, b, mean, r, a, c, keep, settings)
+    du = dx.astype(b.dtype) + _over(db, x)
+    m1, m2 = (
+        _each(_group_mean(jnp.sum(v, 0), x.shape[0], settings.groups), b)
+        for v in (du, du * standard)
+    )
+    dz = _over(a * _each(r, b), x) * (du - _over(m1, x) - standard * _over(m2, x))
     return [(slope * (dz + _over(da, x) * standard + _over(dc, x))).astype(x.dtype)]
 
 
-def _sums(settings: Settings, x, dy, centre, r, a, c, *keep):
-    # The right of equation (4) but x̄, and the two group means.
+def _gradient(settings: Settings, x, dy, b, mean, r, a, c, keep) -> tuple[Pixels, Pixels]:
+    # g, and g x̂.
+    standard, slope = _slope(x, b, mean, r, a, c, keep, settings)
+    g = slope * dy.astype(b.dtype)
+    return g, g * standard
+
+
+def _join(settings: Settings, x, dy, b, mean, r, sum_x, a, c, keep, dc, da):
+    # Equation (4), from its first two terms.
     n, groups = x.shape[0], settings.groups
-    standard, slope = _slope(x, centre, r, a, c, keep, settings)
-    g = slope * dy.astype(r.dtype)
-    dc, da, total = jnp.sum(g, 0), jnp.sum(g * standard, 0), jnp.sum(standard, 0)
-    m1, m2 = _group_mean(a * dc, n, groups), _group_mean(a * da, n, groups)
-    return m1, m2, r * (a * dc - n * m1 - m2 * total), da, dc
+    m1, m2 = (_each(_group_mean(a * v, n, groups), b) for v in (dc, da))
+    standard, slope = _slope(x, b, mean, r, a, c, keep, settings)
+    dx = _over(a, x) * slope * dy.astype(b.dtype) - _over(m1, x) - standard * _over(m2, x)
+    db = _each(r, b) * (a * dc - n * m1 - m2 * sum_x)
+    return [(_over(_each(r, b), x) * dx).astype(x.dtype), db, da, dc]
 
 
-def _image(settings: Settings, x, dy, centre, r, a, c, keep, m1, m2):
-    standard, slope = _slope(x, centre, r, a, c, keep, settings)
-    g = slope * dy.astype(r.dtype)
-    dx = _over(r, x) * (_over(a, x) * g - _over(m1, x) - standard * _over(m2, x))
-    return dx.astype(x.dtype)
+def _plain_cotangent(settings: Settings, x, dy, b, mean, r, sum_x, a, c, *keep):
+    g, gx = _gradient(settings, x, dy, b, mean, r, a, c, keep)
+    dc, da = jnp.sum(g, 0), jnp.sum(gx, 0)
+    return _join(settings, x, dy, b, mean, r, sum_x, a, c, keep, dc, da)
+
+
+def _fused_cotangent(settings: Settings, x, dy, b, mean, r, sum_x, a, c, *keep):
+    # Two sums as one of complex numbers: of two that share something costly, the compiler computes
+    # that first, writes it to memory in float32 and reads it twice. Behind the barrier g is
+    # computed again, for the same reason.
+    total = jnp.sum(jax.lax.complex(*_gradient(settings, x, dy, b, mean, r, a, c, keep)), 0)
+    x, dy, total = jax.lax.optimization_barrier((x, dy, total))
+    dc, da = jnp.real(total), jnp.imag(total)
+    return _join(settings, x, dy, b, mean, r, sum_x, a, c, keep, dc, da)
 
 
 def _cotangent(settings: Settings, residuals, inputs):
     # Equation (4).
-    (x, centre, r, a, c, *keep), (dy,) = residuals, inputs
-
-    def plain(x, dy, *rest):
-        centre, r, a, c, *keep = rest
-        m1, m2, *sums = _sums(settings, x, dy, *rest)
-        return [_image(settings, x, dy, centre, r, a, c, keep, m1, m2), *sums]
-
-    def again(x, dy, *rest):
-        centre, r, a, c, *keep = rest
-        m1, m2, *sums = _sums(settings, x, dy, *rest)
-        # Behind the barrier g is computed again. Otherwise it is written and read in float32.
-        x, dy, m1, m2 = jax.lax.optimization_barrier((x, dy, m1, m2))
-        return [_image(settings, x, dy, centre, r, a, c, keep, m1, m2), *sums]
-
-    rest = (centre, r, a, c, *keep)
-    return on_nvidia(again, plain, x, dy, *rest, outputs_like=(0, 2, 4, 5))
+    (x, *rest), (dy,) = residuals, inputs
+    fused, plain = (ft.partial(f, settings) for f in (_fused_cotangent, _plain_cotangent))
+    return on_nvidia(fused, plain, x, dy, *rest, outputs_like=(0, 2, 6, 7))
 
 
 @ft.partial(jax.custom_jvp, nondiff_argnums=(5,))
 def _normalise(x: Array, b: Channels, a: Channels, c: Channels, keep, settings: Settings) -> Array:
-    centre, r = _statistics(x, b, settings)
-    return _output(x, centre, r, a, c, keep, settings)
+    mean, r, _ = _statistics(x, b, settings)
+    return _output(x, b, mean, r, a, c, keep, settings)
 
 
 @_normalise.defjvp
 def _normalise_jvp(settings, primals, tangents):
-    (x, b, a, c, keep), (dx, db, da, dc, _) = primals, tangents
-    centre, r = _statistics(x, b, settings)
-    y = _output(x, centre, r, a, c, keep, settings)
+    (x, b, a, c, keep), tangents = primals, tangents[:4]
+    mean, r, sum_x = _statistics(x, b, settings)
+    y = _output(x, b, mean, r, a, c, keep, settings)
+    dx, db, da, dc = tangents
     (dy,) = linear_map(
         ft.partial(_tangent, settings),
         ft.partial(_cotangent, settings),
-        (x, centre, r, a, c, *keep),
+        (x, b, mean, r, sum_x, a, c, *keep),
         (dx, db, da, dc),
-        inputs_like=(0, 1, 3, 4),
+        inputs_like=(0, 1, 5, 6),
         outputs_like=(0,),
     )
     return y, dy

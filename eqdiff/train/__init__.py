@@ -13,8 +13,9 @@ There is no trainer object: the loop is yours. Only checkpoints need more than O
 from ._checkpoint import Checkpointer as Checkpointer, CheckpointError as CheckpointError
 from ._ema import AbstractEMA as AbstractEMA, EMA as EMA, EMAWarmup as EMAWarmup
 from ._exit import GracefulExit as GracefulExit
+from ._layout import AbstractLayout as AbstractLayout, Flat as Flat, Leaves as Leaves
 from ._log import MetricLog as MetricLog, read_metrics as read_metrics
 from ._metrics import StepMetrics as StepMetrics, summarise as summarise
 from ._shard import data_mesh as data_mesh
 from ._state import init as init, TrainState as TrainState
-from ._step import make_step as make_step
+from ._step import make_step as make_step, make_steps as make_steps

@@ -1,10 +1,11 @@
 """Checkpoints: a whole training run on disk, written so that no crash can damage it.
 
-A directory holds one folder per checkpoint, `step_00012000`. Orbax writes a checkpoint under a
-temporary name, which becomes the final one by a single rename: a folder with a final name is
-complete, whatever killed the process. A manifest next to the arrays holds the shape, dtype and
-checksum of each of them, so that a checkpoint of another architecture is refused before anything is
-read, and a damaged file is noticed rather than trained on.
+A directory holds one folder per checkpoint, `step_00012000`, with every parameter in it under its
+name in the network, however the state packs them. Orbax writes a checkpoint under a temporary name,
+which becomes the final one by a single rename: a folder with a final name is complete, whatever
+killed the process. A manifest next to the arrays holds the shape, dtype and checksum of each of
+them, so that a checkpoint of another architecture is refused before anything is read, and a damaged
+file is noticed rather than trained on.
 """
 
 import contextlib
@@ -32,9 +33,9 @@ from ._leaves import (
     record,
     to_numpy,
 )
+from ._upgrade import FORMAT, upgraded
 
 
-_FORMAT = 1
 _NAME = re.compile(r"step_(\d+)")
 
 
@@ -142,9 +143,9 @@ class Checkpointer:
             ) from error
         self.check_writable()
         leaves = named_leaves(state)
-        arrays = to_numpy(leaves)
+        arrays = to_numpy(state, leaves)
         records = {name: full_record(leaf, arrays[name]) for name, leaf in leaves.items()}
-        body = {"format": _FORMAT, "step": step, "leaves": records, "extra": extra}
+        body = {"format": FORMAT, "step": step, "leaves": records, "extra": extra}
 
         self._remove_leftovers()
         temporary = self.directory / f"tmp_{self.path(step).name}"
@@ -165,9 +166,10 @@ class Checkpointer:
 
         **Arguments:**
 
-        - `state_like`: a state of the same structure: a fresh one from [`eqdiff.train.init`][], or
-            its shapes alone, from `eqx.filter_eval_shape`. Static fields and device placement are
-            taken from it. It is not changed.
+        - `state_like`: a state of the same network and optimiser: a fresh one from
+            [`eqdiff.train.init`][], or its shapes alone, from `eqx.filter_eval_shape`. Static
+            fields, the layout of the parameters and device placement are taken from it. It is not
+            changed.
         - `step`: which checkpoint; by default the latest.
 
         **Returns:** the state, `extra`, and the step.
@@ -177,8 +179,14 @@ class Checkpointer:
         """
         step, body = self._manifest(step)
         stored = body["leaves"]
+        try:
+            present, _ = upgraded(body["format"], stored)
+        except ValueError as error:
+            raise CheckpointError(
+                f"the checkpoint {self.path(step)} cannot be read: {error}."
+            ) from error
         expected = {name: record(leaf) for name, leaf in named_leaves(state_like).items()}
-        lines = differences(stored, expected)
+        lines = differences(present, expected)
         if lines:
             raise ValueError(
                 "\n".join([f"the checkpoint {self.path(step)} is of another architecture:", *lines])
@@ -190,7 +198,8 @@ class Checkpointer:
         for name, entry in stored.items():
             if checksum(arrays[name]) != entry["crc32"]:
                 raise self._damaged(step, f"the checksum of {name} is wrong")
-        return from_numpy(arrays, stored, state_like), body["extra"], step
+        present, arrays = upgraded(body["format"], stored, arrays)
+        return from_numpy(arrays, present, state_like), body["extra"], step
 
     def read_extra(self, step: int | None = None) -> Any:
         """Reads only the `extra` of a checkpoint, for example to build the network it belongs to.

@@ -1,12 +1,17 @@
 """A pytree as named NumPy arrays, and back.
 
-Names are the paths of the leaves, such as `net.layers.0.weight`. Keys are stored as their data.
-Every array is recorded with its shape, dtype and checksum, so that a file can be compared with what
-is expected before anything is read, and what was read with what was written.
+Names are the paths of the leaves, such as `opt_state.0.count`. The vectors of a train state are
+written parameter by parameter under the paths these have in the network, `net.layers.0.weight`,
+`ema.0.layers.0.weight`, `opt_state.0.mu.layers.0.weight`: a file does not depend on how the state
+that it came from was packed, and how two networks differ can be said by name. Keys are stored as
+their data. Every array is recorded with its shape, dtype and checksum, so that a file can be
+compared with what is expected before anything is read, and what was read with what was written.
 """
 
+import math
 import zlib
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -14,35 +19,101 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from ._layout import Slot
+from ._state import TrainState
+from ._upgrade import Record
 
-Record = dict[str, Any]
 
 # How many differences an error message lists of each kind.
 _LISTED = 6
+
+
+class Leaf(NamedTuple):
+    """What has a name: an array of a pytree, or its elements from `start` on.
+
+    `place` counts the arrays of the pytree; `generator` is that of a key.
+    """
+
+    place: int
+    start: int | None
+    shape: tuple[int, ...]
+    dtype: Any
+    generator: str | None = None
 
 
 def _is_array(x: Any) -> bool:
     return eqx.is_array(x) or isinstance(x, jax.ShapeDtypeStruct)
 
 
+def _is_state(x: Any) -> bool:
+    return isinstance(x, TrainState)
+
+
 def _is_key(x: Any) -> bool:
     return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
-def named_leaves(tree: PyTree) -> dict[str, Any]:
+def _generator(x: Any) -> str | None:
+    return str(jax.random.key_impl(x)) if eqx.is_array(x) and _is_key(x) else None
+
+
+def _name(*parts: Any) -> str:
+    """Texts and paths, joined by dots."""
+    texts = [
+        part if isinstance(part, str) else jax.tree_util.keystr(part, simple=True, separator=".")
+        for part in parts
+    ]
+    return ".".join(text for text in texts if text)
+
+
+def _in_state(
+    path: tuple, leaf: Any, vectors: dict[str, list[Slot]]
+) -> Iterator[tuple[str, int | None, tuple[int, ...]]]:
+    """The names in one array of a train state, where in it they begin, and their shapes.
+
+    An optimiser's state has a vector wherever it has one number for each parameter: in a
+    dictionary like that of the parameters, under the same name and of the same length.
+    """
+    (field, *rest) = path
+    field = "net" if field.name in ("params", "constants") else field.name
+    last = [key.key for key in rest[-1:] if isinstance(key, jax.tree_util.DictKey)]
+    slots = vectors.get(last[0], []) if last else []
+    if slots and leaf.shape == (sum(slot.size for slot in slots),):
+        for slot in slots:
+            yield _name(field, tuple(rest[:-1]), slot.name), slot.start, slot.shape
+    else:
+        yield _name(field, tuple(rest)), None, tuple(leaf.shape)
+
+
+def named_leaves(tree: PyTree) -> dict[str, Leaf]:
     """The arrays of a pytree (or their shapes, from `eqx.filter_eval_shape`) by name."""
-    leaves = jax.tree_util.tree_leaves_with_path(eqx.filter(tree, _is_array))
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+    found: dict[str, Leaf] = {}
+    place = 0
+    tree = eqx.filter(tree, _is_array)
+    for path, x in jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_state):
+        if not _is_state(x):
+            found[_name(path)] = Leaf(place, None, tuple(x.shape), x.dtype, _generator(x))
+            place += 1
+            continue
+        vectors: dict[str, list[Slot]] = {}
+        for slot in x.packing.slots:
+            if slot.start is not None:
+                vectors.setdefault(slot.vector, []).append(slot)
+        for inside, leaf in jax.tree_util.tree_leaves_with_path(x):
+            for name, start, shape in _in_state(inside, leaf, vectors):
+                found[_name(path, name)] = Leaf(place, start, shape, leaf.dtype, _generator(leaf))
+            place += 1
+    return found
 
 
-def record(leaf: Any) -> Record:
+def record(leaf: Leaf) -> Record:
     """What is compared: shape and dtype (that of a key names its generator)."""
     return {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
 
 
-def full_record(leaf: Any, array: np.ndarray) -> Record:
+def full_record(leaf: Leaf, array: np.ndarray) -> Record:
     """What is stored: also the checksum, and the generator that makes data a key again."""
-    generator = {"generator": str(jax.random.key_impl(leaf))} if _is_key(leaf) else {}
+    generator = {} if leaf.generator is None else {"generator": leaf.generator}
     return {**record(leaf), "crc32": checksum(array), **generator}
 
 
@@ -50,16 +121,25 @@ def checksum(array: np.ndarray) -> int:
     return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
-def to_numpy(leaves: dict[str, Any]) -> dict[str, np.ndarray]:
-    data = {k: jax.random.key_data(x) if _is_key(x) else x for k, x in leaves.items()}
-    return {name: np.asarray(array) for name, array in jax.device_get(data).items()}
+def to_numpy(tree: PyTree, leaves: dict[str, Leaf]) -> dict[str, np.ndarray]:
+    """The named leaves of a pytree."""
+    arrays = jax.tree.leaves(eqx.filter(tree, _is_array))
+    arrays = jax.device_get([jax.random.key_data(x) if _is_key(x) else x for x in arrays])
+
+    def cut(leaf: Leaf) -> np.ndarray:
+        array = np.asarray(arrays[leaf.place])
+        if leaf.start is None:
+            return array
+        return array[leaf.start : leaf.start + math.prod(leaf.shape)].reshape(leaf.shape)
+
+    return {name: cut(leaf) for name, leaf in leaves.items()}
 
 
-def _to_jax(array: np.ndarray, entry: Record, like: Any) -> jax.Array:
+def _to_jax(array: np.ndarray, generator: str | None, like: Any) -> jax.Array:
     # Copied: a JAX array may be a view of a NumPy array, which a step that donates it would write.
     value = jnp.array(array, copy=True)
-    if "generator" in entry:
-        value = jax.random.wrap_key_data(value, impl=entry["generator"])
+    if generator is not None:
+        value = jax.random.wrap_key_data(value, impl=generator)
     placed = isinstance(like, jax.Array) and like.committed
     return jax.device_put(value, like.sharding) if placed else value
 
@@ -68,8 +148,18 @@ def from_numpy(arrays: dict[str, np.ndarray], records: dict[str, Record], like: 
     """`like` with its arrays replaced, on the devices where they were."""
     dynamic, static = eqx.partition(like, _is_array)
     leaves, structure = jax.tree.flatten(dynamic)
-    names = named_leaves(like)
-    values = [_to_jax(arrays[k], records[k], x) for k, x in zip(names, leaves, strict=True)]
+    names: list[list[str]] = [[] for _ in leaves]
+    # The pieces of a vector come in the order in which they lie in it.
+    named = named_leaves(like)
+    for name, leaf in named.items():
+        names[leaf.place].append(name)
+
+    def value(names: list[str], like: Any) -> jax.Array:
+        parts = [arrays[name].reshape(-1) for name in names]
+        whole = arrays[names[0]] if named[names[0]].start is None else np.concatenate(parts)
+        return _to_jax(whole, records[names[0]].get("generator"), like)
+
+    values = [value(*each) for each in zip(names, leaves, strict=True)]
     return eqx.combine(jax.tree.unflatten(structure, values), static)
 
 

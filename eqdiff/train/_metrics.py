@@ -27,6 +27,8 @@ from .._types import Scalar
 class StepMetrics(eqx.Module):
     """What one train step reports; all of it lives on the device.
 
+    From [`eqdiff.train.make_steps`][] every array has a leading axis, that of the steps.
+
     **Fields:**
 
     - `loss`: the weighted mean that was differentiated.
@@ -63,9 +65,13 @@ def quartile_metrics(
     t: Shaped[Array, " n"], values: dict[str, Float[Array, " n"]], process: AbstractProcess
 ) -> tuple[dict[str, Float[Array, "4"]], Int[Array, "4"]]:
     """The sums of each value over each quarter, and the number of examples in it."""
-    index = quartiles(t, process)
-    sums = {name: jax.ops.segment_sum(value, index, 4) for name, value in values.items()}
-    return sums, jax.ops.segment_sum(jnp.ones_like(index), index, 4)
+    # Masks and sums, which become one kernel; a scatter would be one for each value.
+    inside = quartiles(t, process)[None] == jnp.arange(4, dtype=jnp.int32)[:, None]
+    sums = {
+        name: jnp.sum(jnp.where(inside, value[None], jnp.zeros((), value.dtype)), axis=1)
+        for name, value in values.items()
+    }
+    return sums, jnp.sum(inside, axis=1, dtype=jnp.int32)
 
 
 def summarise(metrics: Sequence[StepMetrics]) -> dict[str, float]:
@@ -73,7 +79,8 @@ def summarise(metrics: Sequence[StepMetrics]) -> dict[str, float]:
 
     **Arguments:**
 
-    - `metrics`: of the steps since the last summary, at least one.
+    - `metrics`: of the steps since the last summary, at least one. Those of several steps in one
+        call ([`eqdiff.train.make_steps`][]) count as so many.
 
     **Returns:** the means `loss`, each term by its name, and `grad_norm`; `loss_q0` … `loss_q3`
     (and likewise for each term), the mean over all examples whose time fell into that quarter,
@@ -84,15 +91,16 @@ def summarise(metrics: Sequence[StepMetrics]) -> dict[str, float]:
     if len(metrics) == 0:
         raise ValueError("summarise([]): expected the metrics of at least one step.")
     host = jax.device_get(list(metrics))
-    names = list(host[0].terms)
+    steps = [m if np.ndim(m.loss) else jax.tree.map(lambda x: x[None], m) for m in host]
+    whole = jax.tree.map(lambda *xs: np.concatenate(xs), *steps)
     summary = {
-        "loss": float(np.mean([m.loss for m in host])),
-        **{name: float(np.mean([m.terms[name] for m in host])) for name in names},
-        "grad_norm": float(np.mean([m.grad_norm for m in host])),
-        "nonfinite": int(np.sum([m.nonfinite for m in host])),
+        "loss": float(np.mean(whole.loss)),
+        **{name: float(np.mean(values)) for name, values in whole.terms.items()},
+        "grad_norm": float(np.mean(whole.grad_norm)),
+        "nonfinite": int(np.sum(whole.nonfinite)),
     }
-    counts = np.stack([m.quartile_counts for m in host]).sum(axis=0)
-    for name in host[0].quartile_sums:
-        sums = np.stack([m.quartile_sums[name] for m in host]).sum(axis=0, dtype=np.float64)
+    counts = whole.quartile_counts.sum(axis=0)
+    for name, quarters in whole.quartile_sums.items():
+        sums = quarters.sum(axis=0, dtype=np.float64)
         summary |= {f"{name}_q{i}": float(sums[i] / counts[i]) for i in range(4) if counts[i] > 0}
     return summary

@@ -8,6 +8,7 @@ its result does not depend on their number.
 from collections.abc import Sequence
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,7 +35,9 @@ def _automatic(mesh: Mesh) -> Mesh:
     return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)
 
 
-def check_mesh(mesh: Mesh | None) -> Mesh | None:
+def check_options(mesh: Mesh | None, accumulate: int) -> Mesh | None:
+    if accumulate < 1:
+        raise ValueError(f"accumulate={accumulate}: expected at least one microbatch.")
     if mesh is None:
         return None
     if AXIS not in mesh.axis_names:
@@ -49,32 +52,55 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def split_examples(mesh: Mesh, accumulate: int) -> NamedSharding:
-    """For arrays of shape `(n, …)`, or `(accumulate, n, …)` where there are microbatches."""
-    return NamedSharding(mesh, PartitionSpec(*(() if accumulate == 1 else (None,)), AXIS))
+def place_state(state: PyTree, step: jax.Array, mesh: Mesh | None) -> PyTree:
+    """A state on every device of the mesh, where `step`, one of its arrays, shows where it is."""
+    # One array speaks for all: they only ever move together, and asking hundreds would take
+    # milliseconds.
+    if mesh is None or step.sharding == replicated(mesh):
+        return state
+    arrays, rest = eqx.partition(state, eqx.is_array)
+    return eqx.combine(jax.device_put(arrays, replicated(mesh)), rest)
 
 
-def into_microbatches(tree: PyTree, accumulate: int) -> PyTree:
-    """`(n, …)` to `(accumulate, n / accumulate, …)`, in order; unchanged for one microbatch."""
+def split_examples(mesh: Mesh, accumulate: int, lead: int = 0) -> NamedSharding:
+    """For arrays of shape `(n, …)`, or `(accumulate, n, …)` where there are microbatches.
+
+    Both behind `lead` axes that are not split.
+    """
+    lead = lead if accumulate == 1 else lead + 1
+    return NamedSharding(mesh, PartitionSpec(*lead * (None,), AXIS))
+
+
+def into_microbatches(tree: PyTree, accumulate: int, lead: int = 0) -> PyTree:
+    """`(n, …)` to `(accumulate, n / accumulate, …)`, in order, behind `lead` other axes.
+
+    Unchanged for one microbatch.
+    """
     if accumulate == 1:
         return tree
-    return jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), tree)
+    return jax.tree.map(
+        lambda x: x.reshape(*x.shape[:lead], accumulate, -1, *x.shape[lead + 1 :]), tree
+    )
 
 
-def check_batch(batch: Any, mesh: Mesh | None, accumulate: int) -> None:
-    """**Raises:** `ValueError` unless `batch` is `(x0, args)` and can be divided evenly."""
+def check_batch(batch: Any, mesh: Mesh | None, accumulate: int, lead: int = 0) -> None:
+    """**Raises:** `ValueError` unless `batch` is `(x0, args)` and can be divided evenly.
+
+    With `lead = 1`, a stack of batches.
+    """
     if not (isinstance(batch, tuple) and len(batch) == 2):
         raise ValueError(
             f"a batch is the pair (x0, args), got {type(batch).__name__}: "
             "write step(state, (x0, None)) for data without conditions."
         )
-    sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)}
-    if len(sizes) != 1 or sizes == {()}:
-        shapes = [np.shape(leaf) for leaf in jax.tree.leaves(batch)]
-        raise ValueError(
-            f"the arrays of a batch share their leading axis, the examples; got shapes {shapes}."
-        )
-    ((size,),) = sizes
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(batch)]
+    leading = {shape[: lead + 1] for shape in shapes}
+    if len(leading) != 1 or len(next(iter(leading))) <= lead:
+        axes = "leading axis, the examples" if lead == 0 else "leading axes, steps and examples"
+        raise ValueError(f"the arrays of a batch share their {axes}; got shapes {shapes}.")
+    ((*steps, size),) = leading
+    if 0 in steps:
+        raise ValueError(f"expected the batches of at least one step; got shapes {shapes}.")
     devices = 1 if mesh is None else mesh.shape[AXIS]
     unit = devices * accumulate
     if size == 0 or size % unit != 0:
@@ -86,13 +112,13 @@ def check_batch(batch: Any, mesh: Mesh | None, accumulate: int) -> None:
         )
 
 
-def place_batch(batch: tuple[PyTree, PyTree], mesh: Mesh | None, accumulate: int):
+def place_batch(batch: tuple[PyTree, PyTree], mesh: Mesh | None, accumulate: int, lead: int = 0):
     # Microbatches are cut before the batch is spread over the devices, not afterwards: that would
     # send it back and forth.
-    batch = into_microbatches(jax.tree.map(_as_array, batch), accumulate)
+    batch = into_microbatches(jax.tree.map(_as_array, batch), accumulate, lead)
     if mesh is None:
         return jax.tree.map(jnp.asarray, batch)
-    return jax.device_put(batch, split_examples(mesh, accumulate))
+    return jax.device_put(batch, split_examples(mesh, accumulate, lead))
 
 
 def _as_array(x: Any) -> Any:

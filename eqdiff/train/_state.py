@@ -1,10 +1,12 @@
 r"""Everything a training run remembers between two steps, as one pytree.
 
 A `TrainState` is saved, restored, sharded and donated as a whole; a run continued from it is the
-run that was never interrupted. There is no hidden state: the randomness of step $n$ is
+run that was never interrupted. Parameters lie in it as their layout packs them (`_layout.py`), so
+that it has a dozen arrays, not thousands. There is no hidden state: the randomness of step $n$ is
 `fold_in(key, n)`, so keys need no bookkeeping either.
 """
 
+import functools
 from typing import Any
 
 import equinox as eqx
@@ -16,6 +18,7 @@ from jaxtyping import Array, Int, PyTree
 from .._timesteps import AbstractTimesteps
 from .._types import Key
 from ._ema import AbstractEMA, as_rule
+from ._layout import AbstractLayout, Flat, join, pack, Packing, Params, Slot, split
 
 
 class TrainState(eqx.Module):
@@ -23,29 +26,39 @@ class TrainState(eqx.Module):
 
     **Fields:**
 
-    - `net`: the network; its floating-point arrays are the parameters.
-    - `ema`: one tree of averaged parameters per rule. [`eqdiff.train.TrainState.ema_net`][] makes a
-        network of it.
+    - `params`: the parameters, as their layout packs them ([`eqdiff.train.Flat`][]): a dictionary
+        of long vectors. `net` makes a network of them.
+    - `constants`: the network's other arrays, by name; they are not trained.
+    - `ema`: one dictionary of averaged parameters per rule, packed alike.
+        [`eqdiff.train.TrainState.ema_net`][] makes a network of it.
     - `opt_state`: the optimiser's state.
     - `timesteps`, `timestep_state`: the strategy for drawing times, and what it has learned.
     - `key`: the run's key; it never changes.
     - `step`: the number of optimiser steps taken, an int32 scalar.
     - `ema_rules`: the rules of `ema`, static.
+    - `packing`: the network without its arrays, and where they lie, static.
     """
 
-    net: PyTree
-    ema: tuple[PyTree, ...]
+    params: Params
+    constants: dict[str, Array]
+    ema: tuple[Params, ...]
     opt_state: PyTree[Any]
     timesteps: AbstractTimesteps
     timestep_state: PyTree[Any]
     key: Key
     step: Int[Array, ""]
     ema_rules: tuple[AbstractEMA, ...] = eqx.field(static=True)
+    packing: Packing = eqx.field(static=True)
+
+    @property
+    def net(self) -> PyTree:
+        """The network. Its arrays are copies, which stay when the state is donated."""
+        return self._network(self.params)
 
     def ema_net(self, index: int = 0) -> PyTree:
         """The network with averaged parameters, ready to sample from.
 
-        Everything else (integer arrays, static fields) is taken from `net`.
+        Everything else (integer arrays, static fields) is that of `net`. Its arrays are copies.
 
         **Arguments:**
 
@@ -58,12 +71,21 @@ class TrainState(eqx.Module):
                 f"ema_net({index}): this state has {len(self.ema)} averages. "
                 "Ask for them when training starts: train.init(…, ema=(0.9999,))."
             )
-        return eqx.combine(self.ema[index], self.net)
+        return self._network(self.ema[index])
+
+    def _network(self, params: Params) -> PyTree:
+        return self.packing.network(*_unpacked(self.packing.slots, params, self.constants))
 
 
-def parameters(net: PyTree) -> PyTree:
-    """The trained part of a network: its floating-point arrays, everything else `None`."""
-    return eqx.filter(net, eqx.is_inexact_array)
+@functools.partial(jax.jit, static_argnums=0)
+def _unpacked(slots: tuple[Slot, ...], params: Params, constants: dict[str, Array]):
+    # One program: cut one by one, each piece would be compiled for itself.
+    return [jnp.copy(x) for x in split(slots, params)], {k: _copy(x) for k, x in constants.items()}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _packed(slots: tuple[Slot, ...], pieces: list[Array]) -> Params:
+    return join(slots, pieces)
 
 
 def _copy(tree: PyTree) -> PyTree:
@@ -72,13 +94,12 @@ def _copy(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jnp.array(x, copy=True) if eqx.is_array(x) else x, tree)
 
 
-def _check_parameters(params: PyTree) -> None:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if leaf.dtype in (jnp.bfloat16, jnp.float16):
+def _check_parameters(slots: tuple[Slot, ...]) -> None:
+    for slot in slots:
+        if slot.dtype in (jnp.bfloat16, jnp.float16):
             raise ValueError(
-                f"the parameter net{jax.tree_util.keystr(path)} is {leaf.dtype}: its updates would "
-                "be rounded away. Keep parameters in float32 and let the network compute in a "
-                "narrower type."
+                f"the parameter net.{slot.name} is {slot.dtype}: its updates would be rounded "
+                "away. Keep parameters in float32 and let the network compute in a narrower type."
             )
 
 
@@ -101,6 +122,7 @@ def init(
     *,
     timesteps: AbstractTimesteps,
     ema: tuple[float | AbstractEMA, ...] = (0.9999,),
+    layout: AbstractLayout = Flat(),
     key: Key,
 ) -> TrainState:
     """The state at step 0. The network is copied, so `net` stays usable when the state is donated.
@@ -118,17 +140,21 @@ def init(
         stands for [`eqdiff.train.EMAWarmup`][]`(r)`. For a constant rate write
         [`eqdiff.train.EMA`][]`(r)`: after $n$ steps $r^n$ of that average is still the untrained
         network (37 % of `EMA(0.999)` after 1,000 steps), of a warmed-up one practically nothing.
+    - `layout`: how parameters lie in memory, which is what the optimiser sees:
+        [`eqdiff.train.Flat`][] or [`eqdiff.train.Leaves`][].
     - `key`: decides every draw of the run.
 
     **Raises:** `ValueError` for parameters narrower than float32, and for an `rbg` key.
     """
-    params = parameters(net)
-    _check_parameters(params)
+    packing, pieces, constants = pack(net, layout)
+    _check_parameters(packing.slots)
+    params = _copy(_packed(packing.slots, pieces))
     rules = tuple(as_rule(rule) for rule in ema)
     with jax.numpy_dtype_promotion("standard"):
         opt_state = optimiser.init(params)
     return TrainState(
-        net=_copy(net),
+        params=params,
+        constants=_copy(constants),
         ema=tuple(_copy(params) for _ in rules),
         opt_state=_copy(opt_state),
         timesteps=_copy(timesteps),
@@ -136,4 +162,5 @@ def init(
         key=_copy(_as_typed_key(key)),
         step=jnp.zeros((), jnp.int32),
         ema_rules=rules,
+        packing=packing,
     )

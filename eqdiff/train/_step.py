@@ -26,13 +26,17 @@ from jaxtyping import Array, Float, PyTree, Shaped
 from .._check import drawn_from
 from .._process import AbstractProcess
 from .._types import Scalar
+from ._compiled import compiled
 from ._ema import ema_update
+from ._layout import Params
 from ._metrics import quartile_metrics, StepMetrics
+from ._parts import axes, copies, join_parts, parameters, parts_of, take
 from ._shard import (
     check_batch,
-    check_mesh,
+    check_options,
     into_microbatches,
     place_batch,
+    place_state,
     replicated,
     split_examples,
 )
@@ -80,25 +84,35 @@ def _weighted_mean(weights: Float[Array, " n"], values: Float[Array, " n"]) -> S
 
 
 def _gradient(
-    loss_fn: LossFn, process: AbstractProcess, net: PyTree, examples: tuple, accumulate: int
-):
+    loss_fn: LossFn, process: AbstractProcess, state: TrainState, examples: tuple, accumulate: int
+) -> tuple[Params, tuple]:
     """The gradient of (1), and the loss and terms of each example in the order of the batch."""
-    params, constants = eqx.partition(net, eqx.is_inexact_array)
+    packing = state.packing
+    parts = parts_of(packing.slots)
+    taken = take(parts, state.params)
 
-    def mean_loss(params: PyTree, weights: Float[Array, " n"], *example: Any):
-        net = eqx.combine(params, constants)
-        losses, terms = jax.vmap(lambda *e: _call(loss_fn, process, net, e))(*example)
+    def mean_loss(taken: list[Array], weights: Float[Array, " n"], *examples: Any):
+        def one(given: list[Array], *example: Any):
+            found = parameters(parts, given)
+            net = packing.network([found[slot.name] for slot in packing.slots], state.constants)
+            return _call(loss_fn, process, net, example)
+
+        given, each = copies(parts, taken, weights.size), (axes(parts), *len(examples) * (0,))
+        losses, terms = jax.vmap(one, each)(given, *examples)
         return _weighted_mean(weights, losses), (losses, terms)
 
-    gradient_of = jax.grad(mean_loss, has_aux=True)
-    if accumulate == 1:
-        return gradient_of(params, *examples)
+    def gradient_of(*examples: Any) -> tuple[Params, tuple]:
+        gradient, losses = jax.grad(mean_loss, has_aux=True)(taken, *examples)
+        return join_parts(parts, gradient), losses
 
-    def microbatch(total: PyTree, examples: tuple):
-        gradient, losses = gradient_of(params, *examples)
+    if accumulate == 1:
+        return gradient_of(*examples)
+
+    def microbatch(total: Params, examples: tuple):
+        gradient, losses = gradient_of(*examples)
         return jax.tree.map(jnp.add, total, gradient), losses
 
-    total, losses = jax.lax.scan(microbatch, jax.tree.map(jnp.zeros_like, params), examples)
+    total, losses = jax.lax.scan(microbatch, jax.tree.map(jnp.zeros_like, state.params), examples)
     gradient = jax.tree.map(lambda g: g / accumulate, total)
     return gradient, jax.tree.map(lambda x: x.reshape(-1), losses)
 
@@ -114,14 +128,15 @@ def _draw(state: TrainState, n: int):
 def _advance(
     state: TrainState,
     optimiser: optax.GradientTransformationExtraArgs,
-    gradient: PyTree,
+    gradient: Params,
     metrics: StepMetrics,
-) -> tuple[PyTree, tuple[PyTree, ...], PyTree]:
-    """The new network, its averages and the optimiser's state: the old ones if a step is spoilt."""
-    params, constants = eqx.partition(state.net, eqx.is_inexact_array)
+) -> tuple[Params, tuple[Params, ...], PyTree]:
+    """The new parameters, averages and optimiser's state: the old ones if a step is spoilt."""
     with jax.numpy_dtype_promotion("standard"):
-        updates, opt_state = optimiser.update(gradient, state.opt_state, params, value=metrics.loss)
-        new = optax.apply_updates(params, updates)
+        updates, opt_state = optimiser.update(
+            gradient, state.opt_state, state.params, value=metrics.loss
+        )
+        new = optax.apply_updates(state.params, updates)
     n = state.step + 1
     ema = tuple(
         ema_update(rule, average, new, n)
@@ -132,9 +147,9 @@ def _advance(
         # One NaN in the parameters is NaN in all of them a step later, and for good.
         return jnp.where(metrics.nonfinite, old, new) if eqx.is_array(new) else new
 
-    before, after = (params, state.ema, state.opt_state), (new, ema, opt_state)
-    params, ema, opt_state = jax.tree.map(unless_spoilt, before, after)
-    return eqx.combine(params, constants), ema, opt_state
+    return jax.tree.map(
+        unless_spoilt, (state.params, state.ema, state.opt_state), (new, ema, opt_state)
+    )
 
 
 def _report(
@@ -157,6 +172,47 @@ def _report(
         quartile_sums=sums,
         quartile_counts=counts,
     )
+
+
+def _make_update(
+    loss_fn: LossFn,
+    optimiser: optax.GradientTransformation,
+    mesh: Mesh | None,
+    accumulate: int,
+) -> Step:
+    """The step itself, to be compiled."""
+    extended = optax.with_extra_args_support(optimiser)
+
+    def update(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        x0, args = batch
+        n = math.prod(jax.tree.leaves(x0)[0].shape[: 1 if accumulate == 1 else 2])
+        t, weights, keys = _draw(state, n)
+        draws = into_microbatches((weights, t, keys), accumulate)
+        if mesh is not None:
+            draws = eqx.filter_shard(draws, split_examples(mesh, accumulate))
+        examples = (draws[0], draws[1], x0, args, draws[2])
+        process = state.timesteps.process
+        gradient, (losses, terms) = _gradient(loss_fn, process, state, examples, accumulate)
+
+        metrics = _report(process, t, weights, losses, terms, gradient)
+        params, ema, opt_state = _advance(state, extended, gradient, metrics)
+        new = TrainState(
+            params=params,
+            constants=state.constants,
+            ema=ema,
+            opt_state=opt_state,
+            timesteps=state.timesteps,
+            timestep_state=state.timesteps.update(state.timestep_state, t, losses),
+            key=state.key,
+            step=state.step + 1,
+            ema_rules=state.ema_rules,
+            packing=state.packing,
+        )
+        return (
+            (new, metrics) if mesh is None else eqx.filter_shard((new, metrics), replicated(mesh))
+        )
+
+    return update
 
 
 def make_step(
@@ -196,46 +252,66 @@ def make_step(
     divided evenly, for a loss function that returns something else, and for one whose denoiser has
     another process than the times were drawn from.
     """
-    if accumulate < 1:
-        raise ValueError(f"accumulate={accumulate}: expected at least one microbatch.")
-    mesh = check_mesh(mesh)
-    extended = optax.with_extra_args_support(optimiser)
-
-    @eqx.filter_jit(donate="all-except-first")
-    def update(batch: Batch, state: TrainState) -> tuple[TrainState, StepMetrics]:
-        x0, args = batch
-        n = math.prod(jax.tree.leaves(x0)[0].shape[: 1 if accumulate == 1 else 2])
-        t, weights, keys = _draw(state, n)
-        draws = into_microbatches((weights, t, keys), accumulate)
-        if mesh is not None:
-            draws = eqx.filter_shard(draws, split_examples(mesh, accumulate))
-        examples = (draws[0], draws[1], x0, args, draws[2])
-        process = state.timesteps.process
-        gradient, (losses, terms) = _gradient(loss_fn, process, state.net, examples, accumulate)
-
-        metrics = _report(process, t, weights, losses, terms, gradient)
-        net, ema, opt_state = _advance(state, extended, gradient, metrics)
-        new = TrainState(
-            net=net,
-            ema=ema,
-            opt_state=opt_state,
-            timesteps=state.timesteps,
-            timestep_state=state.timesteps.update(state.timestep_state, t, losses),
-            key=state.key,
-            step=state.step + 1,
-            ema_rules=state.ema_rules,
-        )
-        return (
-            (new, metrics) if mesh is None else eqx.filter_shard((new, metrics), replicated(mesh))
-        )
+    mesh = check_options(mesh, accumulate)
+    update = compiled(_make_update(loss_fn, optimiser, mesh, accumulate))
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, StepMetrics]:
         check_batch(batch, mesh, accumulate)
-        # One leaf speaks for all: they only ever move together, and asking hundreds would take
-        # milliseconds.
-        if mesh is not None and state.step.sharding != replicated(mesh):
-            arrays, rest = eqx.partition(state, eqx.is_array)
-            state = eqx.combine(jax.device_put(arrays, replicated(mesh)), rest)
-        return update(place_batch(batch, mesh, accumulate), state)
+        state = place_state(state, state.step, mesh)
+        return update(state, place_batch(batch, mesh, accumulate))
 
     return step
+
+
+def make_steps(
+    loss_fn: LossFn,
+    optimiser: optax.GradientTransformation,
+    *,
+    mesh: Mesh | None = None,
+    accumulate: int = 1,
+) -> Step:
+    r"""Several train steps in one call, `state, metrics = steps(state, batches)`.
+
+    The steps are those of [`eqdiff.train.make_step`][], one after another under `jax.lax.scan`, so
+    that Python and the transfer of data are paid for once: worth it where a step takes a GPU no
+    more than a few milliseconds. A call takes as long as its steps do, and nothing can be logged or
+    saved in between.
+
+    The numbers are bit for bit those of single steps, unless the compiler has other kernels for a
+    loop. That for CPUs has, for convolutions: they are rounded otherwise there and twenty times
+    slower, so train convolutional networks on a CPU in single steps.
+
+    **Arguments:**
+
+    - `loss_fn`, `optimiser`, `mesh`, `accumulate`: as for [`eqdiff.train.make_step`][].
+
+    **Returns:** the steps. They take a state and a stack of batches: `(x0, args)` as for a step,
+    with one more leading axis, that of the steps. Their number is the length of that axis; each
+    new length is compiled anew. The [`eqdiff.train.StepMetrics`][] returned have the same leading
+    axis, and [`eqdiff.train.summarise`][] takes them as they are.
+
+    **Raises:** as [`eqdiff.train.make_step`][].
+    """
+    mesh = check_options(mesh, accumulate)
+    one = _make_update(loss_fn, optimiser, mesh, accumulate)
+
+    @compiled
+    def update(state: TrainState, batches: Batch) -> tuple[TrainState, StepMetrics]:
+        arrays, rest = eqx.partition(state, eqx.is_array)
+
+        def body(arrays: PyTree, batch: Batch) -> tuple[PyTree, StepMetrics]:
+            # Fused with how a batch is cut out of its stack and metrics are put into theirs, a step
+            # would be rounded otherwise than alone.
+            arrays, batch = jax.lax.optimization_barrier((arrays, batch))
+            state, metrics = one(eqx.combine(arrays, rest), batch)
+            return jax.lax.optimization_barrier((eqx.filter(state, eqx.is_array), metrics))
+
+        arrays, metrics = jax.lax.scan(body, arrays, batches)
+        return eqx.combine(arrays, rest), metrics
+
+    def steps(state: TrainState, batches: Any) -> tuple[TrainState, StepMetrics]:
+        check_batch(batches, mesh, accumulate, lead=1)
+        state = place_state(state, state.step, mesh)
+        return update(state, place_batch(batches, mesh, accumulate, lead=1))
+
+    return steps

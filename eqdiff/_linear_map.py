@@ -12,6 +12,7 @@ traces and likelihoods need the first, guidance through a Jacobian the second. W
   $r$ it is the derivative of what was written.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -53,6 +54,33 @@ def linear_map(
     like = dict(inputs_like=inputs_like, outputs_like=outputs_like)
     return _linear.bind(
         *residuals, *inputs, forward=forward, transpose=transpose, number=len(residuals), **like
+    )
+
+
+def cut(vector: Array, sizes: Sequence[int]) -> list[Array]:
+    """The pieces of a vector, whose derivatives are joined as the vector is.
+
+    The transpose of a slice is a vector of zeros as long as the whole; that of all slices together
+    is one concatenation.
+
+    **Arguments:**
+
+    - `vector`: one-dimensional.
+    - `sizes`: of the pieces, which add up to that of the vector.
+    """
+    ends = list(itertools.accumulate(sizes))
+
+    def pieces(vector: Array) -> list[Array]:
+        return [jax.lax.slice(vector, (e - n,), (e,)) for n, e in zip(sizes, ends, strict=True)]
+
+    like = (vector, *pieces(vector))
+    return linear_map(
+        lambda _, inputs: pieces(inputs[0]),
+        lambda _, cotangents: [jnp.concatenate(cotangents)],
+        jax.lax.stop_gradient(like),
+        (vector,),
+        inputs_like=(0,),
+        outputs_like=tuple(range(1, len(like))),
     )
 
 
