@@ -8,10 +8,10 @@ from jax.extend.random import threefry_2x32
 from jax.test_util import check_grads
 
 import eqdiff.nn as nn
-from eqdiff.nn._attend import _fused
-from eqdiff.nn._dropout import draw_dropout, threefry
 from eqdiff._linear_map import linear_map
 from eqdiff._platform import on_nvidia
+from eqdiff.nn._attend import _fused
+from eqdiff.nn._dropout import draw_dropout, threefry
 
 
 needs_x64 = pytest.mark.skipif(
