@@ -163,6 +163,27 @@ def several(record: Recorder, size: Size, steps: int) -> None:
     record("rates", kind="several", **facts, first_call_s=first)
 
 
+def launches(record: Recorder, size: Size, flags: str, steps: int) -> None:
+    """Milliseconds of a training step under the XLA flags of this process."""
+    batch = size.batches[0]
+    state = eqx.filter_jit(lambda: init_state(SETTING, size.dtype, size.options))()
+    step = make_step(SETTING)
+    images = np.random.default_rng(0).normal(size=(batch, *SETTING.shape)).astype(np.float32)
+
+    def call():
+        nonlocal state
+        for _ in range(steps):
+            state, metrics = step(state, (images, None))
+        return metrics
+
+    start = time.perf_counter()
+    jax.block_until_ready(call())
+    first = time.perf_counter() - start
+    seconds = best_seconds(call, 3, 0) / steps
+    facts = {"ms_a_step": 1e3 * seconds, "images_per_second": batch / seconds}
+    record("launches", kind="launches", flags=flags, batch=batch, **facts, first_calls_s=first)
+
+
 def _peak() -> float | None:
     stats = jax.local_devices()[0].memory_stats() or {}
     return stats.get("peak_bytes_in_use", 0) / 2**30 or None

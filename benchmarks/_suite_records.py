@@ -132,6 +132,7 @@ _SECTIONS = (
     ("memory", "Memory"),
     ("trace", "Where the time goes (`kernels.md`)"),
     ("several", "Several steps in one call"),
+    ("launches", "Launches: a step under XLA's command buffers"),
     ("sampling", "Sampling"),
     ("likelihood", "Likelihood"),
     ("training", "A training run"),

@@ -6,9 +6,9 @@
 
 Parts, in the order in which they are worth the time that is left: the chip's own peak; training and
 forward at batch 128 beside PyTorch, eager and compiled, in turns; a trace of a training step, and
-the rates of sampling and likelihood; a real training run on CIFAR-10 with samples and bits/dim; the
-comparison at batch 512. Each runs in a process of its own and writes what it finds at once to
-`results.jsonl`; one that fails or takes too long is recorded as such, and the next begins. At the
+the rates of sampling and likelihood; a real training run on CIFAR-10 with samples and bits/dim; a
+training step with all its kernels in command buffers, and with none; the comparison at batch 512.
+Each runs in a process of its own and writes what it finds at once to `results.jsonl`; one that fails or takes too long is recorded as such, and the next begins. At the
 end `report.md` has all of it; `kernels.md` is the trace, `samples.png` the samples, `loss.jsonl`
 the training run. PyTorch is compared with where it is installed. Nothing is downloaded.
 """
@@ -42,8 +42,17 @@ PARTS = (
     Part("networks", 90, 300),
     Part("rates", 45, 170),
     Part("training", 90, 170),
+    Part("launches", 40, 80),
+    Part("launches_none", 40, 80),
     Part("networks_large", 60, 600),
 )
+# Command buffers launch many kernels as one. By default XLA puts some kinds of kernel into them;
+# these have all kinds that a training step consists of, and none.
+FLAGS = {
+    "launches": "--xla_gpu_enable_command_buffer=FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,"
+    "DYNAMIC_SLICE_FUSION",
+    "launches_none": "--xla_gpu_enable_command_buffer=",
+}
 
 
 def run_part(name: str, options: argparse.Namespace) -> None:
@@ -56,10 +65,12 @@ def run_part(name: str, options: argparse.Namespace) -> None:
         networks(record, size, batches, options.seconds, tree)
         return
     # Only here: the comparison has JAX in a process of its own.
-    from _suite_chip import chip, FLOP_PER_IMAGE, rates, several, trace
+    from _suite_chip import chip, FLOP_PER_IMAGE, launches, rates, several, trace
     from _suite_training import evaluate, find_images, train
 
-    if name == "chip":
+    if name in FLAGS:
+        launches(record, size, FLAGS[name], 3 if options.toy else 30)
+    elif name == "chip":
         chip(record, *((256, 1, {}) if options.toy else (8192, 2048, FLOP_PER_IMAGE)))
     elif name == "rates":
         trace(record, size, options.out)
@@ -91,6 +102,9 @@ def watch(part: Part, seconds: float, options: argparse.Namespace, record: Recor
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
             "JAX_COMPILATION_CACHE_DIR": options.cache,
         }
+        if part.name in FLAGS and not options.toy:
+            flags = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS[part.name]}"
+            environment["XLA_FLAGS"] = flags.strip()
         process = subprocess.Popen(
             command_of(part, seconds, options),
             stdout=log,
