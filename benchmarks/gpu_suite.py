@@ -8,9 +8,10 @@ Parts, in the order in which they are worth the time that is left: the chip's ow
 forward at batch 128 beside PyTorch, eager and compiled, in turns; a trace of a training step, and
 the rates of sampling and likelihood; a real training run on CIFAR-10 with samples and bits/dim; a
 training step with all its kernels in command buffers, and with none; the comparison at batch 512.
-Each runs in a process of its own and writes what it finds at once to `results.jsonl`; one that fails or takes too long is recorded as such, and the next begins. At the
-end `report.md` has all of it; `kernels.md` is the trace, `samples.png` the samples, `loss.jsonl`
-the training run. PyTorch is compared with where it is installed. Nothing is downloaded.
+Each runs in a process of its own and writes what it finds at once to `results.jsonl`; one that
+fails or takes too long is recorded as such, and the next begins. At the end `report.md` has all of
+it; `kernels.md` is the trace, `samples.png` the samples, `loss.jsonl` the training run. PyTorch is
+compared with where it is installed. Nothing is downloaded.
 """
 
 import argparse
