@@ -14,7 +14,7 @@ import pytest
 
 import eqdiff as eqd
 from eqdiff import train
-from eqdiff.train import _checkpoint, _upgrade
+from eqdiff.train import _checkpoint
 
 
 FORMAT1 = pathlib.Path(__file__).parent / "checkpoints" / "format1"
@@ -181,27 +181,6 @@ def test_a_factored_optimiser_restores(tmp_path):
     assert jax.tree.structure(state) == jax.tree.structure(other)
     for a, b in zip(numbers(state), numbers(other), strict=True):
         np.testing.assert_array_equal(a, b)
-
-
-def _turned_and_renamed(name, entry):
-    """As if filters had been stored the other way round, under another name."""
-    if name.endswith("linear.weight"):
-        return _upgrade.Moved(name.replace("linear.weight", "linear.filter"), (1, 0))
-    return _upgrade.Moved(name)
-
-
-def test_leaves_of_an_earlier_format_are_moved(tmp_path, monkeypatch):
-    checkpointer = train.Checkpointer(tmp_path)
-    weight = jnp.arange(6.0).reshape(2, 3)
-    checkpointer.save(0, {"net": {"linear.weight": weight, "bias": jnp.ones(2)}})
-    monkeypatch.setattr(_upgrade, "FORMAT", 2)
-    monkeypatch.setitem(_upgrade.UPGRADES, 1, _turned_and_renamed)
-    like = {"net": {"linear.filter": jnp.zeros((3, 2)), "bias": jnp.zeros(2)}}
-    restored, _, _ = checkpointer.restore(like)
-    np.testing.assert_array_equal(restored["net"]["linear.filter"], weight.T)
-    np.testing.assert_array_equal(restored["net"]["bias"], jnp.ones(2))
-    with pytest.raises(ValueError, match=r"net.linear.filter is float\d\d\(3, 2\), expected"):
-        checkpointer.restore({"net": {"linear.filter": jnp.zeros((2, 3)), "bias": jnp.zeros(2)}})
 
 
 def test_a_format_of_the_future_is_refused(tmp_path, monkeypatch):

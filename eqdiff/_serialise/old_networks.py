@@ -7,6 +7,9 @@ Their arrays have the names of today's but for the wrappers of data in [0, 1] an
 from collections.abc import Callable
 from typing import Any
 
+import jax
+from jax.tree_util import DictKey, GetAttrKey, SequenceKey
+
 from ..nn._ends import Centred, DividedBySigma
 from ..nn._flags import (
     ddpm,
@@ -16,7 +19,6 @@ from ..nn._flags import (
     openai_classifier,
     openai_unet,
 )
-from .classes import leaves_of
 
 
 OLD_NETWORKS: dict[str, Callable[..., Any]] = {
@@ -32,14 +34,27 @@ OLD_NETWORKS: dict[str, Callable[..., Any]] = {
 def old_names(net: Any) -> dict[str, str]:
     """The path of every array of a network, such as `net.body.conv_in.weight`, and its path before
     format 4, `body.conv_in.weight`; only those that differ."""
-    names = {name: _old_name(net, name) for name in leaves_of(net)}
+    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(net)[0]]
+    names = {_joined(path): _joined(_old_path(net, path)) for path in paths}
     return {new: old for new, old in names.items() if new != old}
 
 
-def _old_name(net: Any, name: str) -> str:
+def _joined(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def _old_path(net: Any, path: tuple[Any, ...]) -> tuple[Any, ...]:
     kept, at = [], net
-    for step in name.split("."):
+    for key in path:
         if not isinstance(at, Centred | DividedBySigma):
-            kept.append(step)
-        at = at[int(step)] if isinstance(at, tuple | list) else getattr(at, step, None)
-    return ".".join(kept)
+            kept.append(key)
+        at = _child(at, key)
+    return tuple(kept)
+
+
+def _child(tree: Any, key: Any) -> Any:
+    if isinstance(key, GetAttrKey):
+        return getattr(tree, key.name)
+    if isinstance(key, SequenceKey | DictKey):
+        return tree[key.idx if isinstance(key, SequenceKey) else key.key]
+    return None  # in a class that does not say where its parts come from

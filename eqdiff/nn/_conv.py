@@ -118,7 +118,8 @@ def filter_names(net: Any) -> set[str]:
     """The paths of all filters in a network, such as `body.conv_in.weight`."""
     found, _ = jax.tree_util.tree_flatten_with_path(net, is_leaf=lambda x: isinstance(x, Conv))
     paths = [path for path, leaf in found if isinstance(leaf, Conv)]
-    return {f"{jax.tree_util.keystr(path, simple=True, separator='.')}.weight" for path in paths}
+    weight = jax.tree_util.GetAttrKey("weight")
+    return {jax.tree_util.keystr((*p, weight), simple=True, separator=".") for p in paths}
 
 
 class Linear(eqx.Module):

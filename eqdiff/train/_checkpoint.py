@@ -180,7 +180,7 @@ class Checkpointer:
         step, body = self._manifest(step)
         stored = body["leaves"]
         try:
-            present, _ = upgraded(body["format"], stored)
+            present, _ = upgraded(body["format"], state_like, stored)
         except ValueError as error:
             raise CheckpointError(
                 f"the checkpoint {self.path(step)} cannot be read: {error}."
@@ -198,7 +198,7 @@ class Checkpointer:
         for name, entry in stored.items():
             if checksum(arrays[name]) != entry["crc32"]:
                 raise self._damaged(step, f"the checksum of {name} is wrong")
-        present, arrays = upgraded(body["format"], stored, arrays)
+        present, arrays = upgraded(body["format"], state_like, stored, arrays)
         return from_numpy(arrays, present, state_like), body["extra"], step
 
     def read_extra(self, step: int | None = None) -> Any:

@@ -130,8 +130,8 @@ class Packing:
     def __hash__(self) -> int:
         return hash(self.slots)
 
-    def network(self, pieces: Sequence[Array], constants: dict[str, Array]) -> PyTree:
-        """The network with these parameters, in the order of `slots`."""
+    def network(self, pieces: Sequence[Any], constants: dict[str, Any]) -> PyTree:
+        """The network with these parameters, in the order of `slots`: arrays, or their shapes."""
         parameters = iter(pieces)
         leaves = [
             next(parameters)

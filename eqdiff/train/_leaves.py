@@ -21,8 +21,10 @@ from jaxtyping import PyTree
 
 from ._layout import Slot
 from ._state import TrainState
-from ._upgrade import Record
 
+
+# A leaf's shape and dtype, and what else a manifest says of it.
+Record = dict[str, Any]
 
 # How many differences an error message lists of each kind.
 _LISTED = 6
@@ -31,7 +33,9 @@ _LISTED = 6
 class Leaf(NamedTuple):
     """What has a name: an array of a pytree, or its elements from `start` on.
 
-    `place` counts the arrays of the pytree; `generator` is that of a key.
+    `place` counts the arrays of the pytree; `generator` is that of a key. `parameter` is the path
+    in the network of what the numbers belong to, where they belong to one array of it: the end of
+    the name.
     """
 
     place: int
@@ -39,13 +43,14 @@ class Leaf(NamedTuple):
     shape: tuple[int, ...]
     dtype: Any
     generator: str | None = None
+    parameter: str | None = None
 
 
 def _is_array(x: Any) -> bool:
     return eqx.is_array(x) or isinstance(x, jax.ShapeDtypeStruct)
 
 
-def _is_state(x: Any) -> bool:
+def is_state(x: Any) -> bool:
     return isinstance(x, TrainState)
 
 
@@ -57,7 +62,7 @@ def _generator(x: Any) -> str | None:
     return str(jax.random.key_impl(x)) if eqx.is_array(x) and _is_key(x) else None
 
 
-def _name(*parts: Any) -> str:
+def dotted(*parts: Any) -> str:
     """Texts and paths, joined by dots."""
     texts = [
         part if isinstance(part, str) else jax.tree_util.keystr(part, simple=True, separator=".")
@@ -67,9 +72,9 @@ def _name(*parts: Any) -> str:
 
 
 def _in_state(
-    path: tuple, leaf: Any, vectors: dict[str, list[Slot]]
-) -> Iterator[tuple[str, int | None, tuple[int, ...]]]:
-    """The names in one array of a train state, where in it they begin, and their shapes.
+    path: tuple, leaf: Any, vectors: dict[str, list[Slot]], alone: set[str]
+) -> Iterator[tuple[str, int | None, tuple[int, ...], str | None]]:
+    """The names in one array of a train state, where in it they begin, their shapes and parameters.
 
     An optimiser's state has a vector wherever it has one number for each parameter: in a
     dictionary like that of the parameters, under the same name and of the same length.
@@ -80,29 +85,43 @@ def _in_state(
     slots = vectors.get(last[0], []) if last else []
     if slots and leaf.shape == (sum(slot.size for slot in slots),):
         for slot in slots:
-            yield _name(field, tuple(rest[:-1]), slot.name), slot.start, slot.shape
+            name = dotted(field, tuple(rest[:-1]), slot.name)
+            yield name, slot.start, slot.shape, slot.name
     else:
-        yield _name(field, tuple(rest)), None, tuple(leaf.shape)
+        parameter = last[0] if last and last[0] in alone else None
+        yield dotted(field, tuple(rest)), None, tuple(leaf.shape), parameter
 
 
-def named_leaves(tree: PyTree) -> dict[str, Leaf]:
-    """The arrays of a pytree (or their shapes, from `eqx.filter_eval_shape`) by name."""
+def named_leaves(tree: PyTree, *, states: bool = True) -> dict[str, Leaf]:
+    """The arrays of a pytree (or their shapes, from `eqx.filter_eval_shape`) by name.
+
+    With `states=False`, only those outside train states.
+    """
     found: dict[str, Leaf] = {}
     place = 0
     tree = eqx.filter(tree, _is_array)
-    for path, x in jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_state):
-        if not _is_state(x):
-            found[_name(path)] = Leaf(place, None, tuple(x.shape), x.dtype, _generator(x))
+    for path, x in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_state):
+        if not is_state(x):
+            name = dotted(path)
+            found[name] = Leaf(place, None, tuple(x.shape), x.dtype, _generator(x), name)
             place += 1
-            continue
-        vectors: dict[str, list[Slot]] = {}
-        for slot in x.packing.slots:
-            if slot.start is not None:
-                vectors.setdefault(slot.vector, []).append(slot)
-        for inside, leaf in jax.tree_util.tree_leaves_with_path(x):
-            for name, start, shape in _in_state(inside, leaf, vectors):
-                found[_name(path, name)] = Leaf(place, start, shape, leaf.dtype, _generator(leaf))
-            place += 1
+        elif states:
+            found |= _leaves_of_state(dotted(path), x, place)
+            place += len(jax.tree.leaves(x))
+    return found
+
+
+def _leaves_of_state(prefix: str, state: TrainState, place: int) -> dict[str, Leaf]:
+    vectors: dict[str, list[Slot]] = {}
+    for slot in state.packing.slots:
+        if slot.start is not None:
+            vectors.setdefault(slot.vector, []).append(slot)
+    alone = {slot.name for slot in state.packing.slots if slot.start is None} | {*state.constants}
+    found = {}
+    for n, (path, x) in enumerate(jax.tree_util.tree_leaves_with_path(state)):
+        for name, start, shape, parameter in _in_state(path, x, vectors, alone):
+            leaf = Leaf(place + n, start, shape, x.dtype, _generator(x), parameter)
+            found[dotted(prefix, name)] = leaf
     return found
 
 
