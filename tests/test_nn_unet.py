@@ -156,7 +156,7 @@ def test_batch_is_one_convolution_per_layer(getkey):
     for eqn in found:
         numbers = eqn.params["dimension_numbers"]
         assert numbers.lhs_spec == numbers.out_spec == (0, 3, 1, 2)
-        assert numbers.rhs_spec == (0, 3, 1, 2)
+        assert numbers.rhs_spec == (3, 2, 0, 1)
         assert eqn.params["feature_group_count"] == eqn.params["batch_group_count"] == 1
         assert eqn.invars[0].aval.shape[0] == 5
 

@@ -24,9 +24,9 @@ from ._init import Init, torch_default
 Padding = tuple[tuple[int, int], ...]
 
 _DIMENSIONS = {
-    1: ("NWC", "OWI", "NWC"),
-    2: ("NHWC", "OHWI", "NHWC"),
-    3: ("NDHWC", "ODHWI", "NDHWC"),
+    1: ("NWC", "WIO", "NWC"),
+    2: ("NHWC", "HWIO", "NHWC"),
+    3: ("NDHWC", "DHWIO", "NDHWC"),
 }
 
 
@@ -38,10 +38,13 @@ def convolve(
     dilation: int = 1,
 ) -> Float[Array, "*new_spatial out"]:
     """A cross-correlation, as every deep-learning library calls a convolution."""
+    # The order of axes is turned here, for CPUs: inside a loop, which a sampler is, XLA has its
+    # fast convolutions for this order alone. For a GPU it chooses the layout in memory itself, and
+    # then this is no copy.
     dims = x.ndim - 1
     y = jax.lax.conv_general_dilated(
         x[None],
-        weight,
+        jnp.moveaxis(weight, 0, -1),
         stride,
         padding,
         rhs_dilation=dims * (dilation,),

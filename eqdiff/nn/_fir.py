@@ -178,11 +178,11 @@ class UpsampleConv(eqx.Module):
         size = self.conv.weight.shape[1]
         y = jax.lax.conv_general_dilated(
             x[None],
-            self.conv.weight.astype(x.dtype),
+            jnp.moveaxis(self.conv.weight.astype(x.dtype), 0, -1),
             (1, 1),
             ((size - 1, size - 1),) * 2,
             lhs_dilation=(2, 2),
-            dimension_numbers=("NHWC", "OHWI", "NHWC"),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )[0]
         extra = len(self.kernel) - 2 - (size - 1)
         padding = ((extra + 1) // 2 + 1, extra // 2 + 1)
