@@ -13,6 +13,8 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from .._deferred import Deferred
+
 
 @jax.tree_util.register_static
 class _Skeleton:
@@ -20,9 +22,11 @@ class _Skeleton:
 
     def __init__(self, structure: Any, fixed: tuple[Any, ...]):
         self.structure, self.fixed = structure, fixed
+        # Two tables are looked up in a call.
+        self._hash = hash((structure, fixed))
 
     def __hash__(self) -> int:
-        return hash((self.structure, self.fixed))
+        return self._hash
 
     def __eq__(self, other: Any) -> bool:
         return (self.structure, self.fixed) == (other.structure, other.fixed)
@@ -41,19 +45,37 @@ def _taken_apart(tree: PyTree) -> tuple[_Skeleton, list[Any]]:
     return _Skeleton(structure, fixed), arrays
 
 
-def compiled(update: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]) -> Callable:
-    """`update(state, batch) -> (state, metrics)` compiled, the state it is given donated.
+def compiled(
+    owner: str, update: Callable[[PyTree, PyTree], tuple[PyTree, PyTree, Deferred]]
+) -> Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]:
+    """`update(state, batch) -> (state, metrics, deferred)` compiled, the state it is given donated.
 
     A batch and metrics have no leaves but arrays; a state may.
+
+    **Returns:** `call(state, batch, args) -> (state, metrics)`, where `args` are the arguments
+    whose checks are deferred, as `owner` was given them.
     """
 
     @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
     def run(skeleton: _Skeleton, arrays: list[Any], batch: PyTree):
-        state, metrics = update(skeleton.filled(arrays), batch)
-        return *_taken_apart(state), metrics
+        state, metrics, deferred = update(skeleton.filled(arrays), batch)
+        return *_taken_apart(state), metrics, deferred
 
-    def call(state: PyTree, batch: PyTree) -> tuple[PyTree, PyTree]:
-        skeleton, arrays, metrics = run(*_taken_apart(state), batch)
+    known: dict[Any, Deferred] = {}
+
+    def check(skeleton: _Skeleton, arrays: list[Any], batch: PyTree, args: PyTree) -> None:
+        leaves, structure = jax.tree.flatten(batch)
+        key = (skeleton, structure, *((x.shape, x.dtype) for x in leaves))
+        if key not in known:
+            # `jax.jit` compiles this very trace afterwards.
+            known[key] = run.eval_shape(skeleton, arrays, batch)[-1]
+        known[key].check(owner, args)
+
+    def call(state: PyTree, batch: PyTree, args: PyTree) -> tuple[PyTree, PyTree]:
+        skeleton, arrays = _taken_apart(state)
+        if args is not None:
+            check(skeleton, arrays, batch, args)
+        skeleton, arrays, metrics, _ = run(skeleton, arrays, batch)
         return skeleton.filled(arrays), metrics
 
     return call

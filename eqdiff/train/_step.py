@@ -24,6 +24,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from .._check import drawn_from
+from .._deferred import defer, Deferred
 from .._process import AbstractProcess
 from .._types import Scalar
 from ._compiled import compiled
@@ -62,21 +63,20 @@ def _as_scalar(name: str, value: Any) -> Scalar:
 
 def _call(
     loss_fn: LossFn, process: AbstractProcess, net: PyTree, example: tuple
-) -> tuple[Scalar, dict[str, Scalar]]:
+) -> tuple[Scalar, dict[str, Scalar], Deferred]:
     t, x0, args, key = example
     # A denoiser that is given this very t for another process says so: a time of a longer schedule
     # would otherwise train in silence.
     with drawn_from(t, process):
-        out = loss_fn(net, t, x0, args, key=key)
+        out, deferred = defer(args, lambda: loss_fn(net, t, x0, args, key=key))
     if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], dict)):
         raise ValueError(
             "loss_fn must return the pair (loss, terms), terms a dictionary of scalars to log (it "
             f"may be empty): got {type(out).__name__}. Write `return loss, {{}}`."
         )
     loss, terms = out
-    return _as_scalar("the loss", loss), {
-        k: _as_scalar(f"the term {k!r}", v) for k, v in terms.items()
-    }
+    terms = {k: _as_scalar(f"the term {k!r}", v) for k, v in terms.items()}
+    return _as_scalar("the loss", loss), terms, deferred
 
 
 def _weighted_mean(weights: Float[Array, " n"], values: Float[Array, " n"]) -> Scalar:
@@ -86,7 +86,10 @@ def _weighted_mean(weights: Float[Array, " n"], values: Float[Array, " n"]) -> S
 def _gradient(
     loss_fn: LossFn, process: AbstractProcess, state: TrainState, examples: tuple, accumulate: int
 ) -> tuple[Params, tuple]:
-    """The gradient of (1), and the loss and terms of each example in the order of the batch."""
+    """The gradient of (1), and the loss and terms of each example in the order of the batch.
+
+    With them, the checks of `args` that the loss leaves to the caller.
+    """
     packing = state.packing
     parts = parts_of(packing.slots)
     taken = take(parts, state.params)
@@ -98,8 +101,8 @@ def _gradient(
             return _call(loss_fn, process, net, example)
 
         given, each = copies(parts, taken, weights.size), (axes(parts), *len(examples) * (0,))
-        losses, terms = jax.vmap(one, each)(given, *examples)
-        return _weighted_mean(weights, losses), (losses, terms)
+        losses, terms, deferred = jax.vmap(one, each)(given, *examples)
+        return _weighted_mean(weights, losses), (losses, terms, deferred)
 
     def gradient_of(*examples: Any) -> tuple[Params, tuple]:
         gradient, losses = jax.grad(mean_loss, has_aux=True)(taken, *examples)
@@ -179,11 +182,11 @@ def _make_update(
     optimiser: optax.GradientTransformation,
     mesh: Mesh | None,
     accumulate: int,
-) -> Step:
+) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics, Deferred]]:
     """The step itself, to be compiled."""
     extended = optax.with_extra_args_support(optimiser)
 
-    def update(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+    def update(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics, Deferred]:
         x0, args = batch
         n = math.prod(jax.tree.leaves(x0)[0].shape[: 1 if accumulate == 1 else 2])
         t, weights, keys = _draw(state, n)
@@ -192,7 +195,9 @@ def _make_update(
             draws = eqx.filter_shard(draws, split_examples(mesh, accumulate))
         examples = (draws[0], draws[1], x0, args, draws[2])
         process = state.timesteps.process
-        gradient, (losses, terms) = _gradient(loss_fn, process, state, examples, accumulate)
+        gradient, (losses, terms, deferred) = _gradient(
+            loss_fn, process, state, examples, accumulate
+        )
 
         metrics = _report(process, t, weights, losses, terms, gradient)
         params, ema, opt_state = _advance(state, extended, gradient, metrics)
@@ -208,9 +213,9 @@ def _make_update(
             ema_rules=state.ema_rules,
             packing=state.packing,
         )
-        return (
-            (new, metrics) if mesh is None else eqx.filter_shard((new, metrics), replicated(mesh))
-        )
+        if mesh is not None:
+            new, metrics = eqx.filter_shard((new, metrics), replicated(mesh))
+        return new, metrics, deferred
 
     return update
 
@@ -249,16 +254,17 @@ def make_step(
     [`eqdiff.train.StepMetrics`][].
 
     **Raises:** `ValueError`, from the step and before any compute, for a batch that cannot be
-    divided evenly, for a loss function that returns something else, and for one whose denoiser has
-    another process than the times were drawn from.
+    divided evenly, for a loss function that returns something else, for one whose denoiser has
+    another process than the times were drawn from, and for a class label that the network does not
+    have. The state is not lost. Labels that are on a device already are copied from it for this.
     """
     mesh = check_options(mesh, accumulate)
-    update = compiled(_make_update(loss_fn, optimiser, mesh, accumulate))
+    update = compiled("make_step", _make_update(loss_fn, optimiser, mesh, accumulate))
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, StepMetrics]:
         check_batch(batch, mesh, accumulate)
         state = place_state(state, state.step, mesh)
-        return update(state, place_batch(batch, mesh, accumulate))
+        return update(state, place_batch(batch, mesh, accumulate), batch[1])
 
     return step
 
@@ -295,23 +301,25 @@ def make_steps(
     mesh = check_options(mesh, accumulate)
     one = _make_update(loss_fn, optimiser, mesh, accumulate)
 
-    @compiled
-    def update(state: TrainState, batches: Batch) -> tuple[TrainState, StepMetrics]:
+    def several(state: TrainState, batches: Batch) -> tuple[TrainState, StepMetrics, Deferred]:
         arrays, rest = eqx.partition(state, eqx.is_array)
 
-        def body(arrays: PyTree, batch: Batch) -> tuple[PyTree, StepMetrics]:
+        def body(arrays: PyTree, batch: Batch) -> tuple[PyTree, tuple[StepMetrics, Deferred]]:
             # Fused with how a batch is cut out of its stack and metrics are put into theirs, a step
             # would be rounded otherwise than alone.
             arrays, batch = jax.lax.optimization_barrier((arrays, batch))
-            state, metrics = one(eqx.combine(arrays, rest), batch)
-            return jax.lax.optimization_barrier((eqx.filter(state, eqx.is_array), metrics))
+            state, metrics, deferred = one(eqx.combine(arrays, rest), batch)
+            new = jax.lax.optimization_barrier((eqx.filter(state, eqx.is_array), metrics))
+            return new[0], (new[1], deferred)
 
-        arrays, metrics = jax.lax.scan(body, arrays, batches)
-        return eqx.combine(arrays, rest), metrics
+        arrays, (metrics, deferred) = jax.lax.scan(body, arrays, batches)
+        return eqx.combine(arrays, rest), metrics, deferred
+
+    update = compiled("make_steps, counting over all steps", several)
 
     def steps(state: TrainState, batches: Any) -> tuple[TrainState, StepMetrics]:
         check_batch(batches, mesh, accumulate, lead=1)
         state = place_state(state, state.step, mesh)
-        return update(state, place_batch(batches, mesh, accumulate, lead=1))
+        return update(state, place_batch(batches, mesh, accumulate, lead=1), batches[1])
 
     return steps
