@@ -2,6 +2,7 @@
 
 import pathlib
 import tarfile
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -23,7 +24,7 @@ LAYOUTS = {
     "one vector": train.Flat(lambda name, leaf: "all"),
     "leaves": train.Leaves(),
 }
-_SIZES = dict(
+_SIZES: dict[str, Any] = dict(
     in_channels=3,
     out_channels=3,
     channels=4,

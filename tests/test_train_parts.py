@@ -78,7 +78,8 @@ def test_every_part_is_contiguous_and_every_parameter_in_one(layout):
     for part in parts:
         assert part.is_run or len(part.slots) == 1
         for one, other in itertools.pairwise(part.slots):
-            assert one.vector == other.vector and one.start + one.size == other.start
+            assert one.vector == other.vector
+            assert (one.start or 0) + one.size == other.start
         # A matrix ends a run, a leaf alone is none.
         assert part.is_run == all(len(s.shape) < 2 and s.start is not None for s in part.slots)
     runs = [[s.name for s in part.slots] for part in parts if part.is_run]
