@@ -3,8 +3,8 @@
 Inside a compiled program a class label has no value yet. Such a program can check it only through
 a callback to Python; with one it is neither exported nor kept in JAX's compilation cache, and where
 several devices run it, a failing one ends the process. Functions that compile a user's function and
-call it (`eqdiff.generate`, `eqdiff.map_examples`) hold the labels as arrays. They let the trace
-note what it asks of them, and check them before the program runs.
+call it (`eqdiff.generate`, `eqdiff.map_examples`, train steps) hold the labels as arrays. They let
+the trace note what it asks of them, and check them before the program runs.
 
 A label is known again by identity: it must *be* a leaf of the arguments. One that was computed, or
 went through a transformation of its own, is not, and keeps its check in the program.

@@ -48,7 +48,7 @@ class WithOwn(eqx.Module):
 
 def with_own():
     key = jax.random.key(9)
-    unet = openai_unet(**_SIZES | dict(channels=2), num_heads=1, norm_groups=1, key=key)
+    unet = openai_unet(**{**_SIZES, "channels": 2}, num_heads=1, norm_groups=1, key=key)
     own = eqx.nn.Conv2d(3, 3, 3, padding=1, dtype=jnp.float32, key=key)
     return WithOwn(unet, own)
 
