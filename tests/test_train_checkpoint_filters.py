@@ -39,7 +39,7 @@ DATA = np.random.default_rng(0).normal(size=(5, 4, 3, 8, 8)).astype(np.float32)
 class WithOwn(eqx.Module):
     """A U-Net, and a convolution of somebody else's whose filter has the shape (3, 3, 3, 3)."""
 
-    unet: eqx.Module
+    unet: eqd.nn.UNet
     own: eqx.nn.Conv2d
 
     def __call__(self, c_noise, x, args=None, *, key=None):

@@ -2,11 +2,11 @@
 
 A class whose value is known is checked at once. A traced one is left to whoever compiles the
 network's program and knows its inputs (`_deferred.py`): `eqdiff.generate`, `eqdiff.map_examples`,
-train steps. Where nobody does, it is checked when the program runs, by `equinox.error_if`, once per call: a
-reduction over the batch and a branch, whose callback runs only where a class is wrong. JAX neither
-exports programs with callbacks nor keeps them in its compilation cache; `EQX_ON_ERROR=off` in the
-environment leaves the check out and `EQX_ON_ERROR=nan` returns NaNs instead of stopping, both
-without a callback.
+train steps. Where nobody does, it is checked when the program runs, by `equinox.error_if`, once per
+call: a reduction over the batch and a branch, whose callback runs only where a class is wrong. JAX
+neither exports programs with callbacks nor keeps them in its compilation cache; `EQX_ON_ERROR=off`
+in the environment leaves the check out and `EQX_ON_ERROR=nan` returns NaNs instead of stopping,
+both without a callback.
 """
 
 from collections.abc import Iterable
