@@ -115,7 +115,10 @@ def _gradient(
         gradient, losses = gradient_of(*examples)
         return jax.tree.map(jnp.add, total, gradient), losses
 
-    total, losses = jax.lax.scan(microbatch, jax.tree.map(jnp.zeros_like, state.params), examples)
+    # On a CPU not as a loop: inside one XLA's convolutions are up to twenty times slower.
+    unroll = accumulate if jax.default_backend() == "cpu" else 1
+    nothing = jax.tree.map(jnp.zeros_like, state.params)
+    total, losses = jax.lax.scan(microbatch, nothing, examples, unroll=unroll)
     gradient = jax.tree.map(lambda g: g / accumulate, total)
     return gradient, jax.tree.map(lambda x: x.reshape(-1), losses)
 
