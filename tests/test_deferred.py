@@ -24,13 +24,23 @@ _FORMS = {
         lambda labels: labels,
     ),
     "Conditions": (
-        lambda: nn.SongUNet(1, 1, **_SMALL, num_classes=3, augment_size=2, key=KEY),
+        lambda: nn.UNet(
+            nn.UNetShape(1, 1, **_SMALL, num_classes=3, augment_size=2),
+            nn.styles.edm(),
+            nn.embeddings.edm(),
+            key=KEY,
+        ),
         (1, 4, 4),
         lambda labels: nn.Conditions(labels, np.zeros((len(labels), 2), np.float32)),
     ),
     "SuperResolution": (
         lambda: nn.SuperResolution(
-            nn.UNet(2, 1, **_SMALL, num_heads=1, norm_groups=4, num_classes=3, key=KEY)
+            nn.UNet(
+                nn.UNetShape(2, 1, **_SMALL, num_classes=3),
+                nn.styles.iddpm(norm_groups=4),
+                nn.embeddings.iddpm(),
+                key=KEY,
+            )
         ),
         (1, 4, 4),
         lambda labels: (np.zeros((len(labels), 1, 2, 2), np.float32), labels),

@@ -48,6 +48,7 @@ def test_both_kernels_are_softmax_attention(getkey, attention, dtype, tolerance)
     assert np.max(np.abs(np.asarray(out, np.float64) - want)) < tolerance * np.max(np.abs(want))
 
 
+@pytest.mark.slow
 @needs_x64
 def test_derivatives_of_the_fused_kernel_in_both_modes(getkey):
     # Called where no fused kernel is: what is tested are the rules that connect the three maps.
@@ -62,6 +63,7 @@ def test_derivatives_of_the_fused_kernel_in_both_modes(getkey):
     check_grads(f, (*batch[:2], qkv[2]), order=2, modes=("fwd", "rev"))
 
 
+@pytest.mark.slow
 def test_a_network_in_half_precision_has_all_derivatives(getkey):
     def build(key):
         options = dict(channels=16, depth=1, num_heads=2, compute_dtype=jnp.bfloat16)

@@ -67,6 +67,7 @@ def test_what_runs_on_nvidia_is_the_same(getkey):
         assert jnp.max(jnp.abs(got - want)) <= 1e-6 * jnp.max(jnp.abs(want))
 
 
+@pytest.mark.slow
 @needs_x64
 @pytest.mark.parametrize("in_axes", [None, (0, None, 0, None), (None, None, 0, 0)])
 def test_derivatives_of_both_orders_in_both_modes(getkey, in_axes):
