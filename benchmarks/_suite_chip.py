@@ -172,6 +172,7 @@ def launches(record: Recorder, size: Size, flags: str, steps: int) -> None:
 
     def call():
         nonlocal state
+        metrics = None
         for _ in range(steps):
             state, metrics = step(state, (images, None))
         return metrics
