@@ -178,7 +178,7 @@ def test_sides_need_not_be_equal(getkey, options):
     if options["progressive"] == "residual":
         # Song's padding is not the same on both ends, but it is along both axes.
         assert unwrapped(net).body.encoder[0].resample.conv.padding == ((0, 1), (0, 1))
-    swapped = jax.tree.map(lambda p: jnp.swapaxes(p, 0, 1) if p.ndim == 4 else p, net)
+    swapped = jax.tree.map(lambda p: jnp.swapaxes(p, 1, 2) if p.ndim == 4 else p, net)
     out = _call(net, c_noise, x)
     assert out.shape == (2, 4, 12)
     again = jnp.swapaxes(_call(swapped, c_noise, jnp.swapaxes(x, 1, 2)), 1, 2)

@@ -90,7 +90,7 @@ def test_dropout_happens_where_there_is_a_key(getkey, build):
 def test_sides_need_not_be_equal(getkey, build):
     net = build(channel_mult=(1, 2), attention_downsamples=(2,))
     x = _image(getkey, 2, 4, 12)
-    swapped = jax.tree.map(lambda p: jnp.swapaxes(p, 0, 1) if p.ndim == 4 else p, net)
+    swapped = jax.tree.map(lambda p: jnp.swapaxes(p, 1, 2) if p.ndim == 4 else p, net)
     out = _runner(net)(x)
     assert out.shape == (2, 4, 12)
     again = jnp.swapaxes(_runner(swapped)(jnp.swapaxes(x, 1, 2)), 1, 2)

@@ -117,7 +117,7 @@ def test_sides_need_not_be_equal(getkey):
     # Height and width play the same role: transposed image and kernels give a transposed output.
     net = _random_unet(**_TWO)
     x = jax.random.normal(getkey(), (2, 4, 12), jnp.float32)
-    swapped = jax.tree.map(lambda p: jnp.swapaxes(p, 0, 1) if p.ndim == 4 else p, net)
+    swapped = jax.tree.map(lambda p: jnp.swapaxes(p, 1, 2) if p.ndim == 4 else p, net)
     out = _call(net, 7.0, x)
     assert out.shape == (4, 4, 12)
     again = jnp.swapaxes(_call(swapped, 7.0, jnp.swapaxes(x, 1, 2)), 1, 2)
