@@ -82,18 +82,6 @@ def prepare_environment() -> None:
     os.environ["EQX_ON_ERROR"] = "nan"
 
 
-def _partition_nothing() -> None:
-    # cuDNN's attention says how it is split over devices, and asks for those that a described chip
-    # does not have. There is one, so there is nothing to split.
-    from jax._src import core, custom_partitioning
-    from jax.interpreters import mlir
-
-    def lower(ctx, *values, call, **_):
-        return mlir.lower_fun(core.jaxpr_as_fun(call), multiple_results=True)(ctx, *values)
-
-    mlir.register_lowering(custom_partitioning.custom_partitioning_p, lower)
-
-
 def compile_for_h100(program: Any) -> Any:
     """A program of `_programs.py`, compiled for one H100."""
     import jax
@@ -101,7 +89,6 @@ def compile_for_h100(program: Any) -> Any:
     from _programs import flatten
     from jax.experimental import topologies
 
-    _partition_nothing()
     topology = topologies.get_topology_desc(
         platform="cuda", topology_name="h100", target_config=_DESCRIPTION, topology="1x1x1"
     )

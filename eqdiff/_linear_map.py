@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Primitive
+from jax.extend.core import jaxpr_as_fun, Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array
 
@@ -52,9 +52,15 @@ def linear_map(
     **Returns:** the outputs.
     """
     like = dict(inputs_like=inputs_like, outputs_like=outputs_like)
-    return _linear.bind(
+    return _bind(
         *residuals, *inputs, forward=forward, transpose=transpose, number=len(residuals), **like
     )
+
+
+def _bind(*arrays, forward: Map, number: int, **params):
+    # Traced at once, for the reason that `_platform.py` gives.
+    program = jax.make_jaxpr(lambda *a: list(forward(a[:number], a[number:])))(*arrays)
+    return _linear.bind(*arrays, program=program, forward=forward, number=number, **params)
 
 
 def cut(vector: Array, sizes: Sequence[int]) -> list[Array]:
@@ -84,17 +90,16 @@ def cut(vector: Array, sizes: Sequence[int]) -> list[Array]:
     )
 
 
-def _call(*arrays, forward, number, **_):
-    # Constants of a program come as something less than arrays.
-    arrays = [jnp.asarray(a) for a in arrays]
-    return list(forward(arrays[:number], arrays[number:]))
+def _call(*arrays, program, **_):
+    return jaxpr_as_fun(program)(*arrays)
 
 
 def _shapes(*arrays, outputs_like, **_):
     return [arrays[i] for i in outputs_like]
 
 
-def _batch(arrays, axes, *, forward, transpose, number, **like):
+def _batch(arrays, axes, *, forward, transpose, number, program, **like):
+    del program
     (size,) = {a.shape[i] for a, i in zip(arrays, axes, strict=True) if i is not None}
     # What inputs and outputs are compared with has a batch axis as they do.
     described = {*like["inputs_like"], *like["outputs_like"]}
@@ -111,7 +116,7 @@ def _batch(arrays, axes, *, forward, transpose, number, **like):
     def batched(fn):
         return lambda residuals, values: jax.vmap(fn, along)(list(residuals), list(values))
 
-    out = _linear.bind(
+    out = _bind(
         *moved, forward=batched(forward), transpose=batched(transpose), number=number, **like
     )
     return out, [0] * len(out)
@@ -135,9 +140,10 @@ def _jvp(primals, tangents, *, forward, number, **params):
     return bind(inputs), d_out
 
 
-def _transpose(cotangents, *arrays, forward, transpose, number, inputs_like, outputs_like):
+def _transpose(cotangents, *arrays, forward, transpose, number, program, inputs_like, outputs_like):
+    del program
     residuals = arrays[:number]
-    out = _linear.bind(
+    out = _bind(
         *residuals,
         *map(ad.instantiate_zeros, cotangents),
         forward=transpose,

@@ -1,8 +1,10 @@
 """A function that has another implementation on NVIDIA GPUs.
 
-`jax.lax.platform_dependent` traces both, which needs the libraries of both, and differentiates
-both. Here the other one is traced when a program is compiled for an NVIDIA GPU and only then, and
-derivatives are always those of the first.
+`jax.lax.platform_dependent` differentiates both. Here derivatives are always those of the first.
+
+The other one is traced at once and kept as a program, in sight of JAX: some kernels, cuDNN's
+attention among them, are compiled with the devices in hand, and JAX looks for those in a program
+before it compiles it. In a function that is traced only then it would not find them.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,7 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Primitive
+from jax.extend.core import jaxpr_as_fun, Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array
 
@@ -32,24 +34,27 @@ def on_nvidia(
     - `fused`, `plain`: functions of arrays that return a sequence of arrays.
     - `arrays`: their arguments.
     - `outputs_like`: for each output, the number of the argument whose shape and dtype it has.
+
+    **Raises:** what tracing `fused` raises, on any platform.
     """
-    return _by_platform.bind(*arrays, fused=fused, plain=plain, outputs_like=outputs_like)
+    program = jax.make_jaxpr(lambda *arrays: list(fused(*arrays)))(*arrays)
+    return _by_platform.bind(*arrays, program=program, plain=plain, outputs_like=outputs_like)
 
 
-def _batch(arrays, axes, *, fused, plain, outputs_like):
+def _batch(arrays, axes, *, program, plain, outputs_like):
     (size,) = {a.shape[i] for a, i in zip(arrays, axes, strict=True) if i is not None}
     moved = [
         jnp.broadcast_to(a, (size, *a.shape)) if i is None else jnp.moveaxis(a, i, 0)
         for a, i in zip(arrays, axes, strict=True)
     ]
-    functions = dict(fused=jax.vmap(fused), plain=jax.vmap(plain))
-    return _by_platform.bind(*moved, outputs_like=outputs_like, **functions), [0] * len(
+    fused = jax.vmap(jaxpr_as_fun(program))
+    return on_nvidia(fused, jax.vmap(plain), *moved, outputs_like=outputs_like), [0] * len(
         outputs_like
     )
 
 
-def _jvp(primals, tangents, *, fused, plain, outputs_like):
-    out = _by_platform.bind(*primals, fused=fused, plain=plain, outputs_like=outputs_like)
+def _jvp(primals, tangents, *, plain, **params):
+    out = _by_platform.bind(*primals, plain=plain, **params)
     _, d_out = jax.jvp(
         lambda *arrays: list(plain(*arrays)), primals, tuple(map(ad.instantiate_zeros, tangents))
     )
@@ -60,8 +65,8 @@ def _plain(*arrays, plain, **_):
     return list(plain(*map(jnp.asarray, arrays)))
 
 
-def _fused(*arrays, fused, **_):
-    return list(fused(*map(jnp.asarray, arrays)))
+def _fused(*arrays, program, **_):
+    return jaxpr_as_fun(program)(*arrays)
 
 
 @_by_platform.def_impl

@@ -10,7 +10,7 @@ from jax.test_util import check_grads
 import eqdiff.nn as nn
 from eqdiff._linear_map import linear_map
 from eqdiff._platform import on_nvidia
-from eqdiff.nn._attend import _fused
+from eqdiff.nn import _attend
 from eqdiff.nn._dropout import draw_dropout, threefry
 
 
@@ -48,14 +48,21 @@ def test_both_kernels_are_softmax_attention(getkey, attention, dtype, tolerance)
     assert np.max(np.abs(np.asarray(out, np.float64) - want)) < tolerance * np.max(np.abs(want))
 
 
+def _without_cudnn(q, k, v):
+    # In place of `_attend._cudnn`, where there is no GPU.
+    return jax.vjp(_attend._plain, q[None], k[None], v[None])
+
+
 @pytest.mark.slow
 @needs_x64
-def test_derivatives_of_the_fused_kernel_in_both_modes(getkey):
-    # Called where no fused kernel is: what is tested are the rules that connect the three maps.
+def test_derivatives_of_the_fused_kernel_in_both_modes(getkey, monkeypatch):
+    # Without a fused kernel: what is tested are the rules that connect the three maps.
+    monkeypatch.setattr(_attend, "_cudnn", _without_cudnn)
+
     qkv = tuple(jax.random.normal(getkey(), (5, 3, 4), jnp.float64) for _ in range(3))
 
     def attend(q, k, v):
-        return _fused(jnp.asarray(q), jnp.asarray(k), jnp.asarray(v))
+        return _attend._fused(jnp.asarray(q), jnp.asarray(k), jnp.asarray(v))
 
     check_grads(attend, qkv, order=2, modes=("fwd", "rev"))
     batch = tuple(jnp.stack([a, 2 * a], axis) for a, axis in zip(qkv, (0, 1, 0), strict=True))
@@ -64,7 +71,9 @@ def test_derivatives_of_the_fused_kernel_in_both_modes(getkey):
 
 
 @pytest.mark.slow
-def test_a_network_in_half_precision_has_all_derivatives(getkey):
+def test_a_network_in_half_precision_has_all_derivatives(getkey, monkeypatch):
+    monkeypatch.setattr(_attend, "_cudnn", _without_cudnn)
+
     def build(key):
         options = dict(channels=16, depth=1, num_heads=2, compute_dtype=jnp.bfloat16)
         return nn.DiT(1, 1, 2, **options, key=key)
@@ -76,6 +85,46 @@ def test_a_network_in_half_precision_has_all_derivatives(getkey):
 
     jax.jit(lambda x: jax.jvp(jax.grad(energy), (x,), (x,)))(x)
     jax.jit(jax.grad(lambda x: jax.jvp(energy, (x,), (x,))[1]))(x)
+
+
+def test_what_needs_devices_is_in_sight_of_jax(getkey, monkeypatch):
+    # JAX compiles with the devices in hand if it sees a kernel that asks for them in a program. A
+    # kernel out of sight, in a rule of ours, would fail on a GPU alone.
+    from jax.experimental.custom_partitioning import custom_partitioning
+
+    marked = custom_partitioning(lambda q: 2 * q)
+    marked.def_partition(
+        infer_sharding_from_operands=lambda mesh, args, result: args[0].sharding,
+        partition=lambda mesh, args, result: (
+            mesh,
+            lambda q: 2 * q,
+            args[0].sharding,
+            (args[0].sharding,),
+        ),
+        sharding_rule="... -> ...",
+    )
+
+    def seen(jaxpr):
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "custom_partitioning":
+                return True
+            for value in equation.params.values():
+                inner = getattr(value, "jaxpr", value)
+                if hasattr(inner, "eqns") and seen(inner):
+                    return True
+        return False
+
+    def cudnn(q, k, v):
+        out, vjp = _without_cudnn(q, k, v)
+        return out, lambda d_out: vjp(marked(d_out))
+
+    monkeypatch.setattr(_attend, "_cudnn", cudnn)
+    qkv = _qkv(getkey, jnp.bfloat16)
+
+    def gradient(q, k, v):
+        return jax.grad(lambda q: jnp.sum(nn.FusedAttention()(q, k, v)))(q)
+
+    assert seen(jax.make_jaxpr(jax.jit(gradient))(*qkv).jaxpr)
 
 
 def test_the_other_implementation_is_for_nvidia_alone():

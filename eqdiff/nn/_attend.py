@@ -83,6 +83,22 @@ def _fused_jvp(primals, tangents):
     return _fused(*primals), d_out
 
 
+def _has_kernel(q: Array, k: Array, v: Array) -> bool:
+    # Whether there is a fused kernel for these here: not if cuDNN is missing, or refuses them.
+    half = q.dtype in (jnp.bfloat16, jnp.float16)
+    if not half or q.shape[-1] > 128 or q.shape[-1] % 8 != 0 or not q.shape == k.shape == v.shape:
+        return False
+    if jax.default_backend() == "gpu":
+        capability = getattr(jax.local_devices()[0], "compute_capability", "0")
+        if float(capability) < 8:
+            return False
+    try:
+        jax.eval_shape(lambda *qkv: _cudnn(*qkv)[0], q, k, v)
+    except (NotImplementedError, RuntimeError):
+        return False
+    return True
+
+
 class AbstractAttention(abc.ABC):
     r"""Computes $\mathrm{softmax}(q k^\top / \sqrt c)\,v$ for every head."""
 
@@ -117,8 +133,4 @@ class FusedAttention(AbstractAttention):
 
     def __call__(self, q: Queries, k: Keys, v: Keys) -> Queries:
         """See `AbstractAttention`."""
-        half = q.dtype in (jnp.bfloat16, jnp.float16)
-        heads = q.shape[-1] <= 128 and q.shape[-1] % 8 == 0
-        if half and heads and q.shape == k.shape == v.shape:
-            return _fused(q, k, v)
-        return _plain(q, k, v)
+        return _fused(q, k, v) if _has_kernel(q, k, v) else _plain(q, k, v)
