@@ -12,7 +12,6 @@ traces and likelihoods need the first, guidance through a Jacobian the second. W
   $r$ it is the derivative of what was written.
 """
 
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -61,33 +60,6 @@ def _bind(*arrays, forward: Map, number: int, **params):
     # Traced at once, for the reason that `_platform.py` gives.
     program = jax.make_jaxpr(lambda *a: list(forward(a[:number], a[number:])))(*arrays)
     return _linear.bind(*arrays, program=program, forward=forward, number=number, **params)
-
-
-def cut(vector: Array, sizes: Sequence[int]) -> list[Array]:
-    """The pieces of a vector, whose derivatives are joined as the vector is.
-
-    The transpose of a slice is a vector of zeros as long as the whole; that of all slices together
-    is one concatenation.
-
-    **Arguments:**
-
-    - `vector`: one-dimensional.
-    - `sizes`: of the pieces, which add up to that of the vector.
-    """
-    ends = list(itertools.accumulate(sizes))
-
-    def pieces(vector: Array) -> list[Array]:
-        return [jax.lax.slice(vector, (e - n,), (e,)) for n, e in zip(sizes, ends, strict=True)]
-
-    like = (vector, *pieces(vector))
-    return linear_map(
-        lambda _, inputs: pieces(inputs[0]),
-        lambda _, cotangents: [jnp.concatenate(cotangents)],
-        jax.lax.stop_gradient(like),
-        (vector,),
-        inputs_like=(0,),
-        outputs_like=tuple(range(1, len(like))),
-    )
 
 
 def _call(*arrays, program, **_):

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from conftest import X64
 
-from eqdiff._linear_map import cut
 from eqdiff.train import _parts, Flat, Leaves
 from eqdiff.train._layout import join, pack, split
 
@@ -148,29 +147,6 @@ def _is_jaxpr(x):
 
 def lowered(fn, *args):
     return jax.jit(fn).lower(*args).as_text()
-
-
-def test_the_derivative_of_cut_joins():
-    vector, sizes = jnp.arange(12, dtype=FLOAT), (3, 0, 4, 5)
-    weights = [jnp.arange(n, dtype=FLOAT) + 1 for n in sizes]
-
-    def total(pieces):
-        return sum(jnp.sum(jnp.sin(p) * w) for p, w in zip(pieces, weights, strict=True))
-
-    def by_cut(v):
-        return total(cut(v, sizes))
-
-    def by_slices(v):
-        ends = np.cumsum(sizes)
-        return total([jax.lax.slice(v, (e - n,), (e,)) for n, e in zip(sizes, ends, strict=True)])
-
-    np.testing.assert_array_equal(jax.grad(by_cut)(vector), jax.grad(by_slices)(vector))
-    assert "pad" in primitives(jax.make_jaxpr(jax.grad(by_slices))(vector).jaxpr)
-    one, batch = jax.grad(by_cut), jax.vmap(jax.grad(by_cut))
-    for fn, x in [(one, vector), (batch, jnp.stack([vector, vector]))]:
-        assert "pad" not in primitives(jax.make_jaxpr(fn)(x).jaxpr)
-        text = lowered(fn, x)
-        assert "stablehlo.concatenate" in text and "stablehlo.pad" not in text
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

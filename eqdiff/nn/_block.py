@@ -21,7 +21,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._linear_map import cut
 from .._types import Key
 from ._conv import add_bias, Conv, Linear
 from ._dropout import draw_dropout
@@ -44,7 +43,7 @@ def modulations(
     weight = jnp.concatenate([layer.weight for layer in layers], 1)
     e = jax.nn.silu(embedding)
     sizes = [block.modulation_sizes for block in blocks]
-    pieces = iter(cut(e @ weight.astype(e.dtype), [n for each in sizes for n in each]))
+    pieces = iter(jax.lax.split(e @ weight.astype(e.dtype), [n for each in sizes for n in each]))
     return [tuple(next(pieces) for _ in each) or None for each in sizes]
 
 

@@ -23,7 +23,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .._linear_map import cut
 from ._layout import Params, Slot
 
 
@@ -91,7 +90,9 @@ def parameters(parts: Sequence[Part], given: Sequence[Array]) -> dict[str, Array
     """The parameters of one example, by name."""
     found = {}
     for part, value in zip(parts, given, strict=True):
-        pieces = cut(value, [slot.size for slot in part.slots]) if part.is_run else [value]
+        pieces = (
+            jax.lax.split(value, [slot.size for slot in part.slots]) if part.is_run else [value]
+        )
         found |= {s.name: p.reshape(s.shape) for s, p in zip(part.slots, pieces, strict=True)}
     return found
 
