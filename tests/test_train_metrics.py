@@ -34,7 +34,8 @@ def _metrics(t, loss, *, nonfinite=False):
     loss = jnp.asarray(loss)
     sums, counts = quartile_metrics(jnp.asarray(t, jnp.int32), {"loss": loss}, cosine_schedule(8))
     mean = jnp.mean(loss)
-    return train.StepMetrics(mean, {"a": 2 * mean}, mean, jnp.asarray(nonfinite), sums, counts)
+    norms = (mean, mean / 2, mean / 4)
+    return train.StepMetrics(mean, {"a": 2 * mean}, *norms, jnp.asarray(nonfinite), sums, counts)
 
 
 def test_summary():
@@ -42,9 +43,12 @@ def test_summary():
     summary = train.summarise(steps)
     assert summary == pytest.approx(
         {
+            "steps": 2,
             "loss": (11 + 12) / 2,
             "a": 11 + 12,
             "grad_norm": (11 + 12) / 2,
+            "update_norm": (11 + 12) / 4,
+            "param_norm": (11 + 12) / 8,
             "nonfinite": 0,
             "loss_q0": (1 + 2 + 6) / 3,
             "loss_q2": 15,

@@ -107,6 +107,10 @@ def test_one_step_of_gradient_descent(getkey):
     assert int(state.step) == 1
     np.testing.assert_allclose(metrics.loss, loss, rtol=10 * TOLERANCE)
     np.testing.assert_allclose(metrics.grad_norm, norm, rtol=10 * TOLERANCE)
+    np.testing.assert_allclose(metrics.update_norm, 0.1 * norm, rtol=10 * TOLERANCE)
+    after = jax.tree.leaves(eqx.filter(stepped, eqx.is_inexact_array))
+    after = np.sqrt(sum(float(jnp.sum(x**2)) for x in after))
+    np.testing.assert_allclose(metrics.param_norm, after, rtol=10 * TOLERANCE)
     # The strategy's update receives unweighted losses, in the order of the batch.
     np.testing.assert_array_equal(state.timestep_state["t"], t)
     np.testing.assert_allclose(state.timestep_state["losses"], losses, rtol=10 * TOLERANCE)
@@ -277,6 +281,8 @@ def test_a_nonfinite_step_is_flagged_and_spoils_nothing(bad, getkey):
     net, key, adam = make_net(getkey()), getkey(), optax.adam(1e-2)
     kept, reported = run(net, key, [(x0, args), spoilt], optimiser=adam)
     assert [bool(m.nonfinite) for m in reported] == [False, True]
+    assert float(reported[1].update_norm) == 0 < float(reported[0].update_norm)
+    assert float(reported[1].param_norm) == float(reported[0].param_norm)
     before, _ = run(net, key, [(x0, args)], optimiser=adam)
     for part in ("params", "ema", "opt_state"):
         assert eqx.tree_equal(getattr(kept, part), getattr(before, part)), part

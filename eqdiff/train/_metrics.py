@@ -24,6 +24,9 @@ from .._process import AbstractProcess, Schedule
 from .._types import Scalar
 
 
+_NORMS = ("grad_norm", "update_norm", "param_norm")
+
+
 class StepMetrics(eqx.Module):
     """What one train step reports; all of it lives on the device.
 
@@ -34,6 +37,8 @@ class StepMetrics(eqx.Module):
     - `loss`: the weighted mean that was differentiated.
     - `terms`: the weighted mean of each term that the loss function returned with the loss.
     - `grad_norm`: the global L2 norm of the gradient, before the optimiser clips it.
+    - `update_norm`: that of what was added to the parameters; 0 if the step was spoilt.
+    - `param_norm`: that of the new parameters.
     - `nonfinite`: whether `loss` or `grad_norm` is NaN or infinite.
     - `quartile_sums`: the *unweighted* loss and terms, summed over each quarter of the times (the
         official code weights them, so that with importance sampling they depend on the sampler).
@@ -43,6 +48,8 @@ class StepMetrics(eqx.Module):
     loss: Scalar
     terms: dict[str, Scalar]
     grad_norm: Scalar
+    update_norm: Scalar
+    param_norm: Scalar
     nonfinite: Bool[Array, ""]
     quartile_sums: dict[str, Float[Array, "4"]]
     quartile_counts: Int[Array, "4"]
@@ -74,7 +81,7 @@ def quartile_metrics(
     return sums, jnp.sum(inside, axis=1, dtype=jnp.int32)
 
 
-def summarise(metrics: Sequence[StepMetrics]) -> dict[str, float]:
+def summarise(metrics: Sequence[StepMetrics]) -> dict[str, int | float]:
     """Averages the metrics of some steps into plain numbers, waiting for the device.
 
     **Arguments:**
@@ -82,9 +89,11 @@ def summarise(metrics: Sequence[StepMetrics]) -> dict[str, float]:
     - `metrics`: of the steps since the last summary, at least one. Those of several steps in one
         call ([`eqdiff.train.make_steps`][]) count as so many.
 
-    **Returns:** the means `loss`, each term by its name, and `grad_norm`; `loss_q0` … `loss_q3`
-    (and likewise for each term), the mean over all examples whose time fell into that quarter,
-    absent if there was none; and `nonfinite`, the number of steps whose loss or gradient was.
+    **Returns:** `steps`, their number, by which means over several summaries are weighted; the
+    means `loss`, each term by its name, `grad_norm`, `update_norm` and `param_norm`;
+    `loss_q0` … `loss_q3` (and likewise for each term), the mean over all examples whose time fell
+    into that quarter, absent if there was none; and `nonfinite`, the number of steps whose loss or
+    gradient was.
 
     **Raises:** `ValueError` for no metrics.
     """
@@ -94,9 +103,10 @@ def summarise(metrics: Sequence[StepMetrics]) -> dict[str, float]:
     steps = [m if np.ndim(m.loss) else jax.tree.map(lambda x: x[None], m) for m in host]
     whole = jax.tree.map(lambda *xs: np.concatenate(xs), *steps)
     summary = {
+        "steps": len(whole.loss),
         "loss": float(np.mean(whole.loss)),
         **{name: float(np.mean(values)) for name, values in whole.terms.items()},
-        "grad_norm": float(np.mean(whole.grad_norm)),
+        **{name: float(np.mean(getattr(whole, name))) for name in _NORMS},
         "nonfinite": int(np.sum(whole.nonfinite)),
     }
     counts = whole.quartile_counts.sum(axis=0)

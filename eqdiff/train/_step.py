@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, PyTree, Shaped
+from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
 from .._check import drawn_from
 from .._deferred import defer, Deferred
@@ -135,13 +135,13 @@ def _advance(
     state: TrainState,
     optimiser: optax.GradientTransformationExtraArgs,
     gradient: Params,
-    metrics: StepMetrics,
-) -> tuple[Params, tuple[Params, ...], PyTree]:
-    """The new parameters, averages and optimiser's state: the old ones if a step is spoilt."""
+    loss: Scalar,
+    nonfinite: Bool[Array, ""],
+) -> tuple[tuple[Params, tuple[Params, ...], PyTree], dict[str, Scalar]]:
+    """The new parameters, averages and optimiser's state: the old ones if a step is spoilt. And the
+    norms of what was done."""
     with jax.numpy_dtype_promotion("standard"):
-        updates, opt_state = optimiser.update(
-            gradient, state.opt_state, state.params, value=metrics.loss
-        )
+        updates, opt_state = optimiser.update(gradient, state.opt_state, state.params, value=loss)
         new = optax.apply_updates(state.params, updates)
     n = state.step + 1
     ema = tuple(
@@ -151,11 +151,17 @@ def _advance(
 
     def unless_spoilt(old: Any, new: Any) -> Any:
         # One NaN in the parameters is NaN in all of them a step later, and for good.
-        return jnp.where(metrics.nonfinite, old, new) if eqx.is_array(new) else new
+        return jnp.where(nonfinite, old, new) if eqx.is_array(new) else new
 
-    return jax.tree.map(
-        unless_spoilt, (state.params, state.ema, state.opt_state), (new, ema, opt_state)
-    )
+    old = (state.params, state.ema, state.opt_state)
+    kept = jax.tree.map(unless_spoilt, old, (new, ema, opt_state))
+    update_norm = jnp.where(nonfinite, 0.0, _norm(updates))
+    return kept, {"update_norm": update_norm, "param_norm": _norm(kept[0])}
+
+
+def _norm(tree: PyTree) -> Scalar:
+    with jax.numpy_dtype_promotion("standard"):
+        return optax.tree.norm(tree)
 
 
 def _report(
@@ -164,19 +170,14 @@ def _report(
     weights: Float[Array, " n"],
     losses: Float[Array, " n"],
     terms: dict[str, Float[Array, " n"]],
-    gradient: PyTree,
+    **known: Array,
 ) -> StepMetrics:
-    loss = _weighted_mean(weights, losses)
-    with jax.numpy_dtype_promotion("standard"):
-        grad_norm = optax.tree.norm(gradient)
     sums, counts = quartile_metrics(t, {"loss": losses, **terms}, process)
     return StepMetrics(
-        loss=loss,
         terms={name: _weighted_mean(weights, values) for name, values in terms.items()},
-        grad_norm=grad_norm,
-        nonfinite=~(jnp.isfinite(loss) & jnp.isfinite(grad_norm)),
         quartile_sums=sums,
         quartile_counts=counts,
+        **known,
     )
 
 
@@ -202,8 +203,14 @@ def _make_update(
             loss_fn, process, state, examples, accumulate
         )
 
-        metrics = _report(process, t, weights, losses, terms, gradient)
-        params, ema, opt_state = _advance(state, extended, gradient, metrics)
+        loss, grad_norm = _weighted_mean(weights, losses), _norm(gradient)
+        nonfinite = ~(jnp.isfinite(loss) & jnp.isfinite(grad_norm))
+        kept, norms = _advance(state, extended, gradient, loss, nonfinite)
+        params, ema, opt_state = kept
+        norms = {"grad_norm": grad_norm, **norms}
+        metrics = _report(
+            process, t, weights, losses, terms, loss=loss, nonfinite=nonfinite, **norms
+        )
         new = TrainState(
             params=params,
             constants=state.constants,
