@@ -16,6 +16,7 @@ from ._exit import GracefulExit as GracefulExit
 from ._layout import AbstractLayout as AbstractLayout, Flat as Flat, Leaves as Leaves
 from ._log import MetricLog as MetricLog, read_metrics as read_metrics
 from ._metrics import StepMetrics as StepMetrics, summarise as summarise
+from ._processes import start_processes as start_processes
 from ._shard import data_mesh as data_mesh
 from ._state import init as init, TrainState as TrainState
 from ._step import make_step as make_step, make_steps as make_steps
