@@ -258,3 +258,26 @@ def test_names_that_clash(net, groups, message):
             layout=train.Flat(groups),
             key=jax.random.key(0),
         )
+
+
+def test_a_long_vector_ends_in_zeros_that_nothing_sees(getkey, tmp_path):
+    net = eqx.nn.MLP(3, 3, 300, 2, key=getkey())
+    net = jax.tree.map(lambda x: x.astype(float) if eqx.is_array(x) else x, net)
+    size = sum(x.size for x in jax.tree.leaves(eqx.filter(net, eqx.is_array)) if x.ndim > 1)
+    key, optimiser = getkey(), optax.adamw(1e-3, weight_decay=0.1)
+    flat = trained(net, optimiser, key, 0.9)
+    vector = flat.params["matrices"]
+    assert size == 91800 and vector.shape == (90 * 1024,)
+    for x in jax.tree.leaves((flat.params["matrices"], flat.ema, flat.opt_state)):
+        if x.shape == vector.shape:
+            assert np.count_nonzero(x[:size]) > size / 2 and not np.any(x[size:])
+    leaves = trained(net, optimiser, key, 0.9, layout=train.Leaves())
+    for a, b in ((flat.net, leaves.net), (flat.ema_net(), leaves.ema_net())):
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+            if eqx.is_array(x):
+                np.testing.assert_allclose(x, y, rtol=0, atol=10 * TOLERANCE)
+    checkpointer = train.Checkpointer(tmp_path)
+    checkpointer.save(4, flat)
+    fresh = train.init(net, optimiser, timesteps=TIMESTEPS, ema=(train.EMA(0.9),), key=key)
+    back, _, _ = checkpointer.restore(fresh)
+    assert eqx.tree_equal(back, flat)

@@ -14,6 +14,9 @@ afterwards: the transpose of each cut would be a vector of zeros as long as the 
 
 Vectors of matrices and vectors of vectors are kept apart, because the compiler reads a short vector
 where it is used, but copies out of a long one; and because it is what weight decay tells apart.
+
+A long vector ends in zeros, up to a multiple of 1,024, so that it can be spread evenly over any
+such number of devices. Their gradient is zero, and no checkpoint has them.
 """
 
 import abc
@@ -28,6 +31,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+
+# From this length on, vectors are filled up to a multiple of the other number.
+_LONG, _MULTIPLE = 2**16, 2**10
 
 # Parameters as an optimiser sees them: long vectors and single leaves, by name.
 Params = dict[str, Array]
@@ -168,12 +174,30 @@ def split(slots: Sequence[Slot], params: Params) -> list[Array]:
     ]
 
 
+def vector_length(size: int) -> int:
+    """How long the vector of so many numbers is."""
+    return size if size < _LONG else -(-size // _MULTIPLE) * _MULTIPLE
+
+
 def join(slots: Sequence[Slot], pieces: Sequence[Array]) -> Params:
     """The inverse of `split`."""
     parts: dict[str, list[Array]] = {}
+    alone: Params = {}
     for slot, piece in zip(slots, pieces, strict=True):
-        parts.setdefault(slot.vector, []).append(piece if slot.start is None else piece.reshape(-1))
-    return {k: part[0] if len(part) == 1 else jnp.concatenate(part) for k, part in parts.items()}
+        if slot.start is None:
+            alone[slot.vector] = piece
+        else:
+            parts.setdefault(slot.vector, []).append(piece.reshape(-1))
+    return alone | {name: joined(part) for name, part in parts.items()}
+
+
+def joined(pieces: list[Array]) -> Array:
+    """Vectors in one, filled up with zeros."""
+    size = sum(piece.size for piece in pieces)
+    missing = vector_length(size) - size
+    if missing:
+        pieces = [*pieces, jnp.zeros(missing, pieces[0].dtype)]
+    return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces)
 
 
 def _is_constant(leaf: Any) -> bool:

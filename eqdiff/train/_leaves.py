@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from ._layout import Slot
+from ._layout import Slot, vector_length
 from ._state import TrainState
 
 
@@ -83,7 +83,7 @@ def _in_state(
     field = "net" if field.name in ("params", "constants") else field.name
     last = [key.key for key in rest[-1:] if isinstance(key, jax.tree_util.DictKey)]
     slots = vectors.get(last[0], []) if last else []
-    if slots and leaf.shape == (sum(slot.size for slot in slots),):
+    if slots and leaf.shape == (vector_length(sum(slot.size for slot in slots)),):
         for slot in slots:
             name = dotted(field, tuple(rest[:-1]), slot.name)
             yield name, slot.start, slot.shape, slot.name
@@ -174,8 +174,11 @@ def from_numpy(arrays: dict[str, np.ndarray], records: dict[str, Record], like: 
         names[leaf.place].append(name)
 
     def value(names: list[str], like: Any) -> jax.Array:
-        parts = [arrays[name].reshape(-1) for name in names]
-        whole = arrays[names[0]] if named[names[0]].start is None else np.concatenate(parts)
+        whole = arrays[names[0]]
+        if named[names[0]].start is not None:
+            whole = np.concatenate([arrays[name].reshape(-1) for name in names])
+            # A long vector ends in zeros, which are in no file.
+            whole = np.pad(whole, (0, like.size - whole.size))
         return _to_jax(whole, records[names[0]].get("generator"), like)
 
     values = [value(*each) for each in zip(names, leaves, strict=True)]

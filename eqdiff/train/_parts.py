@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ._layout import Params, Slot
+from ._layout import joined, Params, Slot
 
 
 # Numbers in a run: 128 KiB of float32, half of the cache of an H100's processor.
@@ -99,10 +99,12 @@ def parameters(parts: Sequence[Part], given: Sequence[Array]) -> dict[str, Array
 
 def join_parts(parts: Sequence[Part], gradient: Sequence[Array]) -> Params:
     """The gradient as the optimiser has the parameters, from that of each part."""
-    joined: dict[str, list[Array]] = {}
+    alone: Params = {}
+    of_vector: dict[str, list[Array]] = {}
     for part, value in zip(parts, gradient, strict=True):
         slot = part.slots[0]
-        joined.setdefault(slot.vector, []).append(
-            value if slot.start is None else value.reshape(-1)
-        )
-    return {k: v[0] if len(v) == 1 else jnp.concatenate(v) for k, v in joined.items()}
+        if slot.start is None:
+            alone[slot.vector] = value
+        else:
+            of_vector.setdefault(slot.vector, []).append(value.reshape(-1))
+    return alone | {name: joined(values) for name, values in of_vector.items()}
