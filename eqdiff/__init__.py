@@ -14,6 +14,8 @@ from ._analytic import (
 )
 from ._bound import (
     analytic_variance as analytic_variance,
+    continuous_bound as continuous_bound,
+    ContinuousBound as ContinuousBound,
     optimal_timesteps as optimal_timesteps,
     optimal_variance as optimal_variance,
     pairwise_terms as pairwise_terms,

@@ -101,6 +101,9 @@ SCORES = {
     "l_vlb": lambda x: eqd.l_vlb(predicted(x), levels=LEVELS),
     "l_hybrid": lambda x: eqd.l_hybrid(predicted(x, LEARNED), levels=LEVELS),
     "variational_bound": lambda x: eqd.variational_bound(ORACLE, x, levels=LEVELS, key=KEY).bits,
+    "continuous_bound": lambda x: (
+        eqd.continuous_bound(ORACLE, x, levels=LEVELS, num_terms=4, key=KEY).bits
+    ),
     "pairwise_terms": lambda x: (
         eqd.pairwise_terms(ORACLE, x[None], [1, 4, 7], levels=LEVELS, key=KEY).prior
     ),
@@ -316,6 +319,7 @@ NEITHER = {
         "Step",
         "Trajectory",
     ),
+    "ContinuousBound",
     "VariationalBound",
 }
 
