@@ -20,7 +20,7 @@ NAME = "eqdiff"
 
 # A room imports lower floors and the rooms listed before it on its own floor.
 FLOORS = (
-    ("_types", "_check", "_deferred", "_linear_map", "_platform", "_require", "_gaussian"),
+    tuple("_types _check _deferred _linear_map _platform _require _gaussian _shown".split()),
     ("_process", "nn"),
     ("_parameterisation", "_variance", "_timesteps"),
     ("_denoiser", "_analytic", "_predict", "_trace", "_guidance", "_term"),

@@ -180,22 +180,48 @@ def test_a_model_is_as_readable_as_its_folder(tmp_path):
     assert path.stat().st_mode == ordinary.stat().st_mode
 
 
-def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
-    path = tmp_path / "model"
+def test_a_full_disk_leaves_the_old_file(tmp_path):
+    path, large = tmp_path / "model", eqd.nn.MLP(2, 2, width=64, key=jax.random.key(0))
+    resource = pytest.importorskip("resource")
     eqd.save_model(path, eqd.Denoiser(mlp(), eqd.VPSDE()))
-    before = path.read_bytes()
-    write = safetensors.numpy.save_file
-
-    def fail(tensors, filename, metadata):
-        write(tensors, filename, metadata)
-        with open(filename, "r+b") as file:
-            file.truncate(100)
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(safetensors.numpy, "save_file", fail)
-    with pytest.raises(OSError, match="no space"):
-        eqd.save_model(path, eqd.Denoiser(mlp(), eqd.VESDE()), overwrite=True)
+    before, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    # The system refuses to write more, as on a full disk.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**14, limits[1]))
+    try:
+        with pytest.raises(OSError, match="could not be written.*the file that was there is unch"):
+            eqd.save_model(path, eqd.Denoiser(large, eqd.VESDE()), overwrite=True)
+        with pytest.raises(OSError, match="other could not be written.*nothing is left of it"):
+            eqd.save_model(tmp_path / "other", eqd.Denoiser(large, eqd.VESDE()))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert os.listdir(tmp_path) == ["model"] and path.read_bytes() == before
+
+
+def test_what_a_killed_process_left_is_overwritten(tmp_path):
+    path = tmp_path / "model"
+    (tmp_path / ".model.tmp").write_bytes(bytes(10**5))
+    denoiser = eqd.Denoiser(mlp(), eqd.VPSDE())
+    eqd.save_model(path, denoiser)
+    assert os.listdir(tmp_path) == ["model"] and path.stat().st_size < 10**5
+    assert_same(eqd.load_model(path), denoiser)
+
+
+def test_two_processes_do_not_write_one_file(tmp_path):
+    fcntl = pytest.importorskip("fcntl")
+    path = tmp_path / "model"
+    with open(tmp_path / ".model.tmp", "wb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(BlockingIOError, match="is being written by another process"):
+            eqd.save_model(path, eqd.Denoiser(mlp(), eqd.VPSDE()))
+    eqd.save_model(path, eqd.Denoiser(mlp(), eqd.VPSDE()))
+
+
+def test_a_new_folder_is_made_and_home_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    denoiser = eqd.Denoiser(mlp(), eqd.VPSDE())
+    eqd.save_model("~/runs/today/model", denoiser)
+    assert (tmp_path / "runs/today/model").is_file()
+    assert_same(eqd.load_model("~/runs/today/model"), denoiser)
 
 
 def test_what_cannot_be_saved(tmp_path, monkeypatch):
@@ -214,10 +240,14 @@ def test_what_cannot_be_saved(tmp_path, monkeypatch):
 
 
 def rewritten(path, *, metadata=None, tensors=None):
-    """The file with some of its metadata or tensors replaced."""
+    """The file with some of its metadata or tensors replaced, and without checksums, as old ones
+    are."""
     with safetensors.safe_open(path, "numpy") as file:
         old_metadata = file.metadata()
         old = {name: file.get_tensor(name) for name in file.keys()}
+    model = {k: v for k, v in json.loads(old_metadata["model"]).items() if k != "checksums"}
+    old_metadata = {k: v for k, v in old_metadata.items() if k != "crc32"}
+    old_metadata["model"] = json.dumps(model)
     new = {k: v for k, v in (old | (tensors or {})).items() if v is not None}
     safetensors.numpy.save_file(new, path, old_metadata | (metadata or {}))
 
@@ -322,7 +352,7 @@ def test_the_format_decides_not_the_writer(tmp_path):
     metadata = metadata_of(path)
     assert metadata["format_version"] == "4"
     assert set(json.loads(metadata["model"])) == {
-        *("net", "process", "parameterisation", "variance", "c_noise", "tables"),
+        *("net", "process", "parameterisation", "variance", "c_noise", "tables", "checksums"),
     }
     rewritten(path, metadata={"eqdiff_version": "0.0.1"})
     assert_same(eqd.load_model(path), denoiser)

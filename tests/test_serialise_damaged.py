@@ -40,6 +40,7 @@ def test_damaged_metadata(metadata, message, tmp_path):
 def changed(path, part, **arguments):
     """The file with other arguments of one of its parts."""
     model = json.loads(metadata_of(path)["model"])
+    del model["checksums"]
     model[part]["arguments"] |= arguments
     rewritten(path, metadata={"model": json.dumps(model)})
 
@@ -73,7 +74,7 @@ def test_missing_metadata(tmp_path):
         metadata, tensors = file.metadata(), {k: file.get_tensor(k) for k in file.keys()}
     for name, message in (
         ("format_version", "its format version is ''"),
-        ("model", "its description is not valid JSON"),
+        ("model", "its description is not the one that was saved"),
         ("format", "not one written by"),
     ):
         rest = {k: v for k, v in metadata.items() if k != name}

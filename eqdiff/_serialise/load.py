@@ -4,7 +4,7 @@ import functools
 import inspect
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,19 @@ import numpy as np
 
 from .._denoiser import Denoiser
 from .._require import require
+from .._shown import reason, shortened, shown
 from ..nn._conv import filter_names
+from .checksum import changed, crc_of_text
 from .classes import FORMAT_VERSION, KINDS, leaves_of, PARTS, table
 from .old import from_continuous_schedule, of_today
 from .old_networks import old_names, OLD_NETWORKS
+from .schema import check_arguments, Room
+
+
+# Objects inside objects, of which no network has more than a few.
+_DEEPEST = 32
+# Letters of a message, next to the name of the file.
+_LONGEST = 800
 
 
 def load_model(path: str | os.PathLike, *, classes: Iterable[type] = ()) -> Denoiser:
@@ -26,33 +35,40 @@ def load_model(path: str | os.PathLike, *, classes: Iterable[type] = ()) -> Deno
 
     **Arguments:**
 
-    - `path`: the file.
+    - `path`: the file; `~` is your home.
     - `classes`: the classes of your own that were named when it was saved.
 
-    **Raises:** `FileNotFoundError`; `ValueError` for a file that is truncated, damaged, of another
-    format or of a newer version, that names an unknown class, or whose weights do not fit its
-    architecture (listed by name); `ImportError` without safetensors.
+    **Raises:** `FileNotFoundError`; `ValueError` for a file that is truncated, damaged (its
+    checksums are verified), of another format or of a newer version, that names an unknown class,
+    or whose weights do not fit its architecture, by name; `ImportError` without safetensors.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     tensors, metadata = read_safetensors(path)
     model = _read_model(metadata, path)
+    _check_sums(model, metadata, tensors, path)
     old = int(metadata["format_version"]) < 4
     known = table(classes) | (OLD_NETWORKS if old else {})
-    reader = _Reader(known, tensors, path, old)
+    reader = _Reader(known, set(table(())) | set(OLD_NETWORKS), tensors, path, old)
     try:
         net: Any = reader.network(model["net"], model["tables"])
         rest = {name: reader.part(name, model[name]) for name in PARTS[1:]}
     except KeyError as e:
-        raise ValueError(f"{path} is damaged: its description lacks {e}.") from e
-    except TypeError as e:
-        raise ValueError(f"{path} is damaged: its description makes no model ({e}).") from e
-    return Denoiser(
-        net,
-        rest["process"],
-        rest["parameterisation"],
-        variance=rest["variance"],
-        c_noise=rest["c_noise"],
-    )
+        raise damaged(path, f"its description lacks {reason(e)}") from e
+    try:
+        return Denoiser(
+            net,
+            rest["process"],
+            rest["parameterisation"],
+            variance=rest["variance"],
+            c_noise=rest["c_noise"],
+        )
+    except (TypeError, ValueError) as e:
+        raise damaged(path, f"its parts make no denoiser ({reason(e)})") from e
+
+
+def damaged(path: Path, text: str) -> ValueError:
+    """The error of a file that is not as it was written."""
+    return ValueError(f"{path} is damaged: {shortened(text, _LONGEST)}.")
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -67,8 +83,12 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
     try:
         with safetensors.safe_open(path, "numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
-    except (safetensors.SafetensorError, UnicodeDecodeError) as e:
-        raise ValueError(f"{path} is truncated or not a safetensors file ({e}).") from e
+    except OSError:
+        raise
+    except Exception as e:
+        # The library's own error for its header; NumPy's for a type or a shape that it does not
+        # have, of several classes.
+        raise ValueError(f"{path} is truncated or not a safetensors file ({reason(e)}).") from e
 
 
 def _read_model(metadata: dict[str, str], path: Path) -> dict[str, Any]:
@@ -78,112 +98,162 @@ def _read_model(metadata: dict[str, str], path: Path) -> dict[str, Any]:
             "projects' weights see eqdiff.interop."
         )
     said, writer = metadata.get("format_version", ""), metadata.get("eqdiff_version", "(unknown)")
-    if not said.isdecimal() or int(said) < 1:
-        raise ValueError(
-            f"{path} is damaged: its format version is {said!r:.40}, expected a number."
-        )
+    if not (said.isascii() and said.isdecimal()) or len(said) > 9 or int(said) < 1:
+        raise damaged(path, f"its format version is {shown(said)}, expected a number")
     if int(said) > FORMAT_VERSION:
         raise ValueError(
-            f"{path} was written by eqdiff {writer} in format {said}; this "
+            f"{path} was written by eqdiff {shortened(writer, 40)} in format {said}; this "
             f"version reads up to {FORMAT_VERSION}. Upgrade with pip install -U eqdiff."
         )
+    text = metadata.get("model", "")
+    if metadata.get("crc32", crc := crc_of_text(said, text)) != crc:
+        raise damaged(path, "its description is not the one that was saved (CRC-32)")
     try:
-        model = json.loads(metadata.get("model", ""))
+        model = json.loads(text)
     except (ValueError, RecursionError) as e:
-        raise ValueError(f"{path} is damaged: its description is not valid JSON ({e}).") from e
+        raise damaged(path, f"its description is not valid JSON ({reason(e)})") from e
     if not isinstance(model, dict) or not isinstance(model.get("tables"), list):
-        raise ValueError(f"{path} is damaged: its description is not one of a model.")
-    return of_today(model, path) if int(said) < 3 else model
+        raise damaged(path, "its description is not one of a model")
+    try:
+        return of_today(model, path) if int(said) < 3 else model
+    except (RecursionError, TypeError, AttributeError) as e:
+        raise damaged(path, f"its description is not one of a model ({reason(e)})") from e
+
+
+def _check_sums(
+    model: dict[str, Any], metadata: dict[str, str], tensors: dict[str, np.ndarray], path: Path
+) -> None:
+    checksums = model.get("checksums")
+    if checksums is None and "crc32" not in metadata:
+        return  # written before there were any
+    if not isinstance(checksums, dict) or "crc32" not in metadata:
+        raise damaged(path, "it has lost a part of its checksums")
+    names = changed(checksums, tensors)
+    if names:
+        raise damaged(
+            path,
+            f"the numbers of {len(names)} of its {len(tensors)} tensors are not those that were "
+            f"saved (CRC-32), {shown(names, 200)}; take a copy of the file, or save it again",
+        )
 
 
 class _Reader:
     """Builds objects from JSON and tensors."""
 
     def __init__(
-        self, table: dict[str, Any], tensors: dict[str, np.ndarray], path: Path, old: bool
+        self,
+        table: dict[str, Any],
+        ours: Container[str],
+        tensors: dict[str, np.ndarray],
+        path: Path,
+        old: bool,
     ):
-        self.table, self.tensors, self.path, self.old = table, tensors, path, old
+        self.table, self.ours, self.tensors, self.path, self.old = table, ours, tensors, path, old
+        self.room = Room.of(tensors)
+        # How many arrays the networks described so far have.
+        self.built = 0
 
     def part(self, name: str, value: Any) -> Any:
         part = self.object(value)
         if not isinstance(part, KINDS[name]) and not (name == "c_noise" and part is None):
-            raise ValueError(f"{self.path} is damaged: its {name} is {value!s:.80}.")
+            raise damaged(self.path, f"its {name} is {shown(value)}")
         return part
 
-    def object(self, value: Any) -> Any:
+    def object(self, value: Any, depth: int = 0) -> Any:
         if not isinstance(value, dict):
             return value
+        if depth > _DEEPEST:
+            raise damaged(self.path, f"its description is deeper than {_DEEPEST} levels")
         if "tuple" in value:
-            return tuple(self.object(v) for v in value["tuple"])
+            parts = value["tuple"]
+            if not isinstance(parts, list):
+                raise damaged(self.path, f"it describes a tuple as {shown(parts)}")
+            return tuple(self.object(v, depth + 1) for v in parts)
         if "dtype" in value:
             return self._dtype(value["dtype"])
         if "tensor" in value:
             return self._tensor(value["tensor"])
         if "array" in value:
             return jnp.asarray(self._tensor(value["array"]))
-        cls, arguments = self._call(value)
+        name, make, arguments = self._call(value, depth)
         try:
-            if "key" not in inspect.signature(cls).parameters:
-                return cls(**arguments)
-            # The shape of the network without its weights: nothing is drawn or allocated.
-            make = functools.partial(cls, **arguments)
-            return eqx.filter_eval_shape(lambda key: make(key=key), jax.random.key(0))
-        except (TypeError, AttributeError, OverflowError) as e:
+            if name in self.ours:
+                check_arguments(make, arguments, self.room)
+            if "key" not in inspect.signature(make).parameters:
+                return make(**arguments)
+            return self._skeleton(functools.partial(make, **arguments))
+        except Exception as e:
+            # Whatever a constructor makes of arguments that nobody else would give it.
             raise ValueError(
-                f"{self.path} describes a {cls.__name__} that this version of eqdiff does not "
-                f"make: {e}."
+                f"{self.path} describes a {shortened(name.rpartition('.')[2], 80)} that this "
+                f"version of eqdiff does not make: {reason(e, 600)}."
             ) from e
+
+    def _skeleton(self, make: Callable[..., Any]) -> Any:
+        # The shape of the network without its weights: nothing is drawn or allocated.
+        net = eqx.filter_eval_shape(lambda key: make(key=key), jax.random.key(0))
+        # Networks inside others are few; a file with more of them than weights wastes our time.
+        self.built += len(jax.tree.leaves(net))
+        if self.built > 2 * self.room.tensors + 100:
+            raise ValueError(f"{self.built} arrays, but the file holds {self.room.tensors}")
+        return net
 
     def _dtype(self, name: Any) -> Any:
         try:
-            return jnp.dtype(name)
+            dtype = jnp.dtype(name if isinstance(name, str) and name.isidentifier() else None)
         except TypeError as e:
-            raise ValueError(f"{self.path} is damaged: {e}.") from e
+            raise damaged(self.path, reason(e)) from e
+        if not isinstance(name, str) or dtype.name != name:
+            raise damaged(self.path, f"it has the dtype {shown(name)}")
+        return dtype
 
     def _tensor(self, name: Any) -> np.ndarray:
-        if name not in self.tensors:
-            raise ValueError(f"{self.path} is damaged: the tensor {name} is missing.")
+        if not isinstance(name, str) or name not in self.tensors:
+            raise damaged(self.path, f"the tensor {_plain(name)} is missing")
         return self.tensors[name]
 
-    def _call(self, value: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def _call(self, value: Any, depth: int) -> tuple[str, Any, dict[str, Any]]:
         name, arguments = value["class"], value["arguments"]
         if not isinstance(name, str) or not isinstance(arguments, dict):
-            raise ValueError(f"{self.path} is damaged: it describes an object as {value!s:.80}.")
-        if name == "eqdiff.ContinuousSchedule":
-            return from_continuous_schedule, {k: self.object(v) for k, v in arguments.items()}
-        if name not in self.table:
+            raise damaged(self.path, f"it describes an object as {shown(value)}")
+        old_schedule = name == "eqdiff.ContinuousSchedule"
+        if not old_schedule and name not in self.table:
+            own = shortened(name.rpartition(".")[2], 80)
             raise ValueError(
-                f"{self.path} needs the class {name}, which this version of eqdiff does not know. "
-                f"If it is your own, write load_model(path, classes=({name.rpartition('.')[2]},))."
+                f"{self.path} needs the class {shortened(name, 80)}, which this version of eqdiff "
+                f"does not know. If it is your own, write load_model(path, classes=({own},))."
             )
-        return self.table[name], {k: self.object(v) for k, v in arguments.items()}
+        make = from_continuous_schedule if old_schedule else self.table[name]
+        return name, make, {k: self.object(v, depth + 1) for k, v in arguments.items()}
 
-    def network(self, value: dict[str, Any], tables: list[str]) -> eqx.Module:
+    def network(self, value: Any, tables: list[Any]) -> eqx.Module:
         net = self.object(value)
-        if not isinstance(net, eqx.Module):
-            raise ValueError(f"{self.path} is damaged: its network is {value!s:.80}.")
+        if not isinstance(net, eqx.Module) or not callable(net):
+            raise damaged(self.path, f"its network is {shown(value)}")
         weights = {k[4:]: v for k, v in self.tensors.items() if k.startswith("net/")}
         if self.old:
             new = {old: name for name, old in old_names(net).items()}
             weights = {new.get(k, k): v for k, v in weights.items()}
             # Filters were stored with their outputs last.
-            weights |= {k: np.moveaxis(weights[k], -1, 0) for k in filter_names(net) & {*weights}}
-            tables = [new.get(k, k) for k in tables]
+            filters = filter_names(net) & {*weights}
+            weights |= {k: np.moveaxis(weights[k], -1, 0) for k in filters if weights[k].ndim}
+            tables = [new.get(k, k) for k in tables if isinstance(k, str)]
         self._check(leaves_of(net), weights)
+        kept = {name for name in tables if isinstance(name, str)}
 
         def fill(path, leaf):
             name = jax.tree_util.keystr(path, simple=True, separator=".")
             if name not in weights:
                 return leaf
-            return weights[name] if name in tables else jnp.asarray(weights[name])
+            return weights[name] if name in kept else jnp.asarray(weights[name])
 
         return jax.tree_util.tree_map_with_path(fill, net)
 
     def _check(self, expected: dict[str, Any], weights: dict[str, np.ndarray]) -> None:
         problems = [f"missing {name}" for name in expected if name not in weights]
-        problems += [f"unexpected {name}" for name in weights if name not in expected]
+        problems += [f"unexpected {_plain(n)}" for n in weights if n not in expected]
         problems += [
-            f"{name} has shape {weights[name].shape}, expected {leaf.shape}"
+            f"{name} has shape {shown(weights[name].shape)}, expected {shown(leaf.shape)}"
             for name, leaf in expected.items()
             if name in weights and weights[name].shape != leaf.shape
         ]
@@ -193,8 +263,15 @@ class _Reader:
             if name in weights and not _same_kind(weights[name].dtype, leaf.dtype)
         ]
         if problems:
-            shown = "; ".join(problems[:10]) + ("; …" if len(problems) > 10 else "")
-            raise ValueError(f"{self.path}: the weights do not fit the architecture: {shown}.")
+            few = "; ".join(problems[:10]) + ("; …" if len(problems) > 10 else "")
+            raise ValueError(
+                f"{self.path}: the weights do not fit the architecture: {shortened(few, _LONGEST)}."
+            )
+
+
+def _plain(name: Any) -> str:
+    """A name from a file, without quotation marks."""
+    return shortened(name, 80) if isinstance(name, str) else shown(name)
 
 
 def _same_kind(given: Any, expected: Any) -> bool:

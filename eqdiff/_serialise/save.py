@@ -12,8 +12,9 @@ import numpy as np
 
 from .._denoiser import Denoiser
 from .._process import KernelSDE
-from .._require import require
+from .checksum import crc_of_tensor, crc_of_text
 from .classes import arguments_of, ATTRIBUTES, FORMAT_VERSION, leaves_of, PARTS, table
+from .write import write_safetensors
 
 
 class _Writer:
@@ -64,22 +65,23 @@ def save_model(
 ) -> None:
     """Writes a denoiser to one safetensors file.
 
-    It holds weights, architecture, process, parameterisation and variance. The file appears whole
-    or not at all.
+    It holds weights, architecture, process, parameterisation and variance, each with a checksum.
+    The file appears whole or not at all; a process that is killed meanwhile leaves `.NAME.tmp`
+    next to it, which the next one overwrites.
 
     **Arguments:**
 
-    - `path`: the file.
+    - `path`: the file; `~` is your home, and folders that do not exist are made.
     - `denoiser`: the denoiser, with concrete weights.
     - `classes`: classes of your own among its parts, such as a network, which keep each argument of
         their constructor as an attribute of the same name.
     - `overwrite`: whether an existing file may be replaced.
 
     **Raises:** `ValueError` for a part that the format does not know; `FileExistsError` if the file
-    exists and `overwrite` is false; `ImportError` without safetensors.
+    exists and `overwrite` is false; `OSError` where it cannot be written, on a full disk for
+    instance, which says what is at `path` then.
     """
-    safetensors = require("safetensors.numpy", "Saving and loading models", extra="checkpoint")
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists; write overwrite=True to replace it.")
     if not isinstance(denoiser, Denoiser):
@@ -108,19 +110,14 @@ def save_model(
     weights = {f"net/{name}": np.asarray(leaf) for name, leaf in leaves.items()}
     # Tables that are NumPy's in a network stay so.
     model["tables"] = [name for name, leaf in leaves.items() if isinstance(leaf, np.ndarray)]
+    tensors = writer.tensors | weights
+    model["checksums"] = {name: crc_of_tensor(name, array) for name, array in tensors.items()}
+    said, text = str(FORMAT_VERSION), json.dumps(model)
     metadata = {
         "format": "eqdiff",
-        "format_version": str(FORMAT_VERSION),
+        "format_version": said,
         "eqdiff_version": version("eqdiff"),
-        "model": json.dumps(model),
+        "model": text,
+        "crc32": crc_of_text(said, text),
     }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        # safetensors makes private files; a model is for whoever may read the folder.
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        safetensors.save_file(writer.tensors | weights, temporary, metadata)
-        temporary.chmod(mode)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_safetensors(path, tensors, metadata)
