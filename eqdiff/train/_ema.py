@@ -21,14 +21,38 @@ $$\frac{10!\,(n + 1)!}{(n + 10)!} < \frac{10!}{n^9}, \tag{3}$$
 
 0.006 % after only 10 steps. Hence a plain number means the warm-up, and a constant rate is asked
 for by name.
+
+An exponential average forgets at the same rate however long the run is; one that grows with it
+weights the time $\tau \le n$ by a power,
+
+$$\bar\theta(n) = \frac{\gamma + 1}{n^{\gamma + 1}} \int_0^n \tau^\gamma\,\theta(\tau)\,d\tau,
+  \qquad r_n = \left(1 - \frac1n\right)^{\gamma + 1}, \tag{4}$$
+
+with nothing left of $\theta_0$ after the first step, since $r_1 = 0$. The rate is exact for
+parameters that are constant during a step: the weights it leaves,
+$(i/n)^{\gamma + 1} - ((i - 1)/n)^{\gamma + 1}$ of $\theta_i$, are integrals of the power over
+steps. The standard deviation of $\tau/n$ under these weights, the relative width, is
+
+$$\sigma_\text{rel} = \sqrt{\frac{\gamma + 1}{(\gamma + 2)^2 (\gamma + 3)}}, \tag{5}$$
+
+at most $1/\sqrt{12}$ (all steps alike, $\gamma = 0$) where later steps count at least as much as
+earlier ones. Averages of any two widths, stored now and then, are enough to reconstruct one of any
+other width when the run has ended: [`eqdiff.train.reconstruct`][].
+
+Source: Karras et al. (2024), *Analyzing and Improving the Training Dynamics of Diffusion Models*
+(EDM2), section 3 and equations (123) and (127).
 """
 
 import abc
+import math
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
+
+from .._check import check_positive, whole
 
 
 class AbstractEMA(eqx.Module):
@@ -88,6 +112,96 @@ class EMAWarmup(AbstractEMA):
 
     def gain(self, n: Int[Array, ""]) -> Float[Array, ""]:
         return jnp.maximum(1 - self.rate, 9 / (10 + n))
+
+
+class HalfLife(AbstractEMA):
+    r"""A rate given by its half-life, which is short at first: the rule of `edm`.
+
+    $$r_n = 2^{-1/h_n}, \qquad h_n = \min(h,\ \rho\,(n - 1))$$
+
+    After a half-life half of the average is of what came since. As long as the ramp-up lasts, until
+    step $h/\rho + 1$, the half-life is the share $\rho$ of the run so far; the first step replaces
+    the untrained network altogether, since $h_1 = 0$.
+
+    `HalfLife(500_000, batch_size=512)` is EDM's average for CIFAR-10.
+
+    Source: Karras et al. (2022), *Elucidating the Design Space of Diffusion-Based Generative
+    Models*, table 6, and `ema_halflife_kimg` and `ema_rampup_ratio` of `edm`.
+    """
+
+    half_life: float
+    batch_size: int
+    ramp_up: float | None
+
+    def __init__(
+        self, half_life: int | float, *, batch_size: int = 1, ramp_up: float | None = 0.05
+    ):
+        r"""**Arguments:**
+
+        - `half_life`: in images, with their number in a step; or in steps, with `batch_size=1`.
+        - `batch_size`: how many images a step takes.
+        - `ramp_up`: the ratio $\rho$; `None` for a constant rate.
+
+        **Raises:** `ValueError` unless all are positive.
+        """
+        check_positive("HalfLife", half_life=half_life)
+        self.half_life = float(half_life)
+        self.batch_size = whole("HalfLife", "batch_size", batch_size)
+        if ramp_up is not None:
+            check_positive("HalfLife", ramp_up=ramp_up)
+        self.ramp_up = ramp_up
+
+    def gain(self, n: Int[Array, ""]) -> float | Float[Array, ""]:
+        steps = self.half_life / self.batch_size
+        if self.ramp_up is None:
+            return -math.expm1(-math.log(2) / steps)
+        # In the first step 2**(-1/0) = 0, which the tiny number stands for.
+        grown = jnp.maximum(self.ramp_up * (n - 1).astype(jnp.float32), 1e-8)
+        return -jnp.expm1(-math.log(2) / jnp.minimum(grown, steps))
+
+
+class PowerEMA(AbstractEMA):
+    r"""An average over a fixed share of the run so far, however long it gets.
+
+    $$r_n = \left(1 - \frac1n\right)^{\gamma + 1}, \qquad
+      \sigma_\text{rel}^2 = \frac{\gamma + 1}{(\gamma + 2)^2 (\gamma + 3)}$$
+
+    Step $\tau$ of $n$ has a weight in proportion to $\tau^\gamma$, so half of a `PowerEMA(0.05)` is
+    over the last 4 % of the run, and half of a `PowerEMA(0.10)` over its last 8 %. The best width
+    differs from network to network and cannot be known beforehand: keep two, store checkpoints, and
+    try others afterwards with [`eqdiff.train.reconstruct`][].
+
+    Source: Karras et al. (2024), *Analyzing and Improving the Training Dynamics of Diffusion
+    Models* (EDM2), equations (123) and (127).
+    """
+
+    sigma_rel: float
+
+    def __init__(self, sigma_rel: float):
+        r"""**Arguments:**
+
+        - `sigma_rel`: the relative width $\sigma_\text{rel}$, up to $1/\sqrt{12} \approx 0.2887$,
+            the mean of all steps. EDM2 keeps 0.05 and 0.10.
+
+        **Raises:** `ValueError` for another width.
+        """
+        if not 0 < sigma_rel <= 1 / math.sqrt(12):
+            raise ValueError(
+                f"PowerEMA({sigma_rel}): expected a relative width in (0, 0.2886], such as "
+                "PowerEMA(0.05); the rate of an exponential average goes into EMAWarmup(0.9999)."
+            )
+        self.sigma_rel = float(sigma_rel)
+
+    @property
+    def gamma(self) -> float:
+        r"""The exponent $\gamma$, the largest root of equation (5) of the theory above."""
+        t = self.sigma_rel**-2
+        # (γ + 2)² (γ + 3) - t (γ + 1) = 0.
+        return float(np.max(np.roots([1, 7, 16 - t, 12 - t]).real))
+
+    def gain(self, n: Int[Array, ""]) -> Float[Array, ""]:
+        # 1 - r_n without cancellation; log1p(-1) = -inf gives the gain 1 of the first step.
+        return -jnp.expm1((self.gamma + 1) * jnp.log1p(-1 / n))
 
 
 def as_rule(rule: float | AbstractEMA) -> AbstractEMA:
