@@ -79,10 +79,11 @@ def train(config: Config, data: Dataset, run: Run, resuming: bool):
     step_fn = eqd.train.make_step(
         make_loss(config, data.levels), optimiser, mesh=mesh, accumulate=training.accumulate
     )
-    last_step = int(state.step) if resuming else None
-    tensorboard = run.folder / "tensorboard" if config.output.tensorboard else None
+    sinks = []
+    if config.output.tensorboard:
+        sinks.append(eqd.train.TensorBoard(run.folder / "tensorboard"))
     with (
-        eqd.train.MetricLog(run.metrics, last_step=last_step, tensorboard=tensorboard) as log,
+        eqd.train.MetricLog(run.metrics, last_step=int(state.step), sinks=sinks) as log,
         eqd.train.GracefulExit() as stop,
     ):
         loop = Loop(config, data, run, log, extra)

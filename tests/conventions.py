@@ -49,6 +49,8 @@ THIRD_PARTIES = {
     "optax": (frozenset(("train",)), frozenset()),
     "orbax": (frozenset(), frozenset(("train",))),
     "tensorboardX": (frozenset(), frozenset(("train",))),
+    "wandb": (frozenset(), frozenset(("train",))),
+    "matplotlib": (frozenset(), frozenset(("train",))),
     "grain": (frozenset(), frozenset(("data",))),
     "PIL": (frozenset(), frozenset(("data",))),
     "sklearn": (frozenset(), frozenset(("data", "metrics"))),

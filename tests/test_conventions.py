@@ -28,7 +28,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = read_package(ROOT)
 PAGES = {path.name: path.read_text() for path in sorted((ROOT / "docs" / "api").glob("*.md"))}
 
-EXTRAS = "grain PIL orbax sklearn tqdm safetensors matplotlib tyro tensorboardX torch"
+EXTRAS = "grain PIL orbax sklearn tqdm safetensors matplotlib tyro tensorboardX wandb torch"
 
 
 def _texts():
@@ -165,7 +165,7 @@ def test_floors_can_pass(sources):
         {"train__loader": "import grain"},
         {"metrics__fid": "import torch"},
         {"P_serialise": "import safetensors.numpy"},
-        {"train__plot": "def f():\n    import matplotlib"},
+        {"train__plot": "def f():\n    import seaborn"},
         {"P_gaussian": "from __future__ import annotations"},
     ],
 )

@@ -11,12 +11,25 @@ There is no trainer object: the loop is yours. Only checkpoints need more than O
 """
 
 from ._checkpoint import Checkpointer as Checkpointer, CheckpointError as CheckpointError
-from ._ema import AbstractEMA as AbstractEMA, EMA as EMA, EMAWarmup as EMAWarmup
+from ._ema import (
+    AbstractEMA as AbstractEMA,
+    EMA as EMA,
+    EMAWarmup as EMAWarmup,
+    HalfLife as HalfLife,
+    PowerEMA as PowerEMA,
+)
 from ._exit import GracefulExit as GracefulExit
 from ._layout import AbstractLayout as AbstractLayout, Flat as Flat, Leaves as Leaves
 from ._log import MetricLog as MetricLog, read_metrics as read_metrics
 from ._metrics import StepMetrics as StepMetrics, summarise as summarise
 from ._processes import start_processes as start_processes
+from ._reconstruct import (
+    reconstruct as reconstruct,
+    Reconstruction as Reconstruction,
+    reconstruction as reconstruction,
+    StoredAverage as StoredAverage,
+)
 from ._shard import data_mesh as data_mesh
+from ._sinks import AbstractSink as AbstractSink, TensorBoard as TensorBoard, WandB as WandB
 from ._state import init as init, TrainState as TrainState
 from ._step import make_step as make_step, make_steps as make_steps
