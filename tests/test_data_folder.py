@@ -81,7 +81,9 @@ def test_split_is_seeded_and_complete(tmp_path):
     a, b = split(0), split(0)
     assert a.test.paths == b.test.paths and len(a.test) == 3
     assert len({split(seed).test.paths for seed in range(5)}) > 1
-    assert sorted(a.train.paths + a.test.paths) == sorted(tmp_path.glob("*.png"))
+    assert sorted(map(str, a.train.paths + a.test.paths)) == sorted(
+        map(str, tmp_path.glob("*.png"))
+    )
     assert len(data.image_folder(tmp_path, test_fraction=0.01).test) == 1
 
 

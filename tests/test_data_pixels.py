@@ -85,8 +85,10 @@ GREY = np.zeros((2, 1, 4, 4), np.uint8)
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: data.ArraySource(GREY[:, 0]), r"images\[:, None\]"),
-        (lambda: data.ArraySource(GREY / 2.0), "float64"),
+        (lambda: data.ArraySource(GREY[:, 0, 0, 0]), r"images\[:, None\]"),
+        (lambda: data.ArraySource(GREY / 2.0, levels=17), "float64 images: floats pass"),
+        (lambda: data.ArraySource(GREY.astype(complex)), "complex128"),
+        (lambda: data.ArraySource(np.full((2, 3), np.nan)), "example 0 holds NaN"),
         (lambda: data.ArraySource(GREY, np.zeros(3, int)), "expected 2 integers"),
         (
             lambda: data.ArraySource(GREY + np.uint8(17), levels=17),
@@ -99,7 +101,7 @@ GREY = np.zeros((2, 1, 4, 4), np.uint8)
             "expected the same",
         ),
     ],
-    ids=["no channels", "floats", "labels", "levels", "two shapes"],
+    ids=["scalars", "floats", "complex", "NaN", "labels", "levels", "two shapes"],
 )
 def test_sources_are_refused(make, message):
     with pytest.raises(ValueError, match=message):

@@ -25,7 +25,8 @@ from pathlib import Path
 import numpy as np
 
 from .._require import require
-from ._source import ArraySource, Dataset
+from ._dataset import Dataset
+from ._source import ArraySource
 
 
 _URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"

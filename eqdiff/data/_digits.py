@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Integer
 
 from .._require import require
-from ._source import ArraySource, Dataset
+from ._dataset import Dataset
+from ._source import ArraySource
 
 
 def _stratified_test_indices(

@@ -1,6 +1,7 @@
-"""A folder of images as a data set: any formats, any sizes, with or without classes.
+"""A folder or a zip archive of images as a data set: any formats, any sizes, with or without
+classes.
 
-Files are found recursively and sorted by path, so that the seeded split is the same on every
+Files are found recursively and sorted by name, so that the seeded split is the same on every
 machine. Images are decoded when they are asked for, in the loader's threads.
 """
 
@@ -11,33 +12,37 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Integer
 
-from ._decode import decode, inspect
-from ._source import AbstractSource, Dataset
-
-
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
+from ._dataset import Dataset
+from ._decode import decode, inspect, MAX_PIXELS
+from ._files import File, Files, files_of_folder, files_of_zip, SUFFIXES, ZipMember
+from ._guess import guess
+from ._layout import AbstractLayout, EITHER, Reading, TEST, TRAIN
+from ._source import AbstractSource
 
 
 class FolderSource(AbstractSource):
     """Image files that are decoded on access."""
 
-    paths: tuple[Path, ...]
+    paths: tuple[Path | ZipMember, ...]
     labels: Integer[np.ndarray, " n"]
     resizes: bool
+    max_pixels: int
 
     def __init__(
         self,
-        paths: Sequence[Path],
+        paths: Sequence[Path | ZipMember],
         labels: Integer[np.ndarray, " n"],
         shape: tuple[int, int, int],
         *,
         resizes: bool = False,
+        max_pixels: int = MAX_PIXELS,
     ):
         """**Arguments:**
 
         - `paths`, `labels`: one file and one integer per example.
         - `shape`: `(channels, height, width)` of every image.
         - `resizes`: whether to resize images to that height and width, or to insist on it.
+        - `max_pixels`: the most pixels of a file that are decoded.
         """
         if len(paths) != len(labels):
             raise ValueError(
@@ -45,9 +50,9 @@ class FolderSource(AbstractSource):
             )
         self.paths = tuple(paths)
         self.labels = labels.astype(np.int32)
-        self.shape = shape
+        self.shape: tuple[int, int, int] = shape
         self.levels = 256
-        self.resizes = resizes
+        self.resizes, self.max_pixels = resizes, max_pixels
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -57,46 +62,22 @@ class FolderSource(AbstractSource):
     ) -> tuple[Integer[np.ndarray, "batch channels height width"], Integer[np.ndarray, " batch"]]:
         images = np.empty((len(indices), *self.shape), np.uint8)
         for image, index in zip(images, indices, strict=True):
-            image[...] = decode(self.paths[index], self.shape, resizes=self.resizes)
+            image[...] = decode(
+                self.paths[index], self.shape, resizes=self.resizes, max_pixels=self.max_pixels
+            )
         return images, self.labels[indices]
 
     def __repr__(self) -> str:
         return f"FolderSource({len(self)} images {self.shape})"
 
 
-def _find(root: Path) -> list[Path]:
-    found, visited = [], set()
-    # Data sets are often assembled from links to folders; remembering those visited breaks cycles.
-    for folder, folders, names in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in visited:
-            folders.clear()
-            continue
-        visited.add(real)
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        found += [
-            Path(folder, n)
-            for n in names
-            if n.lower().endswith(_SUFFIXES) and not n.startswith(".")
-        ]
-    return sorted(found, key=lambda path: path.relative_to(root).as_posix())
-
-
-def _classes(
-    root: Path, paths: list[Path]
-) -> tuple[Integer[np.ndarray, " n"], tuple[str, ...] | None]:
-    parts = [path.relative_to(root).parts for path in paths]
-    if any(len(p) == 1 for p in parts):
-        return np.zeros(len(paths), np.int32), None
-    number = {name: k for k, name in enumerate(sorted({p[0] for p in parts}))}
-    return np.array([number[p[0]] for p in parts], np.int32), tuple(number)
-
-
-def _common_shape(paths: list[Path], *, size: bool, channels: bool) -> tuple[int, int, int]:
+def _common_shape(
+    paths: Sequence[File], *, size: bool, channels: bool, max_pixels: int
+) -> tuple[int, int, int]:
     """The first image's shape, having checked that the others have its size and channels."""
-    first = inspect(paths[0])
+    first = inspect(paths[0], max_pixels=max_pixels)
     for path in paths[1:]:
-        shape = inspect(path)
+        shape = inspect(path, max_pixels=max_pixels)
         if size and shape[1:] != first[1:]:
             raise ValueError(
                 f"images differ in size (height x width): {paths[0]} is {first[1]}x{first[2]}, "
@@ -112,7 +93,7 @@ def _common_shape(paths: list[Path], *, size: bool, channels: bool) -> tuple[int
 
 
 def _check_arguments(
-    image_size: int | tuple[int, int] | None, channels: int | None, test_fraction: float
+    image_size: int | tuple[int, int] | None, channels: int | None, test_fraction: float | None
 ) -> tuple[int, int] | None:
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     if size is not None and min(size) < 1:
@@ -123,31 +104,84 @@ def _check_arguments(
         raise ValueError(
             f"channels={channels}: expected 1 (grey), 2 (grey, alpha), 3 (RGB), 4 (RGBA) or None"
         )
-    if not 0 <= test_fraction < 1:
+    if test_fraction is not None and not 0 <= test_fraction < 1:
         raise ValueError(
             f"test_fraction={test_fraction}: expected 0 (no test set) up to, not including, 1"
         )
     return size
 
 
+def _find(root: Path) -> Files:
+    if root.is_dir():
+        files = files_of_folder(root)
+    elif root.suffix.lower() == ".zip" and root.exists():
+        files = files_of_zip(root)
+    else:
+        raise FileNotFoundError(
+            f"{root} is not a directory: expected a folder of images, or a .zip of them"
+        )
+    if not files.names:
+        raise FileNotFoundError(f"no images in {root}: expected files named {', '.join(SUFFIXES)}")
+    return files
+
+
+def _describe(name: str, layout: AbstractLayout, guessed: bool, reading: Reading) -> str:
+    how = f"{layout}{' (guessed)' if guessed else ''}{reading.note}"
+    if reading.class_names is None:
+        return f"{name}: {how}, no classes"
+    counts = np.bincount(reading.labels, minlength=len(reading.class_names)).tolist()
+    told = [f"{c} {k}" for c, k in zip(reading.class_names, counts, strict=True) if k]
+    more = f", … and {len(told) - 12} more" if len(told) > 12 else ""
+    return f"{name}: {how}, {len(counts)} classes ({', '.join(told[:12])}{more})"
+
+
+def _split(
+    reading: Reading, test_fraction: float | None, seed: int
+) -> tuple[Integer[np.ndarray, " train"], Integer[np.ndarray, " test"]]:
+    if (reading.part != EITHER).all():
+        if test_fraction is not None:
+            raise ValueError(
+                f"test_fraction={test_fraction}: {reading.files.root} has test images of its own; "
+                "leave it out, or pass a layout= that does not divide the images"
+            )
+        return np.flatnonzero(reading.part == TRAIN), np.flatnonzero(reading.part == TEST)
+    n, fraction = len(reading.labels), 0.1 if test_fraction is None else test_fraction
+    num_test = round(fraction * n)
+    if fraction > 0:
+        num_test = min(max(num_test, 1), n - 1)
+    # RandomState's streams are frozen for good (NEP 19), and so is the split.
+    order = np.random.RandomState(seed).permutation(n)
+    return np.sort(order[num_test:]), np.sort(order[:num_test])
+
+
 def image_folder(
     directory: str | os.PathLike,
     *,
+    layout: AbstractLayout | None = None,
     image_size: int | tuple[int, int] | None = None,
     channels: int | None = None,
-    test_fraction: float = 0.1,
+    test_fraction: float | None = None,
     seed: int = 0,
+    max_pixels: int = MAX_PIXELS,
 ) -> Dataset[FolderSource]:
-    """All images of a folder and its sub-folders, 256 grey levels.
+    """All images of a folder and its sub-folders, or of a zip archive, 256 grey levels.
 
     PNG, JPEG, BMP, WebP, GIF (its first frame) and TIFF files are read; hidden files are not.
-    Photographs are rotated as their EXIF orientation says. If no image lies directly in
-    `directory`, each first-level sub-folder is a class, in alphabetical order; otherwise there are
-    no classes and every label is 0.
+    Photographs are rotated as their EXIF orientation says.
+
+    Where the classes are written is the *layout*. Without `layout` it is guessed, if there is only
+    one reasonable reading, and `dataset.description` says how, with the classes found and their
+    counts: a file `dataset.json` or `labels.csv` (`labels.jsonl`, `metadata.csv`); the folders
+    `train` and `test`; first-level sub-folders, if no image lies beside them; names such as
+    `cat_0001.png`.
+    Otherwise there are no classes and every label is 0.
 
     **Arguments:**
 
-    - `directory`: the folder.
+    - `directory`: the folder, or a `.zip` file, from which images are read without unpacking it.
+    - `layout`: [`eqdiff.data.ClassFolders`][], [`eqdiff.data.FileNames`][],
+        [`eqdiff.data.DatasetJSON`][], [`eqdiff.data.LabelFile`][], [`eqdiff.data.Unlabelled`][] or
+        [`eqdiff.data.TrainTestFolders`][]. By default it is guessed.
     - `image_size`: the side of a square, or `(height, width)`, in pixels. Images are halved with a
         box filter, resized bicubically and cropped at the centre, as in the official code. By
         default they keep their size, which must then be the same for all.
@@ -156,7 +190,9 @@ def image_folder(
         composited over white. 16-bit grey values become the nearest 8-bit ones; palettes become
         colours.
     - `test_fraction`: the share of test images, drawn at random; at least one image unless it is 0.
+        By default a tenth. Not where the layout has test images of its own.
     - `seed`: of the split.
+    - `max_pixels`: the most pixels of a file that are decoded, so that no file fills the memory.
 
     If both `image_size` and `channels` are given, no file is opened until it is needed, which saves
     a scan of all headers in a large folder.
@@ -164,37 +200,41 @@ def image_folder(
     **Returns:** a [`eqdiff.data.Dataset`][] whose images are decoded on access.
 
     **Raises:** `FileNotFoundError` for a missing or empty folder; `ValueError` for images that
-    differ, naming two of them and the argument to write; `ValueError` for a damaged image, naming
-    it, when it is reached.
+    differ, naming two of them and the argument to write, and for a folder with two readings, naming
+    both; [`eqdiff.data.DamagedFileError`][], a `ValueError`, for a damaged image, naming it, when
+    it is reached.
     """
     root = Path(directory).expanduser()
     size = _check_arguments(image_size, channels, test_fraction)
-    if not root.is_dir():
-        raise FileNotFoundError(f"{root} is not a directory: expected a folder of images")
-    paths = _find(root)
-    if not paths:
-        raise FileNotFoundError(f"no images in {root}: expected files named {', '.join(_SUFFIXES)}")
-    labels, class_names = _classes(root, paths)
+    files = _find(root)
+    guessed = layout is None
+    layout = guess(files) if layout is None else layout
+    reading = layout.read(files)
+    train, test = _split(reading, test_fraction, seed)
+    paths, labels = reading.files.files, reading.labels
     if size is None or channels is None:
-        found = _common_shape(paths, size=size is None, channels=channels is None)
+        found = _common_shape(
+            paths, size=size is None, channels=channels is None, max_pixels=max_pixels
+        )
         shape = (channels or found[0], *(size or found[1:]))
     else:
         shape = (channels, *size)
-    num_test = round(test_fraction * len(paths))
-    if test_fraction > 0:
-        num_test = min(max(num_test, 1), len(paths) - 1)
-    # RandomState's streams are frozen for good (NEP 19), and so is the split.
-    order = np.random.RandomState(seed).permutation(len(paths))
 
-    def part(indices: Integer[np.ndarray, " part"]) -> FolderSource:
-        chosen = np.sort(indices)
+    def part(chosen: Integer[np.ndarray, " part"]) -> FolderSource:
         return FolderSource(
-            [paths[i] for i in chosen], labels[chosen], shape, resizes=size is not None
+            [paths[i] for i in chosen],
+            labels[chosen],
+            shape,
+            resizes=size is not None,
+            max_pixels=max_pixels,
         )
 
+    name = root.resolve().name
+    counts = f"; {len(train)} training and {len(test)} test images {shape}"
     return Dataset(
-        name=root.resolve().name,
-        train=part(order[num_test:]),
-        test=part(order[:num_test]),
-        class_names=class_names,
+        name=name,
+        train=part(train),
+        test=part(test),
+        class_names=reading.class_names,
+        description=_describe(name, layout, guessed, reading) + counts,
     )

@@ -1,28 +1,34 @@
 r"""Batches in a random order that can be resumed exactly.
 
 The order is one endless *stream*: epoch after epoch, each a fresh permutation of the data set. The
-example at position $p$ of the stream, and whether it is flipped, depends on $(p, \text{seed})$
-alone,
+example at position $p$ of the stream, and how it is flipped or augmented, depends on $(p,
+\text{seed})$ alone,
 
 $$\text{index}(p) = \pi_{\lfloor p / n \rfloor}(p \bmod n), \tag{1}$$
 
 with $\pi_e$ a pseudo-random permutation that is evaluated pointwise (grain's index shuffle: no
 table of $n$ entries). Process $i$ of $m$ reads positions $i, i + m, i + 2m, \dots$, so that the
 processes' $k$-th batches together are the $k$-th window of the stream, whatever $m$. The whole
-state of a loader is therefore one number, its position.
+state of a loader is therefore one number, its position. A damaged example is replaced by the next
+one of the source that is whole, which depends on nothing else either.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float32, Int, Int32
+from jaxtyping import Int
 
 from .._require import require
-from ._pixels import normalise
+from ..nn import Conditions
+from ._adapters import as_source
+from ._augment import AbstractAugmentation
+from ._damaged import Skipping
+from ._dataset import network_input, network_labels
 from ._source import AbstractSource, ArraySource
+from ._stream import coin
 
 
 # grain computes lengths in float64 and overflows at its own "infinite" length when batches hold one
@@ -30,22 +36,8 @@ from ._source import AbstractSource, ArraySource
 _ENDLESS = 2**53
 
 
-def _coin(seed: int, positions: Int[np.ndarray, " batch"]) -> Bool[np.ndarray, " batch"]:
-    """A fair coin per position of the stream: the top bit of SplitMix64 (Steele, Lea & Flood 2014).
-
-    A counter-based generator gives each position its coin whatever the batch size and wherever one
-    resumes.
-    """
-    key = np.random.SeedSequence([seed, 1]).generate_state(1, np.uint64)
-    z = key + positions.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return (z ^ (z >> np.uint64(31))) >> np.uint64(63) == 1
-
-
 def _concatenate(parts):
-    images, labels = zip(*parts, strict=True)
-    return np.concatenate(images), np.concatenate(labels)
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 
 class Loader:
@@ -59,13 +51,18 @@ class Loader:
         seed: int,
         shuffle: bool,
         epochs: int | None,
+        drop_last: bool,
         horizontal_flip: bool,
+        augment: AbstractAugmentation | None,
+        skip_damaged: int,
         process_index: int,
         process_count: int,
         num_threads: int,
     ):
         self._source = source
+        self._examples = Skipping(source, skip_damaged)
         self._batch_size = batch_size
+        self._augment = augment
         # What the stream depends on, as plain Python values, which the state hands on to JSON.
         self._order = {
             "length": len(source),
@@ -73,7 +70,10 @@ class Loader:
             "shuffle": bool(shuffle),
             "horizontal_flip": bool(horizontal_flip),
         }
+        if augment is not None:
+            self._order["augment"] = repr(augment)
         self._end = None if epochs is None else epochs * len(source)
+        self._drop_last = drop_last
         self._process_index = process_index
         self._process_count = process_count
         self._num_threads = num_threads
@@ -82,13 +82,26 @@ class Loader:
 
     def _batch(
         self, positions: Int[np.ndarray, " batch"], indices: Int[np.ndarray, " batch"]
-    ) -> tuple[Float32[np.ndarray, "batch channels height width"], Int32[np.ndarray, " batch"]]:
-        images, labels = self._source.take(indices)
-        images = normalise(images, levels=self._source.levels)
+    ) -> tuple[Any, Any]:
+        examples, labels = self._examples.take(indices)
+        x, labels = network_input(examples, self._source.levels), network_labels(labels)
+        if x is examples or x.base is not None:
+            x = x.copy()  # The user's own floats are not ours to flip.
         if self._order["horizontal_flip"]:
-            flips = _coin(self._order["seed"], positions)
-            images[flips] = images[flips][..., ::-1]
-        return images, labels.astype(np.int32)
+            flips = coin(self._order["seed"], positions)
+            x[flips] = x[flips][..., ::-1]
+        if self._augment is None:
+            return x, labels
+        x, parameters = self._augment(x, seed=self._order["seed"], positions=positions)
+        return x, Conditions(labels, parameters)
+
+    def _last(self) -> int:
+        """The position where these epochs end, for all processes together."""
+        if self._end is None:
+            return _ENDLESS
+        # Equally many for every process, or a parallel job's last step would never end.
+        whole = self._process_count * (self._batch_size if self._drop_last else 1)
+        return self._position + (self._end - self._position) // whole * whole
 
     def _start(self) -> Iterator:
         """grain's pipeline from the current position on."""
@@ -110,11 +123,7 @@ class Loader:
             hashed = np.random.SeedSequence([self._order["seed"], 0]).generate_state(1)
             indices = indices.shuffle(seed=int(hashed[0]))
         indices = indices.repeat()
-        end = _ENDLESS
-        if self._end is not None:
-            # Equally many for every process, or a parallel job's last step would never end.
-            end = self._position + (self._end - self._position) // count * count
-        batches = indices[begin:end:count].batch(chunk).map_with_index(gather)
+        batches = indices[begin : self._last() : count].batch(chunk).map_with_index(gather)
         options = grain.ReadOptions(
             num_threads=self._num_threads,
             prefetch_buffer_size=max(ahead, self._num_threads) if self._num_threads else 0,
@@ -127,17 +136,20 @@ class Loader:
     def __iter__(self) -> "Loader":
         return self
 
-    def __next__(
-        self,
-    ) -> tuple[Float32[np.ndarray, "batch channels height width"], Int32[np.ndarray, " batch"]]:
-        """The next batch: images in [-1, 1] and their labels."""
+    def __next__(self) -> tuple[Any, Any]:
+        """The next batch: examples as a network sees them (images in [-1, 1]), and their labels."""
         if self._iterator is None:
             self._iterator = self._start()
         batch = next(self._iterator)
-        self._position += len(batch[1]) * self._process_count
+        self._position += len(batch[0]) * self._process_count
         return batch
 
-    def get_state(self) -> dict[str, int | bool]:
+    @property
+    def damaged(self) -> tuple[str, ...]:
+        """What was skipped so far: a message for each damaged example, which names its file."""
+        return tuple(self._examples.found.values())
+
+    def get_state(self) -> dict[str, Any]:
         """What to save in order to continue from here: a small JSON-serialisable dictionary.
 
         `position` counts the examples that all processes together have taken. The other entries say
@@ -146,7 +158,7 @@ class Loader:
         """
         return {"position": self._position, **self._order}
 
-    def set_state(self, state: dict[str, int | bool]) -> None:
+    def set_state(self, state: Mapping[str, Any]) -> None:
         """Continues from a saved state, here or in another loader of the same stream.
 
         The batch size and the number of processes may differ from those of the loader that saved
@@ -157,29 +169,30 @@ class Loader:
         - `state`: what `get_state` returned.
 
         **Raises:** `ValueError` if the state belongs to another stream (another data set, seed,
-        shuffle or flip), or lies beyond the last epoch.
+        shuffle, flip or augmentation), or lies beyond the last epoch.
         """
         expected = {"position", *self._order}
-        if set(state) != expected:
+        if set(state) - {"augment"} != expected - {"augment"}:
             raise ValueError(
                 f"the state has entries {sorted(state)}, expected {sorted(expected)}: "
                 "pass what get_state() of a Loader returned"
             )
-        for name, value in self._order.items():
-            if state[name] != value:
+        for name in ("length", "seed", "shuffle", "horizontal_flip", "augment"):
+            saved, here = state.get(name), self._order.get(name)
+            if saved != here:
                 raise ValueError(
-                    f"the state was saved by a loader with {name}={state[name]}, this one has "
-                    f"{name}={value}: the order of examples would differ; make the loader with the "
+                    f"the state was saved by a loader with {name}={saved}, this one has "
+                    f"{name}={here}: the order of examples would differ; make the loader with the "
                     "same arguments"
                 )
-        end = self._end
-        if state["position"] < 0 or (end is not None and state["position"] > end):
+        position, end = int(state["position"]), self._end
+        if position < 0 or (end is not None and position > end):
             raise ValueError(
-                f"the state is at position {state['position']}, but these epochs end at {end}: "
+                f"the state is at position {position}, but these epochs end at {end}: "
                 "pass more epochs="
             )
         self.close()
-        self._position = state["position"]
+        self._position = position
 
     def close(self) -> None:
         """Ends the loader's threads. Iterating again starts new ones, at the same position."""
@@ -188,14 +201,51 @@ class Loader:
         self._iterator = None
 
 
-def loader(
+def _check_numbers(
     source: AbstractSource,
+    batch_size: int,
+    seed: int,
+    epochs: int | None,
+    skip_damaged: int,
+    num_threads: int | None,
+) -> None:
+    if len(source) == 0:
+        raise ValueError(
+            f"{source} has no examples: pass test_size= or test_fraction= above 0 to have a test "
+            "set"
+        )
+    if batch_size < 1 or (epochs is not None and epochs < 1) or seed < 0:
+        raise ValueError(
+            f"batch_size={batch_size}, epochs={epochs}, seed={seed}: expected a batch size of at "
+            "least 1, at least 1 epoch (or None for endless) and a seed of at least 0"
+        )
+    if skip_damaged < 0:
+        raise ValueError(
+            f"skip_damaged={skip_damaged}: expected how many damaged examples to skip, at least 0"
+        )
+    if num_threads is not None and num_threads < 0:
+        raise ValueError(f"num_threads={num_threads}: expected at least 0, or None")
+
+
+def _check_flip(shape: tuple[int, ...]) -> None:
+    if len(shape) < 3:
+        raise ValueError(
+            f"horizontal_flip=True for examples of shape {shape}: expected images (channels, "
+            "height, width) or volumes, whose last axis is a width; leave it out"
+        )
+
+
+def loader(
+    source: Any,
     batch_size: int,
     *,
     seed: int,
     shuffle: bool = True,
     epochs: int | None = None,
+    drop_last: bool = False,
     horizontal_flip: bool = False,
+    augment: AbstractAugmentation | None = None,
+    skip_damaged: int = 0,
     process_index: int | None = None,
     process_count: int | None = None,
     num_threads: int | None = None,
@@ -212,63 +262,67 @@ def loader(
 
     **No example is dropped or repeated within an epoch.** Without `epochs` batches run on across
     the end of an epoch, so all are full, and may be larger than the data set. With `epochs` the
-    very last batch holds what is left and may be smaller; only if the examples do not divide by the
-    number of processes are the last ones (fewer than `process_count`) left out, so that all
-    processes see batches of the same sizes.
+    very last batch holds what is left and may be smaller, or is left out with `drop_last`; only if
+    the examples do not divide by the number of processes are the last ones (fewer than
+    `process_count`) left out, so that all processes see batches of the same sizes.
 
     **Arguments:**
 
-    - `source`: of labelled images, such as `dataset.train`; wrap your own arrays in
-        [`eqdiff.data.ArraySource`][].
+    - `source`: of labelled examples, such as `dataset.train`. Or what
+        [`eqdiff.data.as_source`][] makes one of: a NumPy array, a tuple `(array, labels)`, a
+        `datasets.Dataset` of Hugging Face, any random-access source of grain.
     - `batch_size`: examples per batch of *this process*.
-    - `seed`: of the shuffle and of the flips, a non-negative integer.
+    - `seed`: of the shuffle, the flips and the augmentation, a non-negative integer.
     - `shuffle`: whether to permute the examples, anew in each epoch; otherwise they come in the
         source's order.
     - `epochs`: how many times to go through the data; `None` for endless.
+    - `drop_last`: whether to leave out the last batch of the last epoch where it is not full: what
+        microbatches (`accumulate`) and a mesh of devices want, which divide a batch.
     - `horizontal_flip`: whether to mirror each image left to right with probability one half.
+    - `augment`: an [`eqdiff.data.AbstractAugmentation`][]. The labels are then
+        [`eqdiff.nn.Conditions`][] of the labels and of the augmentation's parameters.
+    - `skip_damaged`: how many damaged examples to skip at most, each named in a warning and in
+        `Loader.damaged`. The next whole example of the source takes its place, so that resumption
+        stays exact. By default the first one is an error.
     - `process_index`, `process_count`: which share of the stream to read; by default
         `jax.process_index()` and `jax.process_count()`.
     - `num_threads`: the threads that work ahead, about two batches; with 0 each batch is made when
-        it is asked for. The order is the same. Default: 0 for an [`eqdiff.data.ArraySource`][],
-        else the number of CPUs, at most 16.
+        it is asked for. The order is the same. Default: 0 for an [`eqdiff.data.ArraySource`][]
+        without augmentation, else the number of CPUs, at most 16.
 
     **Returns:** a [`eqdiff.data.Loader`][].
 
     **Raises:** `ImportError` without grain, from the first batch; `TypeError` for another source;
-    `ValueError` for an empty one and for numbers outside these ranges.
+    `ValueError` for an empty one, for numbers outside these ranges, and for a flip or an
+    augmentation that examples of this shape do not have;
+    [`eqdiff.data.DamagedFileError`][], a `ValueError`, from a batch with one damaged example too
+    many.
     """
-    if not isinstance(source, AbstractSource):
-        raise TypeError(
-            f"source is a {type(source).__name__}, expected an eqdiff.data.AbstractSource: pass "
-            "dataset.train, or write ArraySource(images, labels)"
-        )
-    if len(source) == 0:
-        raise ValueError(
-            f"{source} has no examples: pass test_size= or test_fraction= above 0 to have a test "
-            "set"
-        )
-    if batch_size < 1 or (epochs is not None and epochs < 1) or seed < 0:
-        raise ValueError(
-            f"batch_size={batch_size}, epochs={epochs}, seed={seed}: expected a batch size of at "
-            "least 1, at least 1 epoch (or None for endless) and a seed of at least 0"
-        )
+    source = as_source(source)
+    _check_numbers(source, batch_size, seed, epochs, skip_damaged, num_threads)
+    if horizontal_flip:
+        _check_flip(source.shape)
+    if augment is not None:
+        augment.check(source.shape)
     index = jax.process_index() if process_index is None else process_index
     count = jax.process_count() if process_count is None else process_count
     if not 0 <= index < count:
         raise ValueError(
             f"process_index={index}, process_count={count}: expected an index from 0 to {count - 1}"
         )
-    if num_threads is not None and num_threads < 0:
-        raise ValueError(f"num_threads={num_threads}: expected at least 0, or None")
     if num_threads is None:
-        num_threads = 0 if isinstance(source, ArraySource) else min(16, os.cpu_count() or 1)
+        instant = isinstance(source, ArraySource) and augment is None
+        num_threads = 0 if instant else min(16, os.cpu_count() or 1)
     return Loader(
         source,
         batch_size,
         seed=seed,
         shuffle=shuffle,
         epochs=epochs,
+        drop_last=drop_last,
         horizontal_flip=horizontal_flip,
+        augment=augment,
+        skip_damaged=skip_damaged,
         process_index=index,
         process_count=count,
         num_threads=num_threads,

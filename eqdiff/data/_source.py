@@ -1,28 +1,39 @@
-"""Data sets and their sources: labelled integer images by index.
+"""Sources: labelled examples of one shape, by index.
 
 Sources follow grain's random-access protocol (`len(source)`, `source[i]`), so any grain pipeline
 takes them. They also give many examples at once, since gathering a batch from an array in one go is
 what makes an in-memory loader fast.
+
+An example has any shape: an image `(channels, height, width)`, a signal `(channels, length)`, a
+volume `(channels, depth, height, width)`, a vector `(d,)`. It holds either integers, *levels* of a
+grid that a loader maps onto [-1, 1], or floats, which nobody changes: their scale is the user's.
 """
 
 import abc
-import dataclasses
-from typing import Generic, TypeVar
 
 import numpy as np
-from jaxtyping import ArrayLike, Float32, Integer, Shaped, UInt8
+from jaxtyping import Integer, Shaped
 
-from ._pixels import check_levels, normalise, to_uint8
+from ._pixels import check_levels
+
+
+class DamagedFileError(ValueError):
+    """An example cannot be read: its file is damaged, gone, or not what it was.
+
+    A source of your own raises it, with a message that names the file, for what
+    `eqd.data.loader(skip_damaged=)` may skip.
+    """
 
 
 class AbstractSource(abc.ABC):
-    """Base class of all sources of labelled images. Subclass it to bring your own.
+    """Base class of all sources of labelled examples. Subclass it to bring your own.
 
-    `shape` is the `(channels, height, width)` of every image, `levels` the number of grey levels.
+    `shape` is the shape of every example, such as `(channels, height, width)`; `levels` the number
+    of grey levels of integers, or `None` where examples are floats.
     """
 
-    shape: tuple[int, int, int]
-    levels: int
+    shape: tuple[int, ...]
+    levels: int | None
 
     @abc.abstractmethod
     def __len__(self) -> int:
@@ -31,128 +42,112 @@ class AbstractSource(abc.ABC):
     @abc.abstractmethod
     def take(
         self, indices: Integer[np.ndarray, " batch"]
-    ) -> tuple[Integer[np.ndarray, "batch channels height width"], Integer[np.ndarray, " batch"]]:
+    ) -> tuple[Shaped[np.ndarray, "batch ..."], Shaped[np.ndarray, "batch ..."]]:
         """Gathers examples by index.
 
         **Arguments:**
 
         - `indices`: each between 0 and `len(self) - 1`.
 
-        **Returns:** integer images `(batch, channels, height, width)` and integer labels
-        `(batch,)`.
+        **Returns:** examples `(batch, *shape)`, integers or floats as `levels` says, and labels
+        `(batch,)`, or other conditions of a leading axis `batch`.
+
+        **Raises:** [`eqdiff.data.DamagedFileError`][] for an example that cannot be read.
         """
 
-    def __getitem__(self, index: int) -> tuple[Integer[np.ndarray, "channels height width"], int]:
-        """One image `(channels, height, width)` and its label."""
+    def __getitem__(self, index: int) -> tuple[Shaped[np.ndarray, "..."], object]:
+        """One example and its label."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} of a source with {len(self)} examples")
-        images, labels = self.take(np.array([index % len(self)]))
-        return images[0], int(labels[0])
+        examples, labels = self.take(np.array([index % len(self)]))
+        label = labels[0]
+        return examples[0], int(label) if np.ndim(
+            label
+        ) == 0 and label.dtype.kind in "iu" else label
+
+
+def _check_range(examples: Shaped[np.ndarray, "..."], levels: int) -> None:
+    if examples.size and not (examples.dtype == np.uint8 and levels >= 256):
+        low, high = int(examples.min()), int(examples.max())
+        if low < 0 or high >= levels:
+            raise ValueError(
+                f"images hold grey levels from {low} to {high}, expected 0 to {levels - 1}: "
+                f"pass levels={high + 1} or more if they are right"
+            )
+
+
+def _check_finite(examples: Shaped[np.ndarray, "..."]) -> None:
+    # In parts: a mask of everything would need a quarter of the memory again.
+    step = max(1, 2**22 // max(1, int(np.prod(examples.shape[1:]))))
+    for start in range(0, len(examples), step):
+        good = np.isfinite(examples[start : start + step]).reshape(len(examples[start:][:step]), -1)
+        if not good.all():
+            at = start + int(np.argmin(good.all(axis=1)))
+            raise ValueError(f"example {at} holds NaN or infinity, expected finite floats")
 
 
 class ArraySource(AbstractSource):
-    """Images and labels that are held in memory."""
+    """Examples and labels that are held in memory (or in a memory-mapped array)."""
 
-    images: Integer[np.ndarray, "n channels height width"]
-    labels: Integer[np.ndarray, " n"]
+    images: Shaped[np.ndarray, "n ..."]
+    labels: Shaped[np.ndarray, "n ..."]
 
     def __init__(
         self,
         images: Shaped[np.ndarray, "..."],
         labels: Shaped[np.ndarray, "..."] | None = None,
         *,
-        levels: int = 256,
+        levels: int | None = None,
     ):
         """**Arguments:**
 
-        - `images`: integers `(n, channels, height, width)` from 0 to `levels - 1`. Not copied.
-        - `labels`: integers `(n,)`; all 0 if not given.
-        - `levels`: the number of grey levels.
+        - `images`: `(n, *shape)` with examples of any shape: images `(n, channels, height,
+            width)`, signals `(n, channels, length)`, vectors `(n, d)`. Integers from 0 to `levels -
+            1`, which a loader maps onto [-1, 1], or floats, which it passes on unchanged, as
+            float32: scale them before. Not copied.
+        - `labels`: integers `(n,)`, or other conditions (floats or integers) of a leading axis
+            `n`; all 0 if not given.
+        - `levels`: the number of grey levels of integers, by default 256; 65536 for 16 bits. Not
+            for floats.
         """
-        check_levels(levels)
-        if images.ndim != 4 or images.dtype.kind not in "iu":
+        images = np.asarray(images)
+        if images.ndim < 2 or images.dtype.kind not in "iuf":
             raise ValueError(
-                f"images are {images.dtype} of shape {images.shape}, expected integers (n, "
-                "channels, height, width); for grey images (n, height, width) write images[:, "
-                "None]"
+                f"images are {images.dtype} of shape {images.shape}, expected integers or floats "
+                "(n, *shape), such as (n, channels, height, width); for grey images (n, height, "
+                "width) write images[:, None]"
             )
         if labels is None:
             labels = np.zeros(len(images), np.int32)
-        if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
+        labels = np.asarray(labels)
+        if labels.shape[:1] != images.shape[:1] or labels.dtype.kind not in "iuf":
             raise ValueError(
                 f"labels are {labels.dtype} of shape {labels.shape}, expected {len(images)} "
-                "integers, one per image"
+                "integers, one per image (or other conditions, with one row per image)"
             )
-        if images.size and not (images.dtype == np.uint8 and levels >= 256):
-            low, high = int(images.min()), int(images.max())
-            if low < 0 or high >= levels:
+        if images.dtype.kind == "f":
+            if levels is not None:
                 raise ValueError(
-                    f"images hold grey levels from {low} to {high}, expected 0 to {levels - 1}: "
-                    f"pass levels={high + 1} or more if they are right"
+                    f"levels={levels} with {images.dtype} images: floats pass through unchanged "
+                    "and have no levels; scale them yourself and leave it out, or pass integers"
                 )
+            _check_finite(images)
+        else:
+            levels = 256 if levels is None else levels
+            check_levels(levels)
+            _check_range(images, levels)
         self.images = images
-        self.labels = labels.astype(np.int32)
+        self.labels = labels.astype(np.float32 if labels.dtype.kind == "f" else np.int32)
         self.levels = levels
-        self.shape = (images.shape[1], images.shape[2], images.shape[3])
+        self.shape = images.shape[1:]
 
     def __len__(self) -> int:
         return len(self.images)
 
     def take(
         self, indices: Integer[np.ndarray, " batch"]
-    ) -> tuple[Integer[np.ndarray, "batch channels height width"], Integer[np.ndarray, " batch"]]:
-        return self.images[indices], self.labels[indices]
+    ) -> tuple[Shaped[np.ndarray, "batch ..."], Shaped[np.ndarray, "batch ..."]]:
+        return np.asarray(self.images[indices]), self.labels[indices]
 
     def __repr__(self) -> str:
         return f"ArraySource({len(self)} images {self.shape}, levels={self.levels})"
-
-
-_Source = TypeVar("_Source", bound=AbstractSource)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Dataset(Generic[_Source]):
-    """Training and test images of one shape and one number of grey levels.
-
-    **Fields:**
-
-    - `name`: for logs and file names.
-    - `train`, `test`: sources, `source[i] -> (image, label)`. `test` may be empty.
-    - `class_names`: the name of each label, or `None` where images carry no class (their labels are
-        all 0).
-    """
-
-    name: str
-    train: _Source
-    test: _Source
-    class_names: tuple[str, ...] | None = None
-
-    def __post_init__(self):
-        if self.train.shape != self.test.shape or self.train.levels != self.test.levels:
-            raise ValueError(
-                f"train images are {self.train.shape} with {self.train.levels} levels but test "
-                f"images are {self.test.shape} with {self.test.levels}: expected the same"
-            )
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """`(channels, height, width)` of every image."""
-        return self.train.shape
-
-    @property
-    def levels(self) -> int:
-        """The number of grey levels: 256 for 8-bit images."""
-        return self.train.levels
-
-    @property
-    def num_classes(self) -> int | None:
-        """The number of classes, or `None` where images carry no class."""
-        return None if self.class_names is None else len(self.class_names)
-
-    def normalise(self, image: Shaped[ArrayLike, "..."]) -> Float32[np.ndarray, "..."]:
-        """[`eqdiff.data.normalise`][] with this data set's levels."""
-        return normalise(image, levels=self.levels)
-
-    def to_uint8(self, x: Shaped[ArrayLike, "..."]) -> UInt8[np.ndarray, "..."]:
-        """[`eqdiff.data.to_uint8`][] with this data set's levels."""
-        return to_uint8(x, levels=self.levels)
