@@ -4,8 +4,10 @@ import contextlib
 import hashlib
 import http.server
 import io
+import socket
 import tarfile
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -205,17 +207,102 @@ def test_members_that_climb_out_are_not_written(tmp_path):
     assert len(data.cifar10(tmp_path / "a" / "b", download=False).train) == 15
 
 
-def test_cifar10_downloads_when_there_is_nothing(tmp_path, monkeypatch):
+def test_cifar10_downloads_into_the_cache_alone(tmp_path, monkeypatch):
     asked = []
 
-    def fetch(directory):
-        asked.append(directory)
-        write(tmp_path / FOLDER, files())
-        return tmp_path / FOLDER
+    def fetch():
+        asked.append(True)
+        write(tmp_path / "cache" / "eqdiff" / FOLDER, files())
+        return tmp_path / "cache" / "eqdiff" / FOLDER
 
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("eqdiff.data._cifar10.fetch_cifar10", fetch)
     with pytest.raises(FileNotFoundError, match=r"fetch_cifar10\(directory\)"):
-        data.cifar10(tmp_path, download=False)
-    assert len(data.cifar10(tmp_path).train) == 15
-    assert len(data.cifar10(tmp_path).train) == 15
-    assert asked == [tmp_path]
+        data.cifar10(download=False)
+    # A folder that was named for reading is never written into.
+    with pytest.raises(FileNotFoundError, match=r"or none to download it into the user's cache"):
+        data.cifar10(tmp_path)
+    assert list(tmp_path.iterdir()) == [] and asked == []
+    assert len(data.cifar10().train) == 15
+    assert len(data.cifar10().train) == 15
+    assert asked == [True]
+
+
+@contextlib.contextmanager
+def answer(*parts, pause=0.0):
+    """A server that sends bytes as they are, part by part, and then nothing more."""
+    stop = threading.Event()
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def run():
+        connection, _ = listener.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.recv(65536)
+            for part in parts:
+                connection.sendall(part)
+                if stop.wait(pause):
+                    return
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/cifar.tar.gz"
+    finally:
+        stop.set()
+        thread.join()
+        listener.close()
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+HOSTILE = {
+    "drip": ([OK + b"Content-Length: 999\r\n\r\n"] + [b"x"] * 999, 0.05, "not done after 0.4 s"),
+    "drip in the headers": ([OK, *([b"X"] * 999)], 0.05, "not done after 0.4 s"),
+    "announced size": ([OK + b"Content-Length: 268435457\r\n\r\n"], 0, "announces 268435457 bytes"),
+    "no number": ([OK + b"Content-Length: 1e9\r\n\r\n"], 0, "Content-Length '1e9', expected a num"),
+    "bad redirect": (
+        [b"HTTP/1.1 302 Found\r\nLocation: http://[x\r\n\r\n"],
+        0,
+        "could not download",
+    ),
+    "other scheme": (
+        [b"HTTP/1.1 302 Found\r\nLocation: file:///etc/hostname\r\n\r\n"],
+        0,
+        "could not download",
+    ),
+    "no HTTP": ([b"\x00\xff\r\n\r\n"], 0, "could not download"),
+    "endless headers": ([OK + b"A: b\r\n" * 200], 0, "more than 100 headers"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_servers_end_in_a_sentence(tmp_path, case):
+    parts, pause, message = HOSTILE[case]
+    began = time.monotonic()
+    with answer(*parts, pause=pause) as url:
+        with pytest.raises(data.DownloadError, match=message):
+            data.fetch_cifar10(tmp_path / "new", url=url, total_timeout=0.4, progress=False)
+    assert time.monotonic() - began < 3 and list(tmp_path.iterdir()) == []
+
+
+def test_sizes_and_rates_are_bounded(tmp_path, monkeypatch):
+    def refused(message, **options):
+        with pytest.raises(data.DownloadError, match=message):
+            data.fetch_cifar10(tmp_path, progress=False, **options)
+        assert list(tmp_path.iterdir()) == []
+
+    monkeypatch.setattr("eqdiff.data._download._WINDOW", 0.1)
+    with answer(OK + b"\r\n", *([b"x" * 10] * 99), pause=0.02) as url:
+        refused("least rate of 5000 bytes/s", url=url, min_rate=5000.0)
+    monkeypatch.setattr("eqdiff.data._cifar10._MOST_BYTES", 100_000)
+    # Without a length, so that only counting tells.
+    with answer(OK + b"\r\n", bytes(100_001)) as url:
+        refused("sent more than the 100000 bytes", url=url)
+    # 2 MB that unpack to as much as one likes: not read beyond the limit.
+    bomb = archive(files(), [("bomb", bytes(2**22))])
+    assert len(bomb) < 100_000
+    with serve(bomb) as url:
+        refused("unpacks to more than the 100000 bytes", url=url, md5=md5(bomb))
+    monkeypatch.setattr("eqdiff.data._cifar10._MOST_BYTES", 2**28)
+    large = archive(files() | {NAMES[2]: bytes(10_000 * 3073 + 1)})
+    with serve(large) as url:
+        refused("data_batch_3.bin has 30730001 bytes, more than", url=url, md5=md5(large))

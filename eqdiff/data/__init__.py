@@ -14,12 +14,12 @@ from ._adapters import as_source as as_source, RandomAccessSource as RandomAcces
 from ._augment import AbstractAugmentation as AbstractAugmentation
 from ._cifar10 import (
     cifar10 as cifar10,
-    DownloadError as DownloadError,
     fetch_cifar10 as fetch_cifar10,
     find_cifar10 as find_cifar10,
 )
 from ._dataset import Dataset as Dataset
 from ._digits import digits as digits
+from ._download import DownloadError as DownloadError
 from ._folder import FolderSource as FolderSource, image_folder as image_folder
 from ._guess import TrainTestFolders as TrainTestFolders
 from ._layout import (

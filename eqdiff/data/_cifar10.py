@@ -6,32 +6,28 @@ green and 1,024 blue pixels in row-major order (Krizhevsky 2009,
 hold fewer, so that a subset reads like the whole.
 
 A download is all or nothing. It happens in a temporary folder next to the target: the archive is
-checked against its MD5, only files with known names are extracted, and one rename makes the result
-visible. An interrupted or refused download, a wrong archive or a full disk leave the directory as
-it was.
+checked against its MD5, only files with known names and sizes are extracted, and one rename makes
+the result visible. An interrupted or refused download, a wrong archive or a full disk leave the
+directory as it was.
 """
 
 import contextlib
-import hashlib
-import http.client
 import os
 import shutil
-import tarfile
 import tempfile
-import urllib.request
-import zlib
 from pathlib import Path
 
 import numpy as np
 
-from .._require import require
 from ._dataset import Dataset
+from ._download import cache_directory, download as download_file, DownloadError, unpack
 from ._source import ArraySource
 
 
 _URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 _MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
-_CHUNK = 1 << 16
+# The official archive has 170 MB and unpacks to 185 MB.
+_MOST_BYTES = 2**28
 
 _FOLDER = "cifar-10-batches-bin"
 _TRAIN = tuple(f"data_batch_{k}.bin" for k in range(1, 6))
@@ -41,14 +37,8 @@ _CLASSES = "airplane automobile bird cat deer dog frog horse ship truck"
 _RECORD = 1 + 3 * 32 * 32
 
 
-def _default_directory() -> Path:
-    """`eqdiff` in the user's cache directory (XDG Base Directory Specification)."""
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "eqdiff"
-
-
 def _locate(directory: str | os.PathLike | None) -> tuple[Path, list[str]]:
-    root = _default_directory() if directory is None else Path(directory).expanduser()
+    root = cache_directory() if directory is None else Path(directory).expanduser()
     found = {c: [n for n in _FILES if not (c / n).is_file()] for c in (root, root / _FOLDER)}
     folder = min(found, key=lambda c: len(found[c]))
     return folder, found[folder]
@@ -57,8 +47,8 @@ def _locate(directory: str | os.PathLike | None) -> tuple[Path, list[str]]:
 def _missing_message(folder: Path, missing: list[str]) -> str:
     return (
         f"no complete CIFAR-10 in {folder}: missing {', '.join(missing)}. Pass the directory that "
-        f"holds {_FOLDER}, or download it into an empty one with "
-        "eqdiff.data.fetch_cifar10(directory)"
+        f"holds {_FOLDER}, or none to download it into the user's cache, or download it into an "
+        "empty one with eqdiff.data.fetch_cifar10(directory)"
     )
 
 
@@ -112,42 +102,11 @@ def _read(folder: Path, names: tuple[str, ...]) -> ArraySource:
     return ArraySource(images, labels)
 
 
-class DownloadError(ConnectionError):
-    """A download failed: no connection, an interrupted one, or not the file that was expected."""
-
-
-def _save(response, path: Path, *, progress: bool) -> tuple[str, int]:
-    length = response.headers.get("Content-Length")
-    digest, size = hashlib.md5(usedforsecurity=False), 0
-    bar = require("tqdm", "eqdiff.data.fetch_cifar10", extra="data").tqdm(
-        total=None if length is None else int(length),
-        desc="CIFAR-10",
-        unit="B",
-        unit_scale=True,
-        unit_divisor=1024,
-        disable=not progress,
-    )
-    with bar, open(path, "wb") as file:
-        while chunk := response.read(_CHUNK):
-            file.write(chunk)
-            digest.update(chunk)
-            size += len(chunk)
-            bar.update(len(chunk))
-    return digest.hexdigest(), size
-
-
 def _extract(archive: Path, into: Path) -> list[str]:
     """Takes the known files out of the archive; returns the names that it lacks."""
-    wanted = {f"{_FOLDER}/{name}" for name in _FILES}
-    optional = {f"{_FOLDER}/batches.meta.txt", f"{_FOLDER}/readme.html"}
-    with tarfile.open(archive, "r:gz") as tar:
-        for member in tar:
-            # Known names of regular files only: a path that climbs out, a link or a device is never
-            # written.
-            if member.isreg() and member.name in wanted | optional:
-                tar.extract(member, into, filter="data")
-                wanted.discard(member.name)
-    return sorted(wanted)
+    sizes = {f"{_FOLDER}/{name}": 10_000 * _RECORD for name in _FILES}
+    more = {f"{_FOLDER}/{name}": 2**20 for name in ("batches.meta.txt", "readme.html")}
+    return sorted(set(sizes) - unpack(archive, into, sizes | more, limit=_MOST_BYTES))
 
 
 def _install(source: Path, target: Path) -> None:
@@ -183,6 +142,8 @@ def fetch_cifar10(
     url: str = _URL,
     md5: str = _MD5,
     timeout: float = 5.0,
+    total_timeout: float = 3600.0,
+    min_rate: float = 1000.0,
     progress: bool = True,
 ) -> Path:
     """Downloads CIFAR-10's official binary archive (170 MB) and unpacks it.
@@ -193,6 +154,8 @@ def fetch_cifar10(
         `eqdiff` in `$XDG_CACHE_HOME`, or in `~/.cache`.
     - `url`, `md5`: of the archive; change them for a mirror.
     - `timeout`: seconds without an answer after which to give up.
+    - `total_timeout`: seconds after which to give up, whatever has come.
+    - `min_rate`: the bytes per second, over half a minute, below which to give up.
     - `progress`: whether to show a progress bar.
 
     **Returns:** the folder with the files.
@@ -201,34 +164,37 @@ def fetch_cifar10(
     right one, and `FileExistsError` if the folder already holds something. Either way nothing is
     left behind.
     """
-    root = _default_directory() if directory is None else Path(directory).expanduser()
+    root = cache_directory() if directory is None else Path(directory).expanduser()
     target = root if root.name == _FOLDER else root / _FOLDER
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(
             f"{target} already exists and nothing is overwritten: read it with "
             "eqdiff.data.cifar10, or remove it to download again"
         )
-    # A new opener reads the present proxy settings; urlopen's hidden global one keeps those of its
-    # first call.
-    opener = urllib.request.build_opener()
     try:
-        with opener.open(url, timeout=timeout) as response, _scratch(target.parent) as scratch:
+        with _scratch(target.parent) as scratch:
             archive = scratch / "archive.tar.gz"
-            found, size = _save(response, archive, progress=progress)
+            found, size = download_file(
+                url,
+                archive,
+                timeout=timeout,
+                total_timeout=total_timeout,
+                min_rate=min_rate,
+                max_bytes=_MOST_BYTES,
+                label="CIFAR-10",
+                progress=progress,
+            )
             if found != md5:
                 raise DownloadError(
-                    f"{url} gave {size} bytes with MD5 {found}, expected {md5}: the download was "
-                    "interrupted or the file is another; try again or pass a mirror's url="
+                    f"it gave {size} bytes with MD5 {found}, expected {md5}: the download was "
+                    "interrupted or the file is another, for which pass a mirror's url="
                 )
             if missing := _extract(archive, scratch):
-                raise DownloadError(f"the archive {url} lacks {', '.join(missing)}")
+                raise DownloadError(f"the archive lacks {', '.join(missing)}")
             _install(scratch / _FOLDER, target)
-    except DownloadError:
-        raise
-    except (OSError, http.client.HTTPException, tarfile.TarError, EOFError, zlib.error) as error:
-        reason = str(error) or type(error).__name__
+    except OSError as error:
         raise DownloadError(
-            f"could not download CIFAR-10 from {url} to {target} ({reason}): put the folder "
+            f"could not download CIFAR-10 from {url} to {target} ({error}): put the folder "
             f"{_FOLDER} somewhere and pass directory=, or try again"
         ) from error
     return target
@@ -243,9 +209,10 @@ def cifar10(
 
     **Arguments:**
 
-    - `directory`: the folder `cifar-10-batches-bin` itself or the one that holds it. Default:
-        `eqdiff` in `$XDG_CACHE_HOME`, or in `~/.cache`.
-    - `download`: whether to fetch the official archive (170 MB) if none of its files is there.
+    - `directory`: the folder `cifar-10-batches-bin` itself or the one that holds it. It is only
+        read. Default: `eqdiff` in `$XDG_CACHE_HOME`, or in `~/.cache`.
+    - `download`: whether to fetch the official archive (170 MB) into the default directory, if no
+        other is given and none of its files is there.
 
     **Returns:** a [`eqdiff.data.Dataset`][], held in memory.
 
@@ -259,8 +226,8 @@ def cifar10(
         2009.
     """
     folder, missing = _locate(directory)
-    if missing and download and len(missing) == len(_FILES):
-        folder = fetch_cifar10(directory)
+    if missing and download and directory is None and len(missing) == len(_FILES):
+        folder = fetch_cifar10()
     elif missing:
         raise FileNotFoundError(_missing_message(folder, missing))
     return Dataset(
