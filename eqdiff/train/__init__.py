@@ -11,6 +11,12 @@ There is no trainer object: the loop is yours. Only checkpoints need more than O
 """
 
 from ._checkpoint import Checkpointer as Checkpointer, CheckpointError as CheckpointError
+from ._chip import (
+    device_memory as device_memory,
+    DeviceMemory as DeviceMemory,
+    peak_flops as peak_flops,
+)
+from ._curve import plot_metrics as plot_metrics
 from ._ema import (
     AbstractEMA as AbstractEMA,
     EMA as EMA,
