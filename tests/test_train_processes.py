@@ -42,6 +42,24 @@ def test_agreement_of_two_processes():
         assert found[index] == [[*expected, 5 * [True]], 5 * [False], index == 0, 2, 2]
 
 
+def test_a_signal_is_heard_while_waiting():
+    one, other = outputs(
+        """
+        import signal, threading, time
+        import eqdiff.train._processes as p
+        heard = []
+        signal.signal(signal.SIGTERM, lambda *_: heard.append(time.monotonic()))
+        if index == 0:
+            threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
+        else:
+            time.sleep(2)
+        p.barrier("wait")
+        out([len(heard), bool(heard) and time.monotonic() - heard[0] > 1])
+        """
+    )
+    assert (one, other) == ([1, True], [0, False])
+
+
 def test_one_process_agrees_with_itself():
     _processes.barrier("alone")
     assert _processes.is_writer() and _processes.num_processes() == 1

@@ -16,6 +16,7 @@ from ._chip import (
     DeviceMemory as DeviceMemory,
     peak_flops as peak_flops,
 )
+from ._compiled import Step as Step, StepCost as StepCost
 from ._curve import plot_metrics as plot_metrics
 from ._ema import (
     AbstractEMA as AbstractEMA,
@@ -28,6 +29,7 @@ from ._exit import GracefulExit as GracefulExit
 from ._layout import AbstractLayout as AbstractLayout, Flat as Flat, Leaves as Leaves
 from ._log import MetricLog as MetricLog, read_metrics as read_metrics
 from ._metrics import StepMetrics as StepMetrics, summarise as summarise
+from ._place import memory_per_device as memory_per_device
 from ._processes import start_processes as start_processes
 from ._reconstruct import (
     reconstruct as reconstruct,

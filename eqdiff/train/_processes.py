@@ -12,7 +12,7 @@ same names in the same order; calls of different names may come from different t
 import collections
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -91,7 +91,7 @@ def barrier(name: str) -> None:
     """Returns once every process has called it."""
     if num_processes() > 1:
         with _waiting(name):
-            _client().wait_at_barrier(f"eqdiff/{name}", _PATIENCE)
+            _interruptible(lambda: _client().wait_at_barrier(f"eqdiff/{name}", _PATIENCE))
 
 
 def any_process(flag: bool, name: str) -> bool:
@@ -132,6 +132,23 @@ def _count(name: str) -> int:
 
 def _client() -> Any:
     return distributed.global_state.client
+
+
+def _interruptible(wait: Callable[[], None]) -> None:
+    """Waits in a thread of its own: Python hears of no signal while it waits outside Python."""
+    failures = []
+
+    def run() -> None:
+        try:
+            wait()
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join()
+    if failures:
+        raise failures[0]
 
 
 @contextlib.contextmanager

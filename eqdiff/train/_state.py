@@ -19,6 +19,7 @@ from .._timesteps import AbstractTimesteps
 from .._types import Key
 from ._ema import AbstractEMA, as_rule
 from ._layout import AbstractLayout, Flat, join, pack, Packing, Params, Slot, split
+from ._place import to_process
 
 
 class TrainState(eqx.Module):
@@ -52,13 +53,18 @@ class TrainState(eqx.Module):
 
     @property
     def net(self) -> PyTree:
-        """The network. Its arrays are copies, which stay when the state is donated."""
+        """The network. Its arrays are copies, which stay when the state is donated.
+
+        In a job of several processes each gets a copy on a device of its own. Where devices share
+        the state, its parts are gathered for it, so all processes ask together.
+        """
         return self._network(self.params)
 
     def ema_net(self, index: int = 0) -> PyTree:
         """The network with averaged parameters, ready to sample from.
 
-        Everything else (integer arrays, static fields) is that of `net`. Its arrays are copies.
+        Everything else (integer arrays, static fields) is that of `net`. Its arrays are copies,
+        and in a job of several processes on a device of this one, as those of `net`.
 
         **Arguments:**
 
@@ -74,7 +80,8 @@ class TrainState(eqx.Module):
         return self._network(self.ema[index])
 
     def _network(self, params: Params) -> PyTree:
-        return self.packing.network(*_unpacked(self.packing.slots, params, self.constants))
+        params, constants = to_process((params, self.constants))
+        return self.packing.network(*_unpacked(self.packing.slots, params, constants))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -27,27 +27,19 @@ from .._check import drawn_from
 from .._deferred import defer, Deferred
 from .._process import AbstractProcess
 from .._types import Scalar
-from ._compiled import compiled
+from ._batch import into_microbatches, Order, split_examples
+from ._compiled import microbatch_turns, Step
 from ._ema import ema_update
 from ._layout import Params
 from ._metrics import quartile_metrics, StepMetrics
 from ._parts import axes, copies, join_parts, parameters, parts_of, take
-from ._shard import (
-    check_batch,
-    check_options,
-    into_microbatches,
-    place_batch,
-    place_state,
-    replicated,
-    split_examples,
-)
+from ._shard import check_options, is_shared, keep_state, replicated, shared_out
 from ._state import TrainState
 
 
 # loss_fn(net, t, x0, args, *, key) -> (loss, terms) for one example.
 LossFn = Callable[..., tuple[Scalar, dict[str, Scalar]]]
-Batch = tuple[PyTree[Any], PyTree[Any]]
-Step = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
+Batch = tuple[PyTree[Any], PyTree[Any], Order]
 
 
 def _as_scalar(name: str, value: Any) -> Scalar:
@@ -84,15 +76,20 @@ def _weighted_mean(weights: Float[Array, " n"], values: Float[Array, " n"]) -> S
 
 
 def _gradient(
-    loss_fn: LossFn, process: AbstractProcess, state: TrainState, examples: tuple, accumulate: int
+    loss_fn: LossFn,
+    process: AbstractProcess,
+    state: TrainState,
+    examples: tuple,
+    accumulate: int,
+    mesh: Mesh | None,
 ) -> tuple[Params, tuple]:
-    """The gradient of (1), and the loss and terms of each example in the order of the batch.
+    """The gradient of (1), and the loss and terms of each example, as they lie in memory.
 
     With them, the checks of `args` that the loss leaves to the caller.
     """
     packing = state.packing
     parts = parts_of(packing.slots)
-    taken = take(parts, state.params)
+    taken = take(parts, _gathered(state.params, mesh))
 
     def mean_loss(taken: list[Array], weights: Float[Array, " n"], *examples: Any):
         def one(given: list[Array], *example: Any):
@@ -106,7 +103,8 @@ def _gradient(
 
     def gradient_of(*examples: Any) -> tuple[Params, tuple]:
         gradient, losses = jax.grad(mean_loss, has_aux=True)(taken, *examples)
-        return join_parts(parts, gradient), losses
+        joined = join_parts(parts, gradient)
+        return joined if mesh is None else shared_out(joined, mesh), losses
 
     if accumulate == 1:
         return gradient_of(*examples)
@@ -115,12 +113,16 @@ def _gradient(
         gradient, losses = gradient_of(*examples)
         return jax.tree.map(jnp.add, total, gradient), losses
 
-    # On a CPU not as a loop: inside one XLA's convolutions are up to twenty times slower.
-    unroll = accumulate if jax.default_backend() == "cpu" else 1
+    unroll = accumulate // microbatch_turns(accumulate)
     nothing = jax.tree.map(jnp.zeros_like, state.params)
     total, losses = jax.lax.scan(microbatch, nothing, examples, unroll=unroll)
-    gradient = jax.tree.map(lambda g: g / accumulate, total)
-    return gradient, jax.tree.map(lambda x: x.reshape(-1), losses)
+    return jax.tree.map(lambda g: g / accumulate, total), losses
+
+
+def _gathered(params: Params, mesh: Mesh | None) -> Params:
+    # Whole vectors before the network cuts parameters out of them: cut out of a shared one, each
+    # would be a message of its own.
+    return eqx.filter_shard(params, replicated(mesh)) if mesh and is_shared(mesh) else params
 
 
 def _draw(state: TrainState, n: int):
@@ -191,17 +193,17 @@ def _make_update(
     extended = optax.with_extra_args_support(optimiser)
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics, Deferred]:
-        x0, args = batch
+        x0, args, order = batch
         n = math.prod(jax.tree.leaves(x0)[0].shape[: 1 if accumulate == 1 else 2])
         t, weights, keys = _draw(state, n)
         draws = into_microbatches((weights, t, keys), accumulate)
+        draws = jax.tree.map(order.laid_out, draws)
         if mesh is not None:
             draws = eqx.filter_shard(draws, split_examples(mesh, accumulate))
         examples = (draws[0], draws[1], x0, args, draws[2])
         process = state.timesteps.process
-        gradient, (losses, terms, deferred) = _gradient(
-            loss_fn, process, state, examples, accumulate
-        )
+        gradient, reported = _gradient(loss_fn, process, state, examples, accumulate, mesh)
+        losses, terms, deferred = jax.tree.map(lambda x: order.by_position(x).reshape(-1), reported)
 
         loss, grad_norm = _weighted_mean(weights, losses), _norm(gradient)
         nonfinite = ~(jnp.isfinite(loss) & jnp.isfinite(grad_norm))
@@ -224,7 +226,7 @@ def _make_update(
             packing=state.packing,
         )
         if mesh is not None:
-            new, metrics = eqx.filter_shard((new, metrics), replicated(mesh))
+            new, metrics = keep_state(new, mesh), eqx.filter_shard(metrics, replicated(mesh))
         return new, metrics, deferred
 
     return update
@@ -255,13 +257,16 @@ def make_step(
         for transformations such as `optax.contrib.reduce_on_plateau`.
     - `mesh`: devices with an axis `"data"`, across which the batch is split
         ([`eqdiff.train.data_mesh`][]); by default everything runs on the default device. The result
-        does not depend on the number of devices.
+        does not depend on the number of devices or processes, nor on whether devices share the
+        state.
     - `accumulate`: the number of microbatches into which the batch is cut, to save memory. The
         gradient is the mean over the whole batch.
 
-    **Returns:** the step. It takes a state and a batch `(x0, args)`, arrays with a leading axis of
-    examples (`args` a pytree of them, or `None`), and returns the new state and
-    [`eqdiff.train.StepMetrics`][].
+    **Returns:** an [`eqdiff.train.Step`][]. It takes a state and a batch `(x0, args)`, arrays with
+    a leading axis of examples (`args` a pytree of them, or `None`), and returns the new state and
+    [`eqdiff.train.StepMetrics`][]. In a job of several processes a batch is this process's share
+    of the global one, every so many-th example, as [`eqdiff.data.loader`][] reads it; an array of
+    all processes is the global batch itself.
 
     **Raises:** `ValueError`, from the step and before any compute, for a batch that cannot be
     divided evenly, for a loss function that returns something else, for one whose denoiser has
@@ -269,14 +274,8 @@ def make_step(
     have. The state is not lost. Labels that are on a device already are copied from it for this.
     """
     mesh = check_options(mesh, accumulate)
-    update = compiled("make_step", _make_update(loss_fn, optimiser, mesh, accumulate))
-
-    def step(state: TrainState, batch: Any) -> tuple[TrainState, StepMetrics]:
-        check_batch(batch, mesh, accumulate)
-        state = place_state(state, state.step, mesh)
-        return update(state, place_batch(batch, mesh, accumulate), batch[1])
-
-    return step
+    update = _make_update(loss_fn, optimiser, mesh, accumulate)
+    return Step("make_step", update, mesh=mesh, accumulate=accumulate)
 
 
 def make_steps(
@@ -325,11 +324,5 @@ def make_steps(
         arrays, (metrics, deferred) = jax.lax.scan(body, arrays, batches)
         return eqx.combine(arrays, rest), metrics, deferred
 
-    update = compiled("make_steps, counting over all steps", several)
-
-    def steps(state: TrainState, batches: Any) -> tuple[TrainState, StepMetrics]:
-        check_batch(batches, mesh, accumulate, lead=1)
-        state = place_state(state, state.step, mesh)
-        return update(state, place_batch(batches, mesh, accumulate, lead=1), batches[1])
-
-    return steps
+    owner = "make_steps, counting over all steps"
+    return Step(owner, several, mesh=mesh, accumulate=accumulate, lead=1)
