@@ -47,7 +47,8 @@ def test_devices_agree(alone):
         )
 
 
-@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 2])
 def test_processes_agree(devices, alone):
     """Each with its own share, as the loader deals them."""
     one, other = outputs(
