@@ -47,7 +47,7 @@ _DIFFRAX = frozenset(("_term", "_sampler", "_likelihood"))
 THIRD_PARTIES = {
     "diffrax": (_DIFFRAX, frozenset()),
     "optax": (frozenset(("train",)), frozenset()),
-    "orbax": (frozenset(), frozenset(("train",))),
+    "tensorstore": (frozenset(), frozenset(("train",))),
     "tensorboardX": (frozenset(), frozenset(("train",))),
     "wandb": (frozenset(), frozenset(("train",))),
     "matplotlib": (frozenset(), frozenset(("train",))),

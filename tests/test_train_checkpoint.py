@@ -1,8 +1,10 @@
 """Checkpoints: exact resume, refusal of what does not fit, and survival of damage and kill −9."""
 
+import contextlib
 import json
 import os
 import pathlib
+import resource
 import shutil
 import signal
 import subprocess
@@ -14,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint
 import pytest
 
 from eqdiff import train
@@ -81,8 +84,9 @@ def files(path):
 
 
 def damage(folder, how):
-    """Spoils the largest file below a folder."""
-    path = max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    """Spoils the largest file below a folder that is read."""
+    found = (p for p in folder.rglob("*") if p.is_file() and p.name != "_METADATA")
+    path = max(found, key=lambda p: p.stat().st_size)
     if how == "truncated":
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     else:
@@ -197,17 +201,34 @@ def test_damage_is_noticed(part, how, tmp_path):
     checkpointer = train.Checkpointer(tmp_path)
     state = make_state()
     for step in (1, 2):
-        checkpointer.save(step, state)
+        checkpointer.save(step, state, step)
     damage(checkpointer.path(2) / part, how)
     with pytest.raises(train.CheckpointError, match=r"step_00000002 is damaged .*step=1") as error:
-        checkpointer.restore(state)
+        checkpointer.restore(state, step=2)
     assert "\n" not in str(error.value)
-    restored, _, step = checkpointer.restore(state, step=1)
-    assert step == 1
-    assert_identical(restored, state)
+    for read in (checkpointer.restore, checkpointer.restore_net):
+        like = state if read == checkpointer.restore else state.net
+        with pytest.warns(match=r"step_00000002 is damaged.*the one before: .*step_00000001"):
+            restored = read(like)
+        assert_identical(restored[0] if isinstance(restored, tuple) else restored, like)
     damage(checkpointer.path(1) / part, how)
     with pytest.raises(train.CheckpointError, match="no earlier one"):
         checkpointer.restore(state, step=1)
+    with pytest.raises(train.CheckpointError, match="00002 is damaged .*00001 is dam.*no earlier"):
+        checkpointer.restore(state)
+
+
+def test_a_stray_folder_stops_nothing(tmp_path):
+    checkpointer = train.Checkpointer(tmp_path)
+    state = {"x": jnp.ones(3)}
+    checkpointer.save(5, state, "five")
+    (tmp_path / "step_99999999").mkdir()
+    (tmp_path / "step_00000007").write_text("a file, and no folder")
+    assert checkpointer.steps() == [5] and checkpointer.latest_step() == 5
+    with pytest.warns(match=r"step_99999999 is damaged \(it has no manifest\).*step_00000005"):
+        assert checkpointer.restore(state)[1:] == ("five", 5)
+    checkpointer.save(6, state)
+    assert checkpointer.restore(state)[2] == 6
 
 
 def test_flipped_bits(tmp_path):
@@ -306,17 +327,35 @@ def test_unwritable_directory(tmp_path):
     assert checkpointer.steps() == []
 
 
-def test_failed_write_keeps_what_was_there(tmp_path, monkeypatch):
+@contextlib.contextmanager
+def files_of_at_most(size):
+    """A disk without room, near enough: writing more into a file fails."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_failed_write_keeps_what_was_there(tmp_path, capfd):
     checkpointer = train.Checkpointer(tmp_path)
     checkpointer.save(1, {"x": jnp.asarray(1)})
-
-    def full(*args):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("eqdiff.train._checkpoint._write", full)
-    with pytest.raises(train.CheckpointError, match=r"No space left on device.*step 1"):
-        checkpointer.save(2, {"x": jnp.asarray(2)})
+    state = {f"x{i}": np.ones(50_000) for i in range(5)}
+    with files_of_at_most(100_000):
+        with pytest.raises(train.CheckpointError, match=r"File too large\)\. That of step 1 is") as e:
+            checkpointer.save(2, state)
+        checkpointer.save_in_background(3, state)
+        with pytest.raises(train.CheckpointError, match="of step 3 could not be written"):
+            checkpointer.save_in_background(4, state)
+        checkpointer.wait()
+        checkpointer.save_in_background(5, state)
+        checkpointer._background.join()
+    assert "\n" not in str(e.value) and len(str(e.value)) < 200 + len(str(tmp_path))
     assert [p.name for p in tmp_path.iterdir()] == ["step_00000001"]
+    with pytest.warns(match="of step 5 could not .* The one of step 6 has been written"):
+        checkpointer.save(6, state)
+    assert checkpointer.steps() == [1, 6] and capfd.readouterr() == ("", "")
 
 
 def test_extra_must_be_json(tmp_path):
@@ -331,7 +370,7 @@ def test_wrong_options(tmp_path):
 
 
 def test_nothing_is_printed(tmp_path):
-    """Orbax's log lines would run through a progress bar."""
+    """Log lines would run through a progress bar."""
     code = (
         "import sys, numpy as np\n"
         "from eqdiff import train\n"
@@ -346,11 +385,20 @@ def test_nothing_is_printed(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_orbax_is_optional(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "orbax", None)
-    monkeypatch.delitem(sys.modules, "orbax.checkpoint", raising=False)
+def test_tensorstore_is_optional(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorstore", None)
     with pytest.raises(ImportError, match=r"pip install 'eqdiff\[checkpoint\]'"):
         train.Checkpointer(tmp_path).check_writable()
+
+
+def test_orbax_reads_the_arrays(tmp_path):
+    checkpointer = train.Checkpointer(tmp_path)
+    tree = {"a/b": jnp.arange(6.0).reshape(2, 3), "c": jnp.asarray([1, 2], jnp.bfloat16)}
+    checkpointer.save(1, tree)
+    found = orbax.checkpoint.PyTreeCheckpointer().restore(checkpointer.path(1) / "state")
+    assert found.keys() == {"a%2Fb", "c"}
+    np.testing.assert_array_equal(found["a%2Fb"], tree["a/b"])
+    np.testing.assert_array_equal(found["c"], tree["c"])
 
 
 def test_manifest_is_plain_json(tmp_path):

@@ -17,7 +17,7 @@ from eqdiff import train
 from eqdiff.train import _checkpoint
 
 
-FORMAT1 = pathlib.Path(__file__).parent / "checkpoints" / "format1"
+CHECKPOINTS = pathlib.Path(__file__).parent / "checkpoints"
 LAYOUTS = {
     "flat": train.Flat(),
     "one vector": train.Flat(lambda name, leaf: "all"),
@@ -116,10 +116,11 @@ def test_names_are_those_of_the_network(layout, tmp_path):
     assert leaves["opt_state.1.0.mu.linear.weight"]["shape"] == [3, 3]
 
 
+@pytest.mark.parametrize("version", ["format1", "format2"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_format_1_restores_and_continues(layout, tmp_path):
+def test_old_formats_restore_and_continue(version, layout, tmp_path):
     """The numbers are those of the version that wrote it."""
-    shutil.copytree(FORMAT1, tmp_path / "copy")
+    shutil.copytree(CHECKPOINTS / version, tmp_path / "copy")
     with jax.enable_x64(False):
         state, extra, step = train.Checkpointer(tmp_path / "copy").restore(make_state(layout))
         assert step == 3 and int(state.step) == 3 and int(state.net.counter) == 7
@@ -133,9 +134,11 @@ def test_format_1_restores_and_continues(layout, tmp_path):
             np.testing.assert_allclose(value, stored, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
-def test_format_1_was_written_before_vectors():
-    body = manifest(train.Checkpointer(FORMAT1), 3)
-    assert body["format"] == 1 and {f"net.{name}" for name in PARAMETERS} <= set(body["leaves"])
+def test_formats_1_and_2_are_what_they_say():
+    for version in (1, 2):
+        body = manifest(train.Checkpointer(CHECKPOINTS / f"format{version}"), 3)
+        assert body["format"] == version and "arrays" not in body
+        assert {f"net.{name}" for name in PARAMETERS} <= set(body["leaves"])
 
 
 @pytest.mark.parametrize("saved, restored", [("flat", "leaves"), ("leaves", "one vector")])

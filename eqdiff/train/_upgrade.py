@@ -22,7 +22,8 @@ from ._leaves import dotted, is_state, Leaf, named_leaves, Record
 # The format that is written.
 # 1: named leaves, as they are in the network.
 # 2: filters with their outputs first; `Centred` and `DividedBySigma` around networks.
-FORMAT = 2
+# 3: the same leaves, stored as the state has them, in its vectors.
+FORMAT = 3
 
 
 class Moved(NamedTuple):
@@ -64,7 +65,7 @@ def _since_1(like: PyTree) -> dict[str, Moved]:
 
 # From the state that is to be restored: what became of the leaves of each format until today.
 # Those that are not named are as they were.
-SINCE: dict[int, Callable[[PyTree], dict[str, Moved]]] = {1: _since_1}
+SINCE: dict[int, Callable[[PyTree], dict[str, Moved]]] = {1: _since_1, 2: lambda like: {}}
 
 
 def upgraded(

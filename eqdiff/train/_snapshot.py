@@ -1,0 +1,116 @@
+"""The arrays of a state as they are at one moment, taken without waiting for any of them.
+
+A step donates its state, so a state that is written in the background is copied first: on its
+devices, by one program that is only dispatched here. What is computed next is queued behind it.
+
+Of several processes, each keeps what it writes: the first all that is in one piece or the same
+everywhere, and every one its own shards of an array that is spread over them.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from ._arrays import Box, files_of, slices, whole
+from ._leaves import is_array, is_key, Leaf
+from ._processes import is_writer
+
+
+class Stored(NamedTuple):
+    """An array as it is stored, and what of it this process has: `None` for nothing.
+
+    `shape` leaves out what pads a vector, so that no file depends on the number of devices.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: Any
+    value: np.ndarray | jax.Array | None
+    files: tuple[int, ...]
+    sharded: bool
+
+    def pieces(self) -> Iterator[tuple[Box, np.ndarray]]:
+        """What this process writes of it: where it belongs, and the numbers. Waits for them."""
+        if self.value is None or 0 in self.shape:
+            return
+        if not self.sharded:
+            box = whole(self.shape)
+            yield box, np.asarray(self.value)[slices(box)]
+            return
+        assert isinstance(self.value, jax.Array)
+        for shard in self.value.addressable_shards:
+            ends = [
+                range(size)[part] for part, size in zip(shard.index, self.shape, strict=True)
+            ]
+            if shard.replica_id == 0 and all(map(len, ends)):
+                box = tuple((each.start, each.stop) for each in ends)
+                yield box, np.asarray(shard.data)[slices(whole([len(each) for each in ends]))]
+
+
+def snapshot(tree: PyTree, leaves: dict[str, Leaf], *, copy: bool) -> list[Stored]:
+    """The arrays of a pytree by the names under which they are stored.
+
+    With `copy`, the pytree may be donated or changed at once; otherwise not before the arrays have
+    been written.
+    """
+    arrays = jax.tree.leaves(eqx.filter(tree, is_array))
+    arrays = [jax.random.key_data(x) if is_key(x) else x for x in arrays]
+    sharded = [_is_sharded(x) for x in arrays]
+    files = [
+        x.sharding.shard_shape(x.shape) if spread else files_of(x.shape, x.dtype)
+        for x, spread in zip(arrays, sharded, strict=True)
+    ]
+    mine = [x if spread else _for_writer(x) for x, spread in zip(arrays, sharded, strict=True)]
+    mine = _copies(mine) if copy else mine
+    names, lengths = {}, {}
+    for leaf in leaves.values():
+        names[leaf.place] = leaf.array
+        if leaf.start is not None:
+            lengths[leaf.place] = max(lengths.get(leaf.place, 0), leaf.start + leaf.size)
+    return [
+        Stored(
+            names[place],
+            (lengths[place],) if place in lengths else tuple(x.shape),
+            x.dtype,
+            mine[place],
+            tuple(files[place]),
+            sharded[place],
+        )
+        for place, x in enumerate(arrays)
+        if place in names
+    ]
+
+
+def _is_sharded(x: Any) -> bool:
+    """Whether an array is spread over processes."""
+    return isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated)
+
+
+def _for_writer(x: Any) -> Any:
+    if not is_writer():
+        return None
+    # The copy of one device is enough.
+    return x.addressable_data(0) if isinstance(x, jax.Array) and x.is_fully_replicated else x
+
+
+@jax.jit
+def _copied(arrays: list[jax.Array]) -> list[jax.Array]:
+    return [jnp.copy(x) for x in arrays]
+
+
+def _copies(arrays: list[Any]) -> list[Any]:
+    """Copies, by one program for each group of devices that arrays are on."""
+    copies = [np.array(x) if isinstance(x, np.ndarray) else x for x in arrays]
+    groups: dict[frozenset, list[int]] = {}
+    for place, x in enumerate(arrays):
+        if isinstance(x, jax.Array):
+            groups.setdefault(frozenset(x.sharding.device_set), []).append(place)
+    for places in groups.values():
+        for place, x in zip(places, _copied([arrays[place] for place in places]), strict=True):
+            copies[place] = x
+    return copies
