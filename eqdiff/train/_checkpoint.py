@@ -20,7 +20,7 @@ import pathlib
 import tempfile
 import warnings
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, SupportsFloat, TypeVar
 
 from jaxtyping import PyTree
 
@@ -132,7 +132,7 @@ class Checkpointer:
         self._seen = True
 
     def save(
-        self, step: int, state: PyTree, extra: Any = None, *, score: float | None = None
+        self, step: int, state: PyTree, extra: Any = None, *, score: SupportsFloat | None = None
     ) -> None:
         """Writes a checkpoint and removes those that are no longer to be kept.
 
@@ -166,7 +166,7 @@ class Checkpointer:
             warnings.warn(f"{earlier} The one of step {step} has been written.", stacklevel=2)
 
     def save_in_background(
-        self, step: int, state: PyTree, extra: Any = None, *, score: float | None = None
+        self, step: int, state: PyTree, extra: Any = None, *, score: SupportsFloat | None = None
     ) -> None:
         """As `save`, but returns once the state may be donated or changed.
 
@@ -239,7 +239,7 @@ class Checkpointer:
         return self._read(step, lambda path, body: body["extra"])
 
     def _work(
-        self, step: int, state: PyTree, extra: Any, score: float | None, *, copy: bool
+        self, step: int, state: PyTree, extra: Any, score: SupportsFloat | None, *, copy: bool
     ) -> Callable[[], None]:
         """What is left to do in the thread once the arrays have been taken."""
         try:
@@ -251,11 +251,15 @@ class Checkpointer:
             ) from error
         _arrays.tensorstore()
         leaves = named_leaves(state)
-        records = {name: full_record(leaf) for name, leaf in leaves.items()}
         score = None if score is None or not math.isfinite(score) else float(score)
-        body = {"format": FORMAT, "step": step, "score": score, "leaves": records, "extra": extra}
+        body = {"format": FORMAT, "step": step, "score": score, "extra": extra}
         arrays = snapshot(state, leaves, copy=copy)
-        return lambda: self._write(step, arrays, body)
+
+        def work() -> None:
+            records = {name: full_record(leaf) for name, leaf in leaves.items()}
+            self._write(step, arrays, {**body, "leaves": records})
+
+        return work
 
     def _write(self, step: int, arrays: list[Stored], body: dict) -> None:
         try:
@@ -326,4 +330,3 @@ class Checkpointer:
         raise CheckpointError(
             f"{' '.join(damaged)} {advice if before else 'There is no earlier one.'}"
         )
-

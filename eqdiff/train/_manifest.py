@@ -10,7 +10,6 @@ import math
 import pathlib
 import zlib
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 
@@ -95,4 +94,3 @@ def _from_database(folder: pathlib.Path, name: str, entry: dict) -> np.ndarray:
 def _compare(name: str, array: np.ndarray, crc32: int) -> None:
     if _arrays.checksum(array) != crc32:
         raise ValueError(f"the checksum of {name} is wrong")
-

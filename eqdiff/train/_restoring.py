@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from . import _arrays, _folder
-from ._leaves import differences, from_numpy, named_leaves, record, Record
+from ._leaves import differences, from_numpy, named_leaves, Record, record
 from ._manifest import read_leaves, read_manifest
 from ._upgrade import upgraded
 
@@ -26,7 +26,7 @@ class CheckpointError(Exception):
     """A checkpoint cannot be read or written; the message says which folder and what to do."""
 
 
-class Damaged(CheckpointError):
+class Damaged(Exception):
     """A checkpoint cannot be read, and one from before it may stand in for it."""
 
 

@@ -1,7 +1,7 @@
 """The arrays of a state as they are at one moment, taken without waiting for any of them.
 
 A step donates its state, so a state that is written in the background is copied first: on its
-devices, by one program that is only dispatched here. What is computed next is queued behind it.
+devices, which are only told to here. What is computed next is queued behind it.
 
 Of several processes, each keeps what it writes: the first all that is in one piece or the same
 everywhere, and every one its own shards of an array that is spread over them.
@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
@@ -44,9 +43,7 @@ class Stored(NamedTuple):
             return
         assert isinstance(self.value, jax.Array)
         for shard in self.value.addressable_shards:
-            ends = [
-                range(size)[part] for part, size in zip(shard.index, self.shape, strict=True)
-            ]
+            ends = [range(size)[part] for part, size in zip(shard.index, self.shape, strict=True)]
             if shard.replica_id == 0 and all(map(len, ends)):
                 box = tuple((each.start, each.stop) for each in ends)
                 yield box, np.asarray(shard.data)[slices(whole([len(each) for each in ends]))]
@@ -98,19 +95,13 @@ def _for_writer(x: Any) -> Any:
     return x.addressable_data(0) if isinstance(x, jax.Array) and x.is_fully_replicated else x
 
 
-@jax.jit
-def _copied(arrays: list[jax.Array]) -> list[jax.Array]:
-    return [jnp.copy(x) for x in arrays]
-
-
 def _copies(arrays: list[Any]) -> list[Any]:
-    """Copies, by one program for each group of devices that arrays are on."""
     copies = [np.array(x) if isinstance(x, np.ndarray) else x for x in arrays]
-    groups: dict[frozenset, list[int]] = {}
-    for place, x in enumerate(arrays):
-        if isinstance(x, jax.Array):
-            groups.setdefault(frozenset(x.sharding.device_set), []).append(place)
-    for places in groups.values():
-        for place, x in zip(places, _copied([arrays[place] for place in places]), strict=True):
-            copies[place] = x
+    places = [place for place, x in enumerate(arrays) if isinstance(x, jax.Array)]
+    on_devices = [arrays[place] for place in places]
+    # Not by a program: XLA runs one that only copies in the calling thread of a CPU, and would
+    # have to compile it.
+    copied = jax.device_put(on_devices, [x.sharding for x in on_devices], may_alias=False)
+    for place, x in zip(places, copied, strict=True):
+        copies[place] = x
     return copies
