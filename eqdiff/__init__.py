@@ -23,7 +23,6 @@ from ._bound import (
     variational_bound as variational_bound,
     VariationalBound as VariationalBound,
 )
-from ._chunks import FailedExamples as FailedExamples
 from ._deferred import unchecked as unchecked
 from ._denoiser import (
     AbstractDenoiser as AbstractDenoiser,
@@ -33,6 +32,7 @@ from ._denoiser import (
     on as on,
     score as score,
 )
+from ._failures import FailedExamples as FailedExamples
 from ._gaussian import (
     discretised_gaussian_log_likelihood as discretised_gaussian_log_likelihood,
     discretised_gaussian_log_likelihood_exact as discretised_gaussian_log_likelihood_exact,
@@ -81,6 +81,7 @@ from ._loss import (
 )
 from ._map import (
     generate as generate,
+    generate_to as generate_to,
     map_examples as map_examples,
 )
 from ._parameterisation import (
@@ -170,6 +171,7 @@ from ._variance import (
     Learned as Learned,
     LearnedRange as LearnedRange,
 )
+from ._writer import AbstractWriter as AbstractWriter
 
 
 if TYPE_CHECKING:

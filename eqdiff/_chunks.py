@@ -3,16 +3,21 @@
 A device is kept busy: while a chunk is computed the next has been dispatched already, and the
 host's work on the one before (the copy, the file) happens meanwhile. Two chunks are under way at a
 time, so that memory does not grow with their number.
+
+On a mesh of several processes' devices each process runs the program of its own chunks on its own
+devices (`_share.py` says which): examples do not depend on one another, so nothing is sent.
 """
 
 import contextlib
 import functools
+import hashlib
 import itertools
-import logging
+import json
+import math
 import re
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable, TypeVar
 
 import equinox as eqx
 import jax
@@ -22,16 +27,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from ._check import whole
+from ._failures import FAILURES, forget, HOPELESS, message, missing, quiet, said
 from ._require import require
-from ._store import Store
+from ._types import Key
 
-
-# What a failing program raises: XLA, or a check of eqdiff's or Equinox's, which JAX may raise as
-# either.
-_FAILURES = (jax.errors.JaxRuntimeError, ValueError)
-
-# If the first examples all fail, this many of them, the others are not tried.
-_HOPELESS = 16
 
 # How many chunks are under way: one that the device computes and one that waits for it.
 _AHEAD = 2
@@ -39,29 +38,15 @@ _AHEAD = 2
 Item, Begun, Result = TypeVar("Item"), TypeVar("Begun"), TypeVar("Result")
 
 
-class FailedExamples(RuntimeError):
-    """Raised after all examples were tried, where some of them failed.
+@runtime_checkable
+class Keeper(Protocol):
+    """What keeps finished chunks."""
 
-    ```python
-    try:
-        values = eqd.map_examples(bits, images, key=key)
-    except eqd.FailedExamples as error:
-        print(error)
-        values = error.results  # NaN where an example failed
-    ```
+    def read(self, start: int, digest: str) -> list[np.ndarray] | None:
+        """A chunk; `None` if there is none that is sound and has this digest."""
 
-    - `errors`: what each failed example's check said, by its index.
-    - `results`: what would have been returned, with NaN for the failed examples.
-    """
-
-    def __init__(self, name: str, num: int, errors: dict[int, str], results: PyTree[np.ndarray]):
-        shown = ", ".join(map(str, sorted(errors)[:20])) + (", …" if len(errors) > 20 else "")
-        super().__init__(
-            f"{name}: {len(errors)} of {num} examples failed, and their results are NaN in this "
-            f"error's `results`, with those of the others. Their indices: {shown}. The first: "
-            f"{errors[min(errors)]}"
-        )
-        self.errors, self.results = errors, results
+    def write(self, start: int, digest: str, leaves: list[np.ndarray]) -> None:
+        """Keeps a chunk."""
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5, 6))
@@ -112,61 +97,196 @@ def _join(arrays: list[Any], rest: tuple[Any, ...]) -> PyTree[Any]:
     return jax.tree.unflatten(structure, leaves)
 
 
-def in_chunks(name, one, what, args, num, key, batch_size, mesh, progress, folder):
-    """The results of `one(what, args[i], fold_in(key, i))` for all i, in chunks.
+class Job:
+    """The chunks of one call: how each begins, and how it is finished."""
 
-    `one` returns them with the `Deferred` checks of `args`.
-    """
-    batch_size = min(whole(name, "batch_size", batch_size), num)
-    # Once, not for each chunk: from an accelerator this copies.
-    args = jax.tree.map(np.asarray, args)
-    arrays, rest = _split(what)
-    mesh, batch_size, place, spread = _placement(mesh, batch_size)
-    arrays, key = place((arrays, key))
+    def __init__(
+        self,
+        name: str,
+        one: Callable[..., Any],
+        what: PyTree[Any],
+        args: PyTree[Any],
+        num: int,
+        key: Key,
+        batch_size: int,
+        mesh: Mesh | None,
+    ):
+        """**Arguments:**
 
-    def inputs_of(indices: np.ndarray) -> tuple[Any, ...]:
-        rows = np.minimum(indices, num - 1)
-        batch = jax.tree.map(lambda leaf: leaf[rows], args)
-        inputs = spread((batch, jnp.asarray(indices, jnp.uint32)))
-        return arrays, *inputs, key, one, rest, mesh
+        - `name`: of the call.
+        - `one`: a function `one(what, row, key)` that returns a result and the `Deferred` checks of
+            the row.
+        - `what`: what all rows have in common.
+        - `args`: one row for each of the `num` examples; example `i` has the key `fold_in(key, i)`.
+        - `batch_size`: how many make a chunk.
+        - `mesh`: of devices, of this process and of others, that compute; or `None`.
+        """
+        batch_size = min(whole(name, "batch_size", batch_size), num)
+        self.name, self.num, self.one = name, num, one
+        # Once, not for each chunk: from an accelerator this copies.
+        self.args = jax.tree.map(lambda leaf: np.asarray(_local(leaf)), args)
+        arrays, self.rest = _split(what)
+        arrays, self.key = jax.tree.map(_local, (arrays, key))
+        self.peers, self.mesh, self.batch_size, place, self.spread = _placement(mesh, batch_size)
+        self.arrays, self.key = place((arrays, self.key))
+        # What a chunk will look like, also where it is read from a file or fails.
+        inputs = self._inputs(np.arange(self.batch_size))
+        self.shapes, deferred = jax.eval_shape(
+            lambda *dynamic: program(*dynamic, *inputs[4:]), *inputs[:4]
+        )
+        deferred.check(name, self.args)
+        self.keeper: Keeper | None = None
+        self.call: dict[str, Any] = {}
+        # What failing examples said, how many have been tried so far, and the chunks that are kept.
+        self.failed: dict[int, str] = {}
+        self.tried = 0
+        self.kept: set[int] = set()
 
-    def dispatch(indices: np.ndarray) -> list[Any]:
-        return jax.tree.leaves(program(*inputs_of(indices)))
+    def describe(self) -> dict[str, Any]:
+        """All that the results depend on but `args`, in types that JSON has."""
+        self.call = {
+            "call": self.name,
+            "num": self.num,
+            "batch_size": self.batch_size,
+            "key": _digest([jax.random.key_data(self.key)]),
+            "args": _shapes(self.args),
+            "results": _shapes(self.shapes),
+            "weights": _digest(self.arrays),
+            "program": _settings(self.rest),
+        }
+        return self.call
 
-    # What a chunk will look like, also where it is read from a file or fails.
-    inputs = inputs_of(np.arange(batch_size))
-    shapes, deferred = jax.eval_shape(lambda *dynamic: program(*dynamic, *inputs[4:]), *inputs[:4])
-    deferred.check(name, args)
-    store = None if folder is None else Store(folder, name, args, shapes, num, key, batch_size)
-    job = _Job(dispatch, shapes, num, batch_size, store)
-    results = []
-    try:
-        with _quiet(), _bar(num, name, progress) as advance:
-            for start, result in _ahead(range(0, num, batch_size), job.begin, job.finish):
-                results.append(result)
-                advance(min(batch_size, num - start))
-    finally:
-        if job.failed and mesh is not None:
-            _forget_failures(mesh.local_devices)
-    leaves = [np.concatenate(parts) for parts in zip(*results, strict=True)]
-    everything = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
-    if job.failed:
-        raise FailedExamples(name, num, job.failed, everything)
-    return everything
+    def digest(self, start: int) -> str:
+        """Of all that a chunk depends on."""
+        rows = jax.tree.map(lambda leaf: leaf[start : start + self.batch_size], self.args)
+        call = json.dumps([self.call, start]).encode()
+        return hashlib.sha256(call + _digest(jax.tree.leaves(rows)).encode()).hexdigest()
+
+    def starts(self) -> range:
+        return range(0, self.num, self.batch_size)
+
+    def size(self, start: int) -> int:
+        return min(self.batch_size, self.num - start)
+
+    def run(
+        self, starts: Sequence[int], keeper: Keeper | None, progress: bool
+    ) -> Iterator[tuple[int, list[np.ndarray]]]:
+        """The chunks that begin at these indices, in order."""
+        self.keeper = keeper
+        total = sum(map(self.size, starts))
+        try:
+            with quiet(), _bar(total, self.name, progress) as advance:
+                for start, result in _ahead(starts, self._begin, self._finish):
+                    yield start, result
+                    advance(self.size(start))
+        finally:
+            if self.failed and self.mesh is not None:
+                forget(self.mesh.local_devices)
+
+    def _inputs(self, indices: np.ndarray) -> tuple[Any, ...]:
+        rows = np.minimum(indices, self.num - 1)
+        batch = jax.tree.map(lambda leaf: leaf[rows], self.args)
+        inputs = self.spread((batch, jnp.asarray(indices, jnp.uint32)))
+        return self.arrays, *inputs, self.key, self.one, self.rest, self.mesh
+
+    def _dispatch(self, indices: np.ndarray) -> list[Any]:
+        """Begins the program for examples of these indices, and does not wait for it."""
+        return jax.tree.leaves(program(*self._inputs(indices)))
+
+    def _begin(self, start: int) -> list[Any] | None:
+        """Results that are on their way, or kept ones; `None` if the program failed at once."""
+        kept = None if self.keeper is None else self.keeper.read(start, self.digest(start))
+        if kept is not None:
+            self.kept.add(start)
+            return kept
+        try:
+            return self._dispatch(np.arange(start, start + self.batch_size))
+        except FAILURES:
+            return None
+
+    def _finish(self, start: int, begun: list[Any] | None) -> list[np.ndarray]:
+        """Waits for the results."""
+        try:
+            results = None if begun is None else [np.asarray(leaf) for leaf in begun]
+        except FAILURES:
+            results = None
+        if results is None:
+            return self._one_by_one(start)
+        self.tried += self.size(start)
+        results = [leaf[: self.size(start)] for leaf in results]
+        if self.keeper is not None and start not in self.kept:
+            self._keep(self.keeper, start, results)
+        return results
+
+    def _keep(self, keeper: Keeper, start: int, results: list[np.ndarray]) -> None:
+        try:
+            keeper.write(start, self.digest(start), results)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"{self.name}: {error.strerror}, so examples {start} to "
+                f"{start + self.size(start) - 1} could not be written. All chunks that were "
+                "finished before are kept: with this mended, the same call continues",
+                error.filename,
+            ) from error
+        self.kept.add(start)
+
+    def _one_by_one(self, start: int) -> list[np.ndarray]:
+        """The results of a chunk that failed as a whole, NaN for the examples that fail alone."""
+        nan = [missing(leaf) for leaf in jax.tree.leaves(self.shapes)]
+        rows = []
+        for index in range(start, start + self.size(start)):
+            # The same program, filled with copies of one example: nothing is compiled anew.
+            copies = np.full(self.batch_size, index)
+            self.tried += 1
+            try:
+                rows.append([np.asarray(leaf)[0] for leaf in self._dispatch(copies)])
+            except FAILURES as error:
+                self.failed[index] = said(error)
+                # None so far that did not fail: it is the function that is bad, not the examples.
+                if len(self.failed) == self.tried == min(self.num, HOPELESS):
+                    if "EquinoxRuntimeError" not in str(error):
+                        raise
+                    raise eqx.EquinoxRuntimeError(message(error)) from None
+                rows.append(nan)
+        return [np.stack(parts) for parts in zip(*rows, strict=True)]
+
+
+def _local(leaf: Any) -> Any:
+    """An array, or the part of one on several hosts that is on this one; the part is all of it."""
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+        return leaf
+    if not leaf.is_fully_replicated:
+        # Every process of the array is here at this moment.
+        everywhere = NamedSharding(leaf.sharding.mesh, PartitionSpec())  # pyright: ignore
+        leaf = jax.jit(lambda x: x, out_shardings=everywhere)(leaf)
+    return leaf.addressable_data(0)
 
 
 def _placement(mesh: Mesh | None, batch_size: int) -> tuple[Any, ...]:
-    """The mesh and the batch size to use, and what puts arrays on every device, or splits them."""
+    """Who computes on what: the processes, and of this one the mesh, the batch size, and what puts
+    arrays on every device, or splits them."""
+    me = jax.process_index()
     if mesh is None:
-        return mesh, batch_size, lambda arrays: arrays, lambda arrays: arrays
-    size = mesh.shape[mesh.axis_names[0]]
+        return (me,), mesh, batch_size, lambda arrays: arrays, lambda arrays: arrays
+    # However many axes the mesh has, examples need only one, of all devices.
+    counts = Counter(device.process_index for device in mesh.devices.flat)
+    if me not in counts:
+        raise ValueError(
+            f"mesh={mesh} has no device of process {me}: make the call only in the processes "
+            f"{sorted(counts)}, or on a mesh of all processes' devices."
+        )
+    mine = [device for device in mesh.devices.flat if device.process_index == me]
     # Axes of type Auto: those of jax.make_mesh are Explicit, and shardings would be part of the
     # types that a function is traced with.
-    mesh = Mesh(mesh.devices, mesh.axis_names)
+    mesh = Mesh(np.array(mine), ("examples",))
     # Weights that sit on one device could not meet inputs that are spread over several.
     everywhere = NamedSharding(mesh, PartitionSpec())
-    split = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
+    split = NamedSharding(mesh, PartitionSpec("examples"))
+    # Chunks are the same in all processes, whatever each has.
+    size = math.lcm(*counts.values())
     return (
+        tuple(sorted(counts)),
         mesh,
         -(-batch_size // size) * size,
         lambda arrays: jax.device_put(arrays, everywhere),
@@ -174,72 +294,26 @@ def _placement(mesh: Mesh | None, batch_size: int) -> tuple[Any, ...]:
     )
 
 
-class _Job:
-    """The chunks of one call: how one begins, and how it is finished."""
+def _shapes(tree: PyTree[Any]) -> list[Any]:
+    return [[list(leaf.shape), str(leaf.dtype)] for leaf in jax.tree.leaves(tree)]
 
-    def __init__(
-        self,
-        dispatch: Callable[[np.ndarray], list[Any]],
-        shapes: PyTree[Any],
-        num: int,
-        batch_size: int,
-        store: Store | None,
-    ):
-        """**Arguments:**
 
-        - `dispatch`: begins the program for examples of these indices, and does not wait for it.
-        - `shapes`: of the results of a chunk.
-        - `num`, `batch_size`: how many examples there are, and how many make a chunk.
-        - `store`: where chunks are kept.
-        """
-        self.dispatch, self.shapes, self.num = dispatch, shapes, num
-        self.batch_size, self.store = batch_size, store
-        # What failing examples said, and which chunks were read from the store.
-        self.failed: dict[int, str] = {}
-        self.read: set[int] = set()
+def _digest(leaves: Iterable[Any]) -> str:
+    found = hashlib.sha256()
+    for leaf in leaves:
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        array = np.ascontiguousarray(leaf)
+        found.update(f"{array.dtype} {array.shape};".encode())
+        found.update(array.view(np.uint8).data if array.size else b"")
+    return found.hexdigest()
 
-    def begin(self, start: int) -> list[Any] | None:
-        """Results that are on their way, or kept ones; `None` if the program failed at once."""
-        kept = None if self.store is None else self.store.read(start)
-        if kept is not None:
-            self.read.add(start)
-            return kept
-        try:
-            return self.dispatch(np.arange(start, start + self.batch_size))
-        except _FAILURES:
-            return None
 
-    def finish(self, start: int, begun: list[Any] | None) -> list[np.ndarray]:
-        """Waits for the results."""
-        try:
-            results = None if begun is None else [np.asarray(leaf) for leaf in begun]
-        except _FAILURES:
-            results = None
-        if results is None:
-            return self._one_by_one(start)
-        results = [leaf[: self.num - start] for leaf in results]
-        if self.store is not None and start not in self.read:
-            self.store.write(start, results)
-        return results
-
-    def _one_by_one(self, start: int) -> list[np.ndarray]:
-        """The results of a chunk that failed as a whole, NaN for the examples that fail alone."""
-        missing = [_nan(leaf) for leaf in jax.tree.leaves(self.shapes)]
-        rows = []
-        for index in range(start, min(start + self.batch_size, self.num)):
-            # The same program, filled with copies of one example: nothing is compiled anew.
-            copies = np.full(self.batch_size, index)
-            try:
-                rows.append([np.asarray(leaf)[0] for leaf in self.dispatch(copies)])
-            except _FAILURES as error:
-                self.failed[index] = _said(error)
-                # None so far that did not fail: it is the function that is bad, not the examples.
-                if len(self.failed) == index + 1 == min(self.num, _HOPELESS):
-                    if "EquinoxRuntimeError" not in str(error):
-                        raise
-                    raise eqx.EquinoxRuntimeError(_message(error)) from None
-                rows.append(missing)
-        return [np.stack(parts) for parts in zip(*rows, strict=True)]
+def _settings(rest: tuple[Any, ...]) -> str:
+    """A digest of what is no array: the class of a sampler, 50 steps or 100, the program of a plain
+    function. Where objects lie in memory is not part of it."""
+    told = re.sub(r"0x[0-9a-f]+", "", repr(rest))
+    return hashlib.sha256(told.encode()).hexdigest()
 
 
 def _ahead(
@@ -254,47 +328,6 @@ def _ahead(
         item, begun = under_way.popleft()
         yield item, finish(item, begun)
         under_way.extend((item, begin(item)) for item in itertools.islice(remaining, 1))
-
-
-def _forget_failures(devices: Iterable[jax.Device]) -> None:
-    """Lets JAX forget a failed program of several devices.
-
-    It is kept with each device, and `jax.effects_barrier`, also called at Python's exit, would
-    raise its error again.
-    """
-    for device in devices:
-        jax.jit(lambda x: jax.debug.callback(lambda _: None, x))(jax.device_put(0, device))
-
-
-def _nan(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-    inexact = jnp.issubdtype(leaf.dtype, jnp.inexact)
-    return np.full(leaf.shape[1:], np.nan, leaf.dtype if inexact else np.float64)
-
-
-def _message(error: Exception) -> str:
-    """What a failing check said, without what Equinox and JAX wrap around it."""
-    said = re.search(r"EquinoxRuntimeError: (.+?)(\n\s*\n|$)", str(error), re.DOTALL)
-    return " ".join((said[1] if said else str(error)).split()) or type(error).__name__
-
-
-def _said(error: Exception) -> str:
-    text = _message(error)
-    return text if len(text) < 400 else text[:400] + " …"
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps JAX from logging the traceback of a check that fails, whose error is raised anyway."""
-    logger = logging.getLogger("jax._src.callback")
-
-    def not_a_failure(record: logging.LogRecord) -> bool:
-        return record.getMessage() != "jax.pure_callback failed"
-
-    logger.addFilter(not_a_failure)
-    try:
-        yield
-    finally:
-        logger.removeFilter(not_a_failure)
 
 
 @contextlib.contextmanager

@@ -26,12 +26,14 @@ from jax.sharding import Mesh
 from jaxtyping import Float, PyTree
 
 from ._check import whole
-from ._chunks import in_chunks
+from ._chunks import Job
 from ._deferred import defer, Deferred
 from ._denoiser import AbstractDenoiser
 from ._sampler import AbstractSampler
 from ._sampler.base import check_call
+from ._share import in_chunks, to_writer
 from ._types import Key
+from ._writer import AbstractWriter
 
 
 Result = TypeVar("Result")
@@ -71,13 +73,17 @@ def map_examples(
     - `key`: example `i` has the key `jax.random.fold_in(key, i)`.
     - `batch_size`: how many examples are computed at once; memory grows with it. The next ones
         are on their way meanwhile, so that a device does not wait for the host.
-    - `mesh`: a device mesh; each chunk is split along the mesh's first axis, its size rounded up to
-        fill it. Devices do not wait for one another: `fn` itself must hold no collective.
+    - `mesh`: a device mesh; each chunk is split over its devices, whatever their axes, its size
+        rounded up to fill them. Devices do not wait for one another: `fn` itself must hold no
+        collective. If the devices are those of several processes, all of these make the call, each
+        computes its share of the chunks on its own devices, and all return everything; with a
+        `folder`, which they must share. Without a mesh each process works for itself.
     - `progress`: shows a bar with rate and ETA (needs tqdm).
     - `folder`: where to write each finished chunk, so that the same call continues after an
-        interruption. A chunk with failures is not kept but tried again. A folder of a call with
-        another key, other shapes or another batch size is refused; that `fn` and the data are
-        still the same is yours to ensure.
+        interruption, a `kill -9` at any moment included. Damaged chunks, and those of other data,
+        are computed again; a chunk with failures is not kept but tried again. A folder of a call
+        with another key, other shapes, another batch size, other weights or another program of
+        `fn` is refused.
 
     **Returns:** what `fn` returns, as NumPy arrays with a leading axis.
 
@@ -94,7 +100,7 @@ def map_examples(
 
     name = "map_examples"
     one = _apply_converted if isinstance(fn, _Converted) else _apply
-    return in_chunks(name, one, fn, args, num, key, batch_size, mesh, progress, folder)
+    return in_chunks(Job(name, one, fn, args, num, key, batch_size, mesh), folder, progress)
 
 
 def generate(
@@ -127,15 +133,58 @@ def generate(
     **Raises:** `ValueError` for `args` of another length than `num`, numbers that are not whole and
     positive, or a class label that the network does not have.
     """
-    num = whole("generate", "num", num)
-    check_call("generate", denoiser, jnp.zeros(0))
-    if jax.tree.leaves(args) and _length("generate", args) != num:
+    job = _drawing("generate", sampler, denoiser, num, shape, key, args, batch_size, mesh)
+    return in_chunks(job, folder, progress)
+
+
+def generate_to(
+    writer: AbstractWriter,
+    sampler: AbstractSampler,
+    denoiser: AbstractDenoiser,
+    num: int,
+    shape: tuple[int, ...],
+    *,
+    key: Key,
+    args: PyTree[Any] = None,
+    batch_size: int = 256,
+    mesh: Mesh | None = None,
+    progress: bool = False,
+) -> None:
+    """Draws `num` samples as [`eqdiff.generate`][] does, straight to files.
+
+    ```python
+    writer = eqd.data.NPZWriter("samples_50000x32x32x3.npz", labels=classes)
+    eqd.generate_to(writer, sampler, denoiser, 50_000, (3, 32, 32), key=key, args=classes)
+    ```
+
+    No more than two chunks are in memory at a time. The same call continues after an interruption,
+    a `kill -9` at any moment included, computes only the chunks that are missing, damaged or
+    of other `args`, and leaves the same files as a call that was never interrupted.
+
+    **Arguments:**
+
+    - `writer`: where to: [`eqdiff.data.PNGWriter`][], [`eqdiff.data.NPZWriter`][], or your own
+        [`eqdiff.AbstractWriter`][].
+    - All others as for [`eqdiff.generate`][].
+
+    **Raises:** as [`eqdiff.generate`][], and as the writer: `ValueError` if the place holds
+    anything else, `OSError` if it cannot write. [`eqdiff.FailedExamples`][] has no results here:
+    chunks with a failed sample are not written.
+    """
+    job = _drawing("generate_to", sampler, denoiser, num, shape, key, args, batch_size, mesh)
+    to_writer(job, writer, progress)
+
+
+def _drawing(name, sampler, denoiser, num, shape, key, args, batch_size, mesh) -> Job:
+    num = whole(name, "num", num)
+    check_call(name, denoiser, jnp.zeros(0))
+    if jax.tree.leaves(args) and _length(name, args) != num:
         raise ValueError(
-            f"generate: args must have a leading axis of length num={num}, but a leaf has shape "
+            f"{name}: args must have a leading axis of length num={num}, but a leaf has shape "
             f"{np.shape(jax.tree.leaves(args)[0])}."
         )
-    drawing = (sampler, denoiser, tuple(whole("generate", "shape", n) for n in shape))
-    return in_chunks("generate", _draw, drawing, args, num, key, batch_size, mesh, progress, folder)
+    drawing = (sampler, denoiser, tuple(whole(name, "shape", n) for n in shape))
+    return Job(name, _draw, drawing, args, num, key, batch_size, mesh)
 
 
 class _Converted(eqx.Module):

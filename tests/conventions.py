@@ -20,12 +20,15 @@ NAME = "eqdiff"
 
 # A room imports lower floors and the rooms listed before it on its own floor.
 FLOORS = (
-    tuple("_types _check _deferred _linear_map _platform _require _gaussian _shown".split()),
+    tuple(
+        "_types _check _deferred _linear_map _platform _require _gaussian _shown _atomic "
+        "_together".split()
+    ),
     ("_process", "nn"),
     ("_parameterisation", "_variance", "_timesteps"),
     ("_denoiser", "_analytic", "_predict", "_trace", "_guidance", "_term"),
     ("_loss", "_sampler", "_likelihood", "_bound"),
-    ("_store", "_chunks", "_map", "_serialise", "terms"),
+    ("_store", "_failures", "_writer", "_chunks", "_share", "_map", "_serialise", "terms"),
     ("train", "data", "metrics", "interop"),
 )
 # Rooms that may import less than their place allows.

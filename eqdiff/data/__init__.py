@@ -31,8 +31,10 @@ from ._layout import (
     Unlabelled as Unlabelled,
 )
 from ._loader import Loader as Loader, loader as loader
+from ._npz import NPZWriter as NPZWriter, write_npz as write_npz
 from ._picture import write_grid as write_grid
 from ._pixels import normalise as normalise, to_uint8 as to_uint8
+from ._pngs import PNGWriter as PNGWriter, write_pngs as write_pngs
 from ._source import (
     AbstractSource as AbstractSource,
     ArraySource as ArraySource,
