@@ -108,7 +108,15 @@ class NPZWriter(AbstractWriter):
             channels, height, width = self._call["shape"]
             shape = (self._call["num"], height, width, channels)
             parts = self._read(sorted(chunks.items()))
-            _stream(self.path, shape, parts, self.labels, _comment(self._call))
+            try:
+                _stream(self.path, shape, parts, self.labels, _comment(self._call))
+            except OSError as error:
+                raise OSError(
+                    error.errno,
+                    f"{error.strerror}, so the samples could not be joined to one file. All of "
+                    f"them are in {self._parts.folder}: with this mended, the same call joins them",
+                    str(self.path),
+                ) from error
         shutil.rmtree(self._parts.folder, ignore_errors=True)
 
     def _read(self, chunks: list[tuple[int, str]]) -> Iterator[UInt8[np.ndarray, "..."]]:

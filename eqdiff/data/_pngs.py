@@ -100,7 +100,8 @@ class PNGWriter(AbstractWriter):
 
         def is_sound(i: int) -> bool:
             try:
-                return zlib.crc32(_path(self.folder, start + i).read_bytes()) == kept[0][i]
+                found = zlib.crc32(_path(self.folder, start + i).read_bytes())
+                return found == int(kept[0][i])
             except OSError:
                 return False
 
