@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, whatever ends the process that writes them (floor 0).
+"""Files that appear whole or not at all, whatever ends the process that writes them.
 
 A file is written under a temporary name beside it and then renamed. A process that is killed
 between the two leaves the temporary file, whose name says whose it was: the next one to open the

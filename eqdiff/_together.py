@@ -1,4 +1,4 @@
-"""Work that several processes of `jax.distributed` do at the same time (floor 0).
+"""Work that several processes of `jax.distributed` do at the same time.
 
 Each process does its part and tells the others what came of it, through the key-value store of
 `jax.distributed`, on hosts alone: no device takes part, so that devices may do different things

@@ -20,11 +20,8 @@ NAME = "eqdiff"
 
 # A room imports lower floors and the rooms listed before it on its own floor.
 FLOORS = (
-    tuple(
-        "_types _check _deferred _linear_map _platform _require _gaussian _shown _atomic "
-        "_together".split()
-    ),
-    ("_process", "nn"),
+    tuple("_types _check _deferred _linear_map _platform _require _gaussian _shown".split()),
+    ("_process", "nn", "_atomic", "_together"),
     ("_parameterisation", "_variance", "_timesteps"),
     ("_denoiser", "_analytic", "_predict", "_trace", "_guidance", "_term"),
     ("_loss", "_sampler", "_likelihood", "_bound"),

@@ -39,6 +39,7 @@ def loss_fn(net, t, x0, args, *, key):
     return eqd.l_simple(eqd.predict(eqd.Denoiser(net, schedule), t, x0, args, key=key)), {}
 loader = [(jnp.zeros((4, 2)), None)] * 2
 """
+IMAGES = "denoiser = eqd.Denoiser(lambda c, x, args, *, key: 0 * x, schedule)\n"
 BEFORE = {
     "docs/index.md": COMMON + "net = lambda c_noise, x, args, *, key: 0 * x\n",
     "docs/adaptive-solves.md": COMMON + "x1 = jnp.stack([x1, -x1])\nx = image\n",
@@ -54,6 +55,7 @@ BEFORE = {
     "docs/api/serialise.md": COMMON,
     "docs/api/terms.md": COMMON,
     "docs/api/train.md": COMMON + TRAINING,
+    "docs/many-samples.md": COMMON + IMAGES,
 }
 
 # Smaller sizes, so that a page runs in seconds: every left-hand side must still be on its page.
@@ -76,6 +78,7 @@ SMALLER = {
         "arange(16) < 8": "arange(4) < 2",
         "(20": "(2",
     },
+    "docs/many-samples.md": {"50_000": "40"},
     "docs/flow-matching.md": {"range(5000)": "range(2)", "1000, (2,)": "4, (2,)"},
     "docs/getting-started.md": {
         "range(5000)": "range(2)",
@@ -92,6 +95,7 @@ SKIPPED = {
     "docs/your-data.md": ["image_folder(", "load_dataset("],
     "docs/bring-your-own-network.md": ["from flax import nnx"],
     "docs/coming-from.md": [".pt"],
+    "docs/many-samples.md": ["start_processes()"],
 }
 
 SLOW = frozenset(

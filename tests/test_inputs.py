@@ -199,6 +199,32 @@ def test_images_off_the_grid_are_not_scored(name, scale):
 
 
 # What takes a whole number, as a function of it.
+class Written(eqd.AbstractWriter):
+    """A writer to memory."""
+
+    def of(self, num):
+        eqd.generate_to(self, eqd.DDIM(1), ORACLE, num, (2,), key=KEY)
+        return self.samples
+
+    def create(self, call):
+        assert call["num"] > 0
+
+    def open(self, call):
+        raise AssertionError("for other processes")
+
+    def present(self):
+        return set()
+
+    def has(self, start, digest):
+        return False
+
+    def write(self, start, digest, samples):
+        self.samples = samples
+
+    def finish(self, chunks):
+        assert list(chunks) == [0]
+
+
 COUNTS = {
     "cosine_schedule": eqd.cosine_schedule,
     "linear_schedule": lambda n: eqd.linear_schedule(n, beta_min=1e-6, beta_max=1e-3),
@@ -228,6 +254,7 @@ COUNTS = {
     "JacobianCovariance": eqd.JacobianCovariance,
     "IsotropicCovariance": lambda n: eqd.IsotropicCovariance(1.0, iterations=n),
     "generate": lambda n: eqd.generate(eqd.DDIM(1), ORACLE, n, (2,), key=KEY),
+    "generate_to": lambda n: Written().of(n),
     "map_examples": lambda n: eqd.map_examples(
         lambda x, key: 2 * x, np.ones(3, np.float32), batch_size=n, key=KEY
     ),
