@@ -43,15 +43,20 @@ def create_whole(path: Path, content: bytes) -> bytes:
         temporary = _temporary(path)
         try:
             temporary.write_bytes(content)
-            os.link(temporary, path)
-        except FileExistsError:
-            pass
-        except (PermissionError, NotImplementedError):
-            # A file system without hard links.
-            temporary.replace(path)
+            _link(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
     return path.read_bytes()
+
+
+def _link(temporary: Path, path: Path) -> None:
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    except OSError:
+        # A file system without hard links.
+        temporary.replace(path)
 
 
 def remove_stale(folder: Path) -> None:
