@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..._require import require
+from ..._shown import reason, shown
 
 
 _DTYPES = {
@@ -36,12 +37,12 @@ def _array(data: bytes) -> np.ndarray:
     shape, name, buffer = _msgpack().unpackb(data, raw=True)
     name = name.decode() if isinstance(name, bytes) else name
     if name not in _DTYPES:
-        raise ValueError(f"an array of dtype {name!r:.40}")
+        raise ValueError(f"an array of dtype {shown(name)}")
     if not all(type(n) is int and n >= 0 for n in shape):
-        raise ValueError(f"an array of shape {shape!r:.80}")
+        raise ValueError(f"an array of shape {shown(shape)}")
     if len(buffer) != math.prod(shape) * _DTYPES[name].itemsize:
         raise ValueError(
-            f"an array of shape {tuple(shape)} and dtype {name} in {len(buffer)} bytes"
+            f"an array of shape {shown(tuple(shape))} and dtype {name} in {len(buffer)} bytes"
         )
     return np.frombuffer(buffer, _DTYPES[name]).reshape(shape)
 
@@ -81,13 +82,14 @@ def read_flax(path: str | os.PathLike) -> Any:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no file at {path}.")
+    data = path.read_bytes()
     # Every length is compared with what is left of the file before anything is made of it.
     try:
         return msgpack.unpackb(
-            path.read_bytes(), ext_hook=_extension, object_hook=_joined, strict_map_key=False
+            data, ext_hook=_extension, object_hook=_joined, strict_map_key=False
         )
-    except (ValueError, KeyError, TypeError, msgpack.UnpackException) as e:
-        detail = str(e) or type(e).__name__
+    except Exception as e:
+        # msgpack's own errors, and whatever data that are not Flax's make of the steps above.
         raise ValueError(
-            f"{path} is truncated or damaged, or not a msgpack file of Flax ({detail})."
+            f"{path} is truncated or damaged, or not a msgpack file of Flax ({reason(e)})."
         ) from e

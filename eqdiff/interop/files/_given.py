@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from ..._shown import shown
 from ._torch import read_torch, state_dict
 
 
@@ -32,6 +33,6 @@ def given_state_dict(weights: Any) -> Mapping[str, Any]:
     """
     if isinstance(weights, Mapping):
         if not all(isinstance(name, str) for name in weights):
-            raise ValueError(f"a state dict has names as keys, got {list(weights)[:8]}.")
+            raise ValueError(f"a state dict has names as keys, got {shown(list(weights))}.")
         return weights
     return state_dict(read_torch(weights), str(weights))

@@ -9,11 +9,15 @@ of them: the last number must lie inside the storage, and there may be no more n
 storage has, since views that overlap (strides of 0) could fill any memory from a few bytes.
 """
 
+import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+
+from ..._shown import shortened, shown
 
 
 class Refused(Exception):
@@ -27,7 +31,7 @@ class Global(NamedTuple):
     name: str
 
     def __str__(self) -> str:
-        return f"{self.module}.{self.name}"
+        return shortened(f"{self.module}.{self.name}", 80)
 
 
 class Storage:
@@ -39,8 +43,9 @@ class Storage:
         # Whether the file's order of bytes is not this machine's.
         self.swapped = False
 
-    def numpy(self) -> np.ndarray:
-        """All numbers, as they lie in the buffer."""
+    @functools.cached_property
+    def numbers(self) -> np.ndarray:
+        """All of them, as they lie in the buffer; once, however many tensors view them."""
         bits = np.frombuffer(self.buffer, f"u{self.dtype.itemsize}", self.numel)
         return (bits.byteswap() if self.swapped else bits).view(self.dtype)
 
@@ -58,7 +63,7 @@ class Tensor(NamedTuple):
         dtype = self.storage.dtype
         if 0 in self.shape:
             return np.broadcast_to(np.zeros((), dtype), self.shape)
-        flat = self.storage.numpy()[self.offset :]
+        flat = self.storage.numbers[self.offset :]
         strides = tuple(dtype.itemsize * stride for stride in self.strides)
         view = np.lib.stride_tricks.as_strided
         return view(flat, self.shape, strides, writeable=False)
@@ -76,7 +81,9 @@ class Dtype:
 
     def __init__(self, code: str):
         if code not in _NUMPY_CODES:
-            raise Refused(f"holds NumPy numbers of dtype {code!r}, expected one of {_NUMPY_CODES}")
+            raise Refused(
+                f"holds NumPy numbers of dtype {shown(code)}, expected one of {_NUMPY_CODES}"
+            )
         self.dtype = np.dtype(code)
 
 
@@ -115,10 +122,12 @@ _MOST_AXES = 16
 
 
 def _sizes(value: Any, what: str) -> tuple[int, ...]:
-    if not isinstance(value, tuple | list) or len(value) > _MOST_AXES:
-        raise Refused(f"has a tensor whose {what} is {value!r:.80}")
-    if not all(type(n) is int and 0 <= n < 2**48 for n in value):
-        raise Refused(f"has a tensor whose {what} is {value!r:.80}")
+    good = isinstance(value, tuple | list) and len(value) <= _MOST_AXES
+    if not good or not all(type(n) is int and 0 <= n < 2**48 for n in value):
+        raise Refused(f"has a tensor whose {what} is {shown(value)}")
+    # NumPy's own limit, which it has for arrays without numbers too.
+    if math.prod(n for n in value if n > 0) >= 2**60:
+        raise Refused(f"has a tensor whose {what} is {shown(value)}")
     return tuple(value)
 
 
@@ -150,13 +159,13 @@ def _parameter(data: Any, *_: Any) -> Tensor:
 
 def _mapping(*args: Any) -> dict:
     # Python 2 wrote the items as an argument.
-    return {key: value for key, value in (args[0] if args else ())}
+    return dict_of([part for key, value in (args[0] if args else ()) for part in (key, value)])
 
 
 def _encode(text: str, coding: str = "latin1") -> bytes:
     # How bytes are written for Python 2.
     if not isinstance(text, str) or coding not in ("latin1", "latin-1"):
-        raise Refused(f"has text in the coding {coding!r:.40}")
+        raise Refused(f"has text in the coding {shown(coding, 40)}")
     return text.encode("latin1")
 
 
@@ -168,12 +177,28 @@ def _scalar(dtype: Any, data: Any) -> Any:
     return np.frombuffer(data, dtype.dtype)[0]
 
 
-def _plain_tuple(value: Any) -> tuple:
-    return tuple(value) if isinstance(value, tuple | list) else (value,)
+def dict_of(items: list[Any]) -> dict:
+    """A dictionary of keys and values in turn."""
+    # Nested tuples that share their parts would never finish hashing.
+    if not all(isinstance(key, str | bytes | int | float | None) for key in items[::2]):
+        raise TypeError("a key that is neither text nor number")
+    return dict(zip(items[::2], items[1::2], strict=True))
 
 
-def _text(value: Any, *rest: Any) -> str:
-    return ":".join(str(part) for part in (value, *rest))
+def _size(value: Any = ()) -> tuple[int, ...]:
+    return _sizes(value, "size")
+
+
+def _set(value: Any = ()) -> list | tuple:
+    if not isinstance(value, tuple | list):
+        raise Refused(f"has a set of {shown(value)}")
+    return value
+
+
+def _device(kind: Any, index: Any = None) -> str:
+    if not isinstance(kind, str) or len(kind) > 40 or type(index) not in (int, type(None)):
+        raise Refused(f"has the device {shown((kind, index))}")
+    return kind if index is None else f"{kind}:{index}"
 
 
 def numpy_array(_: Any, shape: Any, dtype: Any, fortran: Any, data: Any) -> np.ndarray:
@@ -193,11 +218,11 @@ CALLS: dict[Global, Callable[..., Any]] = {
     Global("torch._utils", "_rebuild_tensor"): _tensor,
     Global("torch._utils", "_rebuild_tensor_v2"): _tensor,
     Global("torch._utils", "_rebuild_parameter"): _parameter,
-    Global("torch", "Size"): _plain_tuple,
-    Global("torch", "device"): _text,
+    Global("torch", "Size"): _size,
+    Global("torch", "device"): _device,
     Global("_codecs", "encode"): _encode,
-    Global("builtins", "set"): _plain_tuple,
-    Global("__builtin__", "set"): _plain_tuple,
+    Global("builtins", "set"): _set,
+    Global("__builtin__", "set"): _set,
     Global("numpy", "dtype"): lambda code, *_: Dtype(code),
     **{name: _mapping for name in MAPPINGS},
 }

@@ -7,7 +7,8 @@ objects to this day) it is a stream: a magic number, a version, the sizes of C's
 order of bytes, the pickled object, the keys of its storages, and each storage after the number of
 its elements.
 
-The file is mapped, not read: a storage costs memory when its numbers are used.
+The file is mapped, not copied: a storage costs memory when its numbers are used. What is used of an
+archive is read once to verify its CRC-32; the older format has none.
 """
 
 import io
@@ -16,11 +17,13 @@ import os
 import struct
 import sys
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..._shown import reason, shortened, shown
 from ._records import Global, Refused, Storage, STORAGES
 from ._unpickle import plain, Unpickler
 
@@ -51,17 +54,23 @@ class _References:
 
     def __call__(self, identity: Any) -> Storage:
         if not (isinstance(identity, tuple) and len(identity) >= 5 and identity[0] == "storage"):
-            raise Refused(f"refers to {identity!s:.60}, which is not a storage")
+            raise Refused(f"refers to {shown(identity)}, which is not a storage")
         _, kind, key, _, numel, *view = identity
         if not isinstance(kind, Global) or kind not in STORAGES:
-            raise Refused(f"has a storage of the type {kind!s:.60}")
+            raise Refused(f"has a storage of the type {shown(kind)}")
         if type(numel) is not int or numel < 0 or any(part is not None for part in view):
-            raise Refused(f"has a storage of {numel!r:.60} numbers, or a view of one")
-        key = str(key)
+            raise Refused(f"has a storage of {shown(numel)} numbers, or a view of one")
+        key = _key(key)
         storage = self.found.setdefault(key, Storage(STORAGES[kind], numel))
         if (storage.dtype, storage.numel) != (STORAGES[kind], numel):
-            raise Refused(f"refers to the storage {key} as two different ones")
+            raise Refused(f"refers to the storage {shown(key)} as two different ones")
         return storage
+
+
+def _key(key: Any) -> str:
+    if not isinstance(key, str | int) or len(shown(key, 40)) > 39:
+        raise Refused(f"has a storage under the key {shown(key)}")
+    return str(key)
 
 
 def read_torch(path: str | os.PathLike) -> Any:
@@ -98,8 +107,8 @@ def _read_archive(path: str | os.PathLike) -> Any:
     source = str(path)
     try:
         archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError) as e:
-        raise ValueError(f"{source} is a truncated or damaged archive ({e}).") from e
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as e:
+        raise ValueError(f"{source} is a truncated or damaged archive ({reason(e)}).") from e
     with archive:
         entries = {info.filename: info for info in archive.infolist()}
         roots = [name.removesuffix("data.pkl") for name in entries if name.endswith("/data.pkl")]
@@ -115,11 +124,11 @@ def _read_archive(path: str | os.PathLike) -> Any:
             return _entry(entries[roots[0] + name], buffer, source)
 
         references = _References()
-        machine = Unpickler(io.BytesIO(entry("data.pkl")), source, persistent=references)
-        value = machine.load()
+        pickled, size = io.BytesIO(entry("data.pkl")), len(buffer)
+        value = Unpickler(pickled, source, persistent=references, size=size).load()
         order = bytes(entry("byteorder")) if roots[0] + "byteorder" in entries else b"little"
         if order not in (b"little", b"big"):
-            raise ValueError(f"{source} is damaged: the order of its bytes is {order!r:.20}.")
+            raise ValueError(f"{source} is damaged: the order of its bytes is {shown(order)}.")
         for key, storage in references.found.items():
             storage.swapped = order.decode() != sys.byteorder
             data, expected = entry(f"data/{key}"), storage.numel * storage.dtype.itemsize
@@ -135,19 +144,28 @@ def _read_archive(path: str | os.PathLike) -> Any:
 def _entry(info: zipfile.ZipInfo, buffer: memoryview, source: str) -> memoryview:
     # The bytes of an archive's entry, in place. The directory says where its header begins, whose
     # length is not known before it is read.
+    what = shortened(info.filename, 80)
     if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
         raise ValueError(
-            f"{source}: {info.filename} is compressed, which torch.save does not do, and so was "
-            "not unpacked."
+            f"{source}: {what} is compressed, which torch.save does not do, and so was not "
+            "unpacked."
         )
-    header = bytes(buffer[info.header_offset : info.header_offset + 30])
+    at = info.header_offset
+    header = bytes(buffer[at : at + 30]) if at >= 0 else b""
     if len(header) < 30 or header[:4] != b"PK\x03\x04":
-        raise ValueError(f"{source} is damaged: {info.filename} is not where its directory says.")
+        raise ValueError(f"{source} is damaged: {what} is not where its directory says.")
     name, extra = struct.unpack("<HH", header[26:30])
-    start = info.header_offset + 30 + name + extra
+    start = at + 30 + name + extra
     if start + info.file_size > len(buffer):
-        raise ValueError(f"{source} is truncated: {info.filename} reaches beyond its end.")
-    return buffer[start : start + info.file_size]
+        raise ValueError(f"{source} is truncated: {what} reaches beyond its end.")
+    data = buffer[start : start + info.file_size]
+    # Zero is what PyTorch writes where it was told not to compute any.
+    if info.CRC != 0 and zlib.crc32(data) != info.CRC:
+        raise ValueError(
+            f"{source} is damaged: {what} is not what was written there (CRC-32). Copy or download "
+            "the file again."
+        )
+    return data
 
 
 def read_stream(file: Any, data: memoryview, source: str) -> Any:
@@ -167,14 +185,15 @@ def read_stream(file: Any, data: memoryview, source: str) -> Any:
     version, system = load(), load()
     if version != _VERSION or not isinstance(system, dict):
         raise ValueError(
-            f"{source} is in version {version!r:.20} of torch.save's format, expected 1001."
+            f"{source} is in version {shown(version)} of torch.save's format, expected 1001."
         )
     order = "<" if system.get("little_endian", True) else ">"
     references = _References()
     value, keys = load(persistent=references), load()
-    if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(references.found):
+    known = isinstance(keys, list) and all(isinstance(key, str | int) for key in keys)
+    if not known or sorted(map(_text, keys)) != sorted(references.found):
         raise ValueError(f"{source} is damaged: its storages are not those that it refers to.")
-    for key in map(str, keys):
+    for key in map(_text, keys):
         storage, start = references.found[key], file.tell() + 8
         size = bytes(data[start - 8 : start])
         if len(size) < 8 or struct.unpack(order + "q", size)[0] != storage.numel:
@@ -188,6 +207,10 @@ def read_stream(file: Any, data: memoryview, source: str) -> Any:
         storage.buffer = data[start:end]
         file.seek(end)
     return value
+
+
+def _text(key: Any) -> str:
+    return key if isinstance(key, str) else shown(key)
 
 
 def load_from_bytes(data: Any, source: str) -> Storage:
@@ -212,6 +235,6 @@ def state_dict(value: Any, source: str) -> dict[str, np.ndarray]:
     if not good or not all(isinstance(name, str) for name in value):
         kind = f"a {type(value).__name__}"
         if isinstance(value, dict):
-            kind = f"a dictionary with the keys {list(value)[:8]}"
+            kind = f"a dictionary with the keys {shown(list(value), 300)}"
         raise ValueError(f"{source} holds {kind}, expected names and tensors alone (a state dict).")
     return value

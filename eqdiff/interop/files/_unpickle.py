@@ -10,15 +10,23 @@ only objects need, is refused by name.
 
 Numbers are not copied: a tensor is a view of its storage, which may be a mapped file. Every view is
 checked against the size of its storage before it is made.
+
+A program may also make much of little: use one list as the argument of a million calls, or nest
+tuples that each hold the one before twice, which no machine can print, compare or hash. What calls
+are given is counted and may be a few times the file; and no value is formatted but by
+`eqdiff._shown`, nor used as a key unless it is text or a number.
 """
 
+import math
 import pickletools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ..._shown import reason, shortened, shown
 from ._records import (
     CALLS,
     CONTAINERS,
+    dict_of,
     Dtype,
     Global,
     Instance,
@@ -37,6 +45,9 @@ _DAMAGE = (
     *(ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError),
     RecursionError,
 )
+# What the arguments of all calls may have in bytes and items, as a multiple of the file's size, and
+# the tensors in pairs of numbers.
+_MOST_WORK = 16
 
 
 class _Mark:
@@ -53,6 +64,7 @@ class Unpickler:
         *,
         calls: Mapping[Global, Callable[..., Any]] | None = None,
         persistent: Callable[[Any], Any] | None = None,
+        size: int | None = None,
     ):
         """**Arguments:**
 
@@ -61,10 +73,12 @@ class Unpickler:
         - `calls`: names that this kind of file may call, in addition to those that any may.
         - `persistent`: what to do with references to something outside the pickle; by default they
             are refused.
+        - `size`: of everything that the pickle may refer to, in bytes; by default the file's.
         """
         self.file, self.source = file, source
         self.calls = CALLS | dict(calls or {})
         self.persistent = persistent
+        self.left = _MOST_WORK * (_length(file) if size is None else size) + 10_000
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
 
@@ -80,7 +94,7 @@ class Unpickler:
         except Refused as e:
             raise ValueError(f"{self.source} {e}.") from None
         except _DAMAGE as e:
-            raise ValueError(f"{self.source} is truncated, damaged or not a pickle ({e}).") from e
+            raise ValueError(f"{self.source} is truncated, damaged or not a pickle ({reason(e)}).") from e
         raise ValueError(f"{self.source} is truncated.")
 
     def _step(self, name: str, argument: Any) -> None:
@@ -106,7 +120,9 @@ class Unpickler:
 
     def find(self, module: Any, name: Any) -> Global:
         """A name as a record, if this kind of file may use it."""
-        found = Global(str(module), str(name))
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise Refused(f"names {shown((module, name))}, which is not text")
+        found = Global(module, name)
         if found not in self.calls and found not in SYMBOLS:
             raise Refused(
                 f"names {found}, which is neither a tensor nor plain data. Nothing of the file was "
@@ -118,19 +134,25 @@ class Unpickler:
     def reduce(self) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()
         if not isinstance(function, Global) or function not in self.calls:
-            raise Refused(f"calls {function!s:.80}, which no file may call")
+            raise Refused(f"calls {_named(function)}, which no file may call")
         if not isinstance(arguments, tuple):
             raise TypeError(f"{function} is called without arguments")
-        self.stack.append(self.calls[function](*arguments))
+        self._spend(sum(len(a) for a in arguments if isinstance(a, str | bytes | list | dict)))
+        result = self.calls[function](*arguments)
+        if isinstance(result, Tensor):
+            self._spend(math.prod(result.shape) // 2)
+        self.stack.append(result)
+
+    def _spend(self, work: int) -> None:
+        self.left -= work
+        if self.left < 0:
+            raise Refused("makes far more of its data than there are")
 
     def new(self) -> None:
         arguments, cls = self.stack.pop(), self.stack.pop()
-        if cls in MAPPINGS and arguments == ():
-            self.stack.append({})
-        elif cls in CONTAINERS and arguments == ():
-            self.stack.append(Instance(cls.name))
-        else:
-            raise Refused(f"makes an object of {cls!s:.80}, which no file may make")
+        if not isinstance(cls, Global) or cls not in MAPPINGS | CONTAINERS or arguments != ():
+            raise Refused(f"makes an object of {_named(cls)}, which no file may make")
+        self.stack.append({} if cls in MAPPINGS else Instance(cls.name))
 
     def build(self) -> None:
         state, target = self.stack.pop(), self.stack[-1]
@@ -152,6 +174,18 @@ class Unpickler:
         self.stack.append(self.persistent(identity))
 
 
+def _length(file: Any) -> int:
+    at, end = file.tell(), file.seek(0, 2)
+    # A mapped file's `seek` returns nothing before Python 3.13.
+    end = file.tell() if end is None else end
+    file.seek(at)
+    return end
+
+
+def _named(value: Any) -> str:
+    return str(value) if isinstance(value, Global) else shown(value)
+
+
 def _append(machine: Unpickler, items: list[Any]) -> None:
     machine.stack[-1].extend(items)
 
@@ -160,14 +194,7 @@ def _set_items(machine: Unpickler, items: list[Any]) -> None:
     target = machine.stack[-1]
     if not isinstance(target, dict):
         raise TypeError("items for something that is not a dictionary")
-    target.update(_pairs(items))
-
-
-def _pairs(items: list[Any]) -> dict:
-    # Nested tuples that share their parts would never finish hashing.
-    if not all(isinstance(key, str | bytes | int | float | None) for key in items[::2]):
-        raise TypeError("a key that is neither text nor number")
-    return dict(zip(items[::2], items[1::2], strict=True))
+    target.update(dict_of(items))
 
 
 def _push(machine: Unpickler, value: Any) -> None:
@@ -209,7 +236,7 @@ _STEPS: dict[str, Callable[[Unpickler, Any], Any]] = {
     "LIST": lambda m, _: _push(m, m.marked()),
     "TUPLE": lambda m, _: _push(m, tuple(m.marked())),
     **{f"TUPLE{n}": lambda m, _, n=n: _push(m, tuple(_pop(m, n))) for n in (1, 2, 3)},
-    "DICT": lambda m, _: _push(m, _pairs(m.marked())),
+    "DICT": lambda m, _: _push(m, dict_of(m.marked())),
     "SETITEM": lambda m, _: _set_items(m, _pop(m, 2)),
     "SETITEMS": lambda m, _: _set_items(m, m.marked()),
     "POP": lambda m, _: m.stack.pop(),
@@ -246,7 +273,7 @@ def _plain(value: Any, source: str, done: dict[int, Any], depth: int) -> Any:
         return value.array
     if isinstance(value, Global | Instance | Storage | Dtype):
         name = value.class_name if isinstance(value, Instance) else type(value).__name__
-        raise ValueError(f"{source} holds a {name}, expected tensors and plain data alone.")
+        raise ValueError(f"{source} holds a {shortened(name, 80)}, expected tensors and plain data alone.")
     if not isinstance(value, dict | list | tuple):
         return value
     # Each container once, however often the file refers to it.
