@@ -14,7 +14,7 @@ import eqdiff as eqd
 from eqdiff import interop
 from eqdiff._serialise import read_safetensors
 from eqdiff.interop._weights import skeleton
-from eqdiff.interop.diffusers._network import _build, _read
+from eqdiff.interop.diffusers._network import _read, network
 
 
 FOLDER = pathlib.Path(__file__).parent / "interop"
@@ -84,7 +84,8 @@ def test_google_ddpm_cifar10_32_is_the_network_of_ho_et_al():
         "time_embedding_type": "positional",
         "up_block_types": ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
     }
-    net = skeleton(lambda key: _build(_read(config), jnp.float32, key))
+    make, arguments = network(_read(config), jnp.float32)
+    net = skeleton(lambda key: make(**arguments, key=key))
     assert net.embed.time == eqd.nn.embeddings.SongSinusoids()
     assert sum(leaf.size for leaf in jax.tree.leaves(net)) == 35_746_307
 

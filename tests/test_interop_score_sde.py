@@ -15,7 +15,7 @@ from toys import quick_jit
 import eqdiff as eqd
 from eqdiff import interop
 from eqdiff.interop._weights import skeleton
-from eqdiff.interop.score_sde._network import average, build
+from eqdiff.interop.score_sde._network import average, network
 from eqdiff.interop.score_sde._presets import SCORE_SDE_PRESETS
 from eqdiff.nn._ends import unwrapped
 
@@ -162,10 +162,15 @@ def test_flax_weights_that_do_not_fit_are_named():
         interop.load_score_sde(params, "ve/ncsnv2/cifar10")
 
 
+def _made(config):
+    make, arguments = network(config, None, jnp.float32)
+    return skeleton(lambda key: make(**arguments, key=key))
+
+
 @pytest.mark.parametrize("name", SCORE_SDE_PRESETS)
 def test_every_published_configuration_makes_a_network(name):
     config = SCORE_SDE_PRESETS[name]
-    net = skeleton(lambda key: build(config, None, jnp.float32, key))
+    net = _made(config)
     exploding = config["training"]["sde"] == "vesde"
     if isinstance(net, eqd.nn.NCSNv2):
         assert exploding and not net.centred
@@ -190,7 +195,7 @@ PUBLISHED = {
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_configurations_are_the_networks_of_nn(name):
     config = SCORE_SDE_PRESETS[name]
-    ours = skeleton(lambda key: build(config, None, jnp.float32, key))
+    ours = _made(config)
     theirs = skeleton(lambda key: PUBLISHED[name](key=key))
     assert eqx.tree_equal(ours, theirs)
 

@@ -19,3 +19,4 @@ are still read, by the names and arguments that classes had then.
 
 from .load import load_model as load_model, read_safetensors as read_safetensors
 from .save import save_model as save_model
+from .schema import check_arguments as check_arguments, Room as Room

@@ -72,7 +72,8 @@ def check_arguments(make: Callable[..., Any], arguments: Mapping[str, Any], room
             raise ValueError(f"{name}({key}={shown(value)}): expected at most {_MOST}")
     count = math.prod(max(arguments.get(key, 1), 1) for key in _REPEATS)
     count *= math.prod(max(len(arguments.get(key, ())), 1) for key in _LISTS)
-    if count > room.tensors:
+    # A network of a few blocks is quickly built, and then every weight that it lacks is named.
+    if count > max(room.tensors, _MOST):
         raise ValueError(
             f"{name} of {shown(count)} blocks or more was described, but there are "
             f"{room.tensors} tensors"
@@ -105,11 +106,13 @@ def _matches(value: Any, hint: Any, most: int) -> bool:
     if hint is type(None):
         return value is None
     if hint is bool:
-        return isinstance(value, bool)
+        return isinstance(value, bool | np.bool_)
     if hint is int:
-        return type(value) is int and -most <= value <= most
+        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        return whole and -most <= value <= most
     if hint is float:
-        return type(value) in (int, float) and abs(value) <= 1e300
+        real = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+        return real and abs(value) <= 1e300
     if origin is tuple:
         if not isinstance(value, tuple):
             return False

@@ -14,8 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
+from .._serialise import check_arguments, Room
+from .._shown import shortened, shown
+
 
 Net = TypeVar("Net")
+# Names of weights that do not fit in one message.
+_FEW = 8
 
 
 class Layout(NamedTuple):
@@ -114,16 +119,22 @@ def _check(
     expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]], network: str
 ) -> None:
     problems = [f"missing {name} {expected[name]}" for name in expected if name not in given]
-    problems += [f"unexpected {name} {given[name]}" for name in given if name not in expected]
     problems += [
-        f"{name} has shape {given[name]}, expected {shape}"
+        f"unexpected {shortened(name, 60)} {shown(given[name])}"
+        for name in given
+        if name not in expected
+    ]
+    problems += [
+        f"{name} has shape {shown(given[name])}, expected {shape}"
         for name, shape in expected.items()
         if name in given and given[name] != shape
     ]
     if problems:
+        few = [shortened(problem, 100) for problem in problems[:_FEW]]
+        few += ["…"] if len(problems) > _FEW else []
         raise ValueError(
             f"the weights do not fit this {network} ({len(problems)} problems); is `config` the "
-            "one they were trained with?\n  " + "\n  ".join(problems)
+            "one they were trained with?\n  " + "\n  ".join(few)
         )
 
 
@@ -132,10 +143,22 @@ def skeleton(build: Callable[..., Net]) -> Net:
     return eqx.filter_eval_shape(build, jax.random.key(0))
 
 
+def checked_skeleton(
+    make: Callable[..., Any], arguments: Mapping[str, Any], weights: Mapping[str, Any]
+) -> Any:
+    """`make(**arguments, key=key)` without its numbers, once the arguments are known to describe a
+    network of about so many weights.
+
+    **Raises:** `ValueError` for arguments of another kind or size.
+    """
+    check_arguments(make, arguments, Room.of(weights))
+    return skeleton(lambda key: make(**arguments, key=key))
+
+
 def fill(net: Net, entries: Iterable[Entry], arrays: Mapping[str, Any]) -> Net:
     """The skeleton `net` with official arrays in float32.
 
-    **Raises:** `ValueError` that lists every missing, unexpected and mis-shaped weight by name.
+    **Raises:** `ValueError` with the names of missing, unexpected and mis-shaped weights.
     """
     entries = list(entries)
     arrays = {name: np.asarray(array) for name, array in arrays.items()}

@@ -23,4 +23,5 @@ from ._super_resolution import (
     area_downsample as area_downsample,
     SuperResolution as SuperResolution,
 )
+from ._transfer import transfer as transfer, Transferred as Transferred
 from ._unet import UNet as UNet

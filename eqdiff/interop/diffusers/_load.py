@@ -31,7 +31,9 @@ from ..._parameterisation import (
 )
 from ..._process import cosine_schedule, Schedule
 from ..._serialise import read_safetensors
+from ..._shown import reason, shown
 from ..._variance import AbstractVariance, FixedLarge, FixedSmall, LearnedRange
+from .._reading import number_of_steps, reading
 from ..files import Given, name_of, read_torch, state_dict
 from ._network import diffusers_network
 
@@ -52,15 +54,17 @@ _VARIANCES: dict[str, AbstractVariance] = {
 
 def _one_of(config: Mapping[str, Any], name: str, default: str, table: Mapping[str, Any]) -> Any:
     value = config.get(name, default)
-    if value not in table:
-        raise ValueError(f"the scheduler has {name}={value!r}, expected one of {sorted(table)}.")
+    if not isinstance(value, str) or value not in table:
+        raise ValueError(
+            f"the scheduler has {name}={shown(value)}, expected one of {sorted(table)}."
+        )
     return table[value]
 
 
 def _betas(config: Mapping[str, Any]) -> np.ndarray:
     if config.get("trained_betas") is not None:
         return np.asarray(config["trained_betas"], np.float64)
-    steps = config.get("num_train_timesteps", 1000)
+    steps = number_of_steps(config.get("num_train_timesteps", 1000), "num_train_timesteps")
     low, high = config.get("beta_start", 1e-4), config.get("beta_end", 0.02)
     ramp = np.linspace(0, 1, steps)
     kinds = {
@@ -73,7 +77,7 @@ def _betas(config: Mapping[str, Any]) -> np.ndarray:
 
 
 def _schedule(config: Mapping[str, Any]) -> Schedule:
-    name = config.get("_class_name", "DDPMScheduler")
+    name = shown(config.get("_class_name", "DDPMScheduler")).strip("'")
     if not {"beta_schedule", "trained_betas", "beta_start"} & set(config):
         raise ValueError(
             f"the scheduler is a {name}, which has no rates β: expected one of a discrete "
@@ -91,8 +95,8 @@ def _schedule(config: Mapping[str, Any]) -> Schedule:
 def _json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise ValueError(f"{path} is damaged: it is not JSON ({e}).") from e
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f"{path} is damaged: it is not JSON ({reason(e)}).") from e
     if not isinstance(value, dict):
         raise ValueError(f"{path} is damaged: expected a dictionary.")
     return value
@@ -157,23 +161,24 @@ def load_diffusers(
     **Returns:** an [`eqdiff.Denoiser`][] on a schedule; data in [−1, 1].
 
     **Raises:** `FileNotFoundError` for a missing file; `ValueError` for a damaged one, for options
-    that eqdiff does not have, all named, and for weights that do not fit, all listed; `ImportError`
+    that eqdiff does not have, by name, and for weights that do not fit; `ImportError`
     for safetensors without the package.
     """
     source = name_of(weights)
-    if isinstance(weights, Mapping):
-        if config is None or scheduler is None:
-            raise ValueError(
-                f"{source} says neither how its network was made nor on what it was trained. Give "
-                "the contents of both files: load_diffusers(weights, config, scheduler)."
-            )
-        return _denoiser(weights, config, scheduler, compute_dtype)
-    folder = Path(weights)
-    if not (folder / "config.json").is_file() and (folder / "unet").is_dir():
-        folder = folder / "unet"
-    config = _network_config(folder) if config is None else config
-    scheduler = _scheduler_config(folder) if scheduler is None else scheduler
-    return _denoiser(_weights(folder), config, scheduler, compute_dtype)
+    with reading(source):
+        if isinstance(weights, Mapping):
+            if config is None or scheduler is None:
+                raise ValueError(
+                    f"{source} says neither how its network was made nor on what it was trained. "
+                    "Give the contents of both files: load_diffusers(weights, config, scheduler)."
+                )
+            return _denoiser(weights, config, scheduler, compute_dtype)
+        folder = Path(weights)
+        if not (folder / "config.json").is_file() and (folder / "unet").is_dir():
+            folder = folder / "unet"
+        config = _network_config(folder) if config is None else config
+        scheduler = _scheduler_config(folder) if scheduler is None else scheduler
+        return _denoiser(_weights(folder), config, scheduler, compute_dtype)
 
 
 def _denoiser(
@@ -190,7 +195,7 @@ def _denoiser(
     expected = (2 if variance.learned else 1) * given
     if found != expected:
         raise ValueError(
-            f"the network returns {found} channels for {given}, expected "
+            f"the network returns {shown(found)} channels for {shown(given)}, expected "
             f"{expected} with the scheduler's "
             f"variance_type={scheduler.get('variance_type', 'fixed_small')!r}."
         )

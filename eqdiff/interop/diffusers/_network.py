@@ -19,10 +19,11 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from ..._shown import shortened, shown
 from ...nn import _flags
 from ...nn._ends import Centred
 from ...nn._unet import UNet
-from .._weights import fill, skeleton
+from .._weights import checked_skeleton, fill
 from ._entries import entries, new_name
 
 
@@ -73,10 +74,15 @@ _SONG = dict(flip_sin_to_cos=False, freq_shift=1, downsample_padding=0, norm_eps
 _OPENAI = dict(flip_sin_to_cos=True, freq_shift=0, downsample_padding=1, norm_eps=1e-5)
 
 
+def _said(name: Any) -> str:
+    return shortened(name, 80) if isinstance(name, str) else shown(name)
+
+
 def _refuse(problems: list[str]) -> None:
     if problems:
         raise ValueError(
-            f"this UNet2DModel is not one of eqdiff's networks: {'; '.join(problems)}."
+            "this UNet2DModel is not one of eqdiff's networks: "
+            f"{shortened('; '.join(problems), 800)}."
         )
 
 
@@ -84,14 +90,21 @@ def _read(config: Mapping[str, Any]) -> dict[str, Any]:
     """All options; those that are the same in every network here are checked."""
     given = {k: v for k, v in config.items() if not k.startswith("_") and k not in _UNUSED}
     unknown = sorted(set(given) - set(_DEFAULTS))
-    if config.get("_class_name", "UNet2DModel") != "UNet2DModel" or unknown:
+    name = _said(config.get("_class_name", "UNet2DModel"))
+    if name != "UNet2DModel" or unknown:
         raise ValueError(
-            f"config must be that of a UNet2DModel, got a {config.get('_class_name')} with the "
-            f"unknown options {unknown}."
+            f"config must be that of a UNet2DModel, got a {name} with the unknown options "
+            f"{shown(unknown)}."
         )
     options = _DEFAULTS | given
+    for option in ("block_out_channels", "down_block_types", "up_block_types"):
+        kind = int if option == "block_out_channels" else str
+        value = options[option]
+        good = isinstance(value, list | tuple) and value
+        if not good or not all(type(v) is kind and v for v in value):
+            _refuse([f"{option}={shown(value)}, expected a list, one entry for each level"])
     problems = [
-        f"{name}={options[name]!r}, expected {' or '.join(map(repr, allowed))}"
+        f"{name}={shown(options[name])}, expected {' or '.join(map(repr, allowed))}"
         for name, allowed in _FIXED.items()
         if options[name] not in allowed
     ]
@@ -102,28 +115,31 @@ def _read(config: Mapping[str, Any]) -> dict[str, Any]:
     groups = options["norm_num_groups"]
     if options["attn_norm_num_groups"] not in ((None, groups) if default else (groups,)):
         problems.append(
-            f"attn_norm_num_groups={options['attn_norm_num_groups']} with resnet_time_scale_shift="
-            f"{options['resnet_time_scale_shift']!r}, expected {groups}"
+            f"attn_norm_num_groups={shown(options['attn_norm_num_groups'])} with "
+            f"resnet_time_scale_shift={shown(options['resnet_time_scale_shift'])}, expected "
+            f"{shown(groups)}"
         )
     widths, downs = options["block_out_channels"], options["down_block_types"]
     plain, attention = ("DownBlock2D", "AttnDownBlock2D")
     if any(block not in (plain, attention) for block in downs) or len(downs) != len(widths):
         problems.append(
-            f"down_block_types={downs!r}, expected {plain} or {attention} for each width"
+            f"down_block_types={shown(downs)}, expected {plain} or {attention} for each width"
         )
     mirrored = [block.replace("Down", "Up") for block in reversed(downs)]
     if list(options["up_block_types"]) != mirrored:
-        problems.append(f"up_block_types={options['up_block_types']!r}, expected {mirrored}")
+        problems.append(
+            f"up_block_types={shown(options['up_block_types'])}, expected {shown(mirrored)}"
+        )
     if options["time_embedding_dim"] not in (None, 4 * widths[0]):
         problems.append(
-            f"time_embedding_dim={options['time_embedding_dim']}, expected {4 * widths[0]}"
+            f"time_embedding_dim={shown(options['time_embedding_dim'])}, expected {4 * widths[0]}"
         )
     _refuse(problems)
     return options
 
 
-def _build(options: Mapping[str, Any], compute_dtype: Any, key: Any) -> UNet:
-    """The network of data in [−1, 1]."""
+def network(options: Mapping[str, Any], compute_dtype: Any) -> tuple[Any, dict[str, Any]]:
+    """What makes the network of data in [−1, 1], and its arguments."""
     widths = options["block_out_channels"]
     common: dict[str, Any] = dict(
         in_channels=options["in_channels"],
@@ -137,11 +153,10 @@ def _build(options: Mapping[str, Any], compute_dtype: Any, key: Any) -> UNet:
         num_classes=options["num_class_embeds"],
         norm_groups=options["norm_num_groups"],
         compute_dtype=compute_dtype,
-        key=key,
     )
     song = {name: options[name] for name in _SONG} == _SONG
     if not song and {name: options[name] for name in _OPENAI} != _OPENAI:
-        found = {name: options[name] for name in _SONG}
+        found = shown({name: options[name] for name in _SONG}, 200)
         _refuse([f"{found}, expected {_SONG} (styles.ddpm) or {_OPENAI} (styles.iddpm)"])
     mults = tuple(
         width // widths[0] if width % widths[0] == 0 else width / widths[0] for width in widths
@@ -152,7 +167,7 @@ def _build(options: Mapping[str, Any], compute_dtype: Any, key: Any) -> UNet:
             problems.append("center_input_sample=True, which styles.iddpm does not have")
         _refuse(problems)
         head = options["attention_head_dim"]
-        return _flags.openai_unet(
+        return _flags.openai_unet, dict(
             channel_mult=mults,
             num_heads=1,
             channels_per_head=head,
@@ -161,17 +176,15 @@ def _build(options: Mapping[str, Any], compute_dtype: Any, key: Any) -> UNet:
         )
     if options["attention_head_dim"] is not None:
         problems.append(
-            f"attention_head_dim={options['attention_head_dim']}, expected null: styles.ddpm has "
-            "one head"
+            f"attention_head_dim={shown(options['attention_head_dim'])}, expected null: "
+            "styles.ddpm has one head"
         )
     if options["resnet_time_scale_shift"] != "default":
         problems.append("resnet_time_scale_shift='scale_shift', which styles.ddpm does not have")
     if not all(isinstance(mult, int) for mult in mults):
-        problems.append(f"block_out_channels={widths}, expected multiples of the first")
+        problems.append(f"block_out_channels={shown(widths)}, expected multiples of the first")
     _refuse(problems)
-    net = _flags.ddpm(channel_mult=mults, attention_after_every=True, **common)
-    assert isinstance(net, UNet)
-    return net
+    return _flags.ddpm, common | dict(channel_mult=mults, attention_after_every=True)
 
 
 def diffusers_network(
@@ -188,11 +201,11 @@ def diffusers_network(
     **Returns:** an [`eqdiff.nn.UNet`][] with float32 parameters, in an [`eqdiff.nn.Centred`][]
     where `center_input_sample` is true.
 
-    **Raises:** `ValueError` that names every option that no network here has, or lists every
-    missing, unexpected and mis-shaped weight.
+    **Raises:** `ValueError` that names every option that no network here has, or missing,
+    unexpected and mis-shaped weights.
     """
     options = _read(config)
-    net = skeleton(lambda key: _build(options, compute_dtype, key))
+    net = checked_skeleton(*network(options, compute_dtype), state_dict)
     arrays = {new_name(name): array for name, array in state_dict.items()}
     net = fill(net, entries(net), arrays)
     return Centred(net) if options["center_input_sample"] else net

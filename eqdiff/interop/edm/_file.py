@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..._shown import shortened, shown
 from ..files._records import Global, Instance, Refused, Tensor
 from ..files._torch import load_from_bytes, map_file
 from ..files._unpickle import plain, Unpickler
@@ -21,8 +22,9 @@ from ..files._unpickle import plain, Unpickler
 
 _RECONSTRUCT = Global("torch_utils.persistence", "_reconstruct_persistent_obj")
 _LOAD = Global("torch.storage", "_load_from_bytes")
-# More than any network has; a file whose modules refer to each other must end somewhere.
-_MOST_MODULES, _DEEPEST = 100_000, 64
+# More modules and tensors than any network has, and longer names; a file whose modules refer to
+# each other must end somewhere.
+_MOST_MODULES, _DEEPEST, _LONGEST = 100_000, 16, 400
 
 
 class EDMModule(NamedTuple):
@@ -51,22 +53,26 @@ class _Collector:
 
     def collect(self, module: Instance, prefix: str = "", depth: int = 0) -> None:
         self.seen += 1
-        if self.seen > _MOST_MODULES or depth > _DEEPEST:
-            raise Refused("nests modules without end")
         state = module.state or {}
         for part in ("_parameters", "_buffers"):
+            self.seen += len(_mapping(state, part))
+            if self.seen > _MOST_MODULES or depth > _DEEPEST or len(prefix) > _LONGEST:
+                raise Refused("nests modules without end")
             for name, value in _mapping(state, part).items():
                 if isinstance(value, Tensor):
                     self.tensors[prefix + name] = value.numpy()
                 elif value is not None:
                     raise Refused(
-                        f"has a {type(value).__name__} as {prefix}{name}, expected a tensor"
+                        f"has a {type(value).__name__} as {shortened(prefix + name, 80)}, expected "
+                        "a tensor"
                     )
         for name, child in _mapping(state, "_modules").items():
             if isinstance(child, Instance):
                 self.collect(child, f"{prefix}{name}.", depth + 1)
             elif child is not None:
-                raise Refused(f"has a {type(child).__name__} as the module {prefix}{name}")
+                raise Refused(
+                    f"has a {type(child).__name__} as the module {shortened(prefix + name, 80)}"
+                )
 
 
 def _mapping(state: Mapping[str, Any], part: str) -> Mapping[str, Any]:
@@ -94,7 +100,7 @@ def read_edm(path: str | os.PathLike, key: str = "ema") -> EDMModule:
     if not isinstance(module, Instance):
         kind = f"a {type(value).__name__}"
         if isinstance(value, dict):
-            kind = f"the keys {list(value)[:8]}"
+            kind = f"the keys {shown(list(value), 200)}"
         raise ValueError(
             f"{source} holds {kind}, expected a module under {key!r} (a pickle of EDM)."
         )

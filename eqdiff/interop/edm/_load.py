@@ -30,8 +30,10 @@ import numpy as np
 from ..._denoiser import Denoiser
 from ..._parameterisation import EDMPreconditioning, PredictNoise
 from ..._process import alpha_bar_schedule, EDMSDE, LogNoise, ScaledTime, Schedule, VPSDE
+from ..._shown import shortened
 from ..._variance import LearnedRange
 from ...nn._unet import UNet
+from .._reading import number_of_steps, reading
 from ..files import Given, name_of
 from ._file import read_edm
 from ._network import edm_network
@@ -58,7 +60,7 @@ def _edm(options: Mapping[str, Any], net: Any) -> Denoiser:
 def _vp(options: Mapping[str, Any], net: Any) -> Denoiser:
     low = float(options["beta_min"])
     process = VPSDE(low, low + float(options["beta_d"]), t0=float(options["epsilon_t"]))
-    steps = options["M"]
+    steps = number_of_steps(options["M"], "M")
     c_noise = None if steps == 1000 else ScaledTime(float(steps - 1))
     return Denoiser(net, process, PredictNoise(), c_noise=c_noise)
 
@@ -69,7 +71,7 @@ def _ve(options: Mapping[str, Any], net: Any) -> Denoiser:
 
 
 def _iddpm(options: Mapping[str, Any], net: Any) -> Denoiser:
-    steps, offset = options["M"], float(options["C_2"])
+    steps, offset = number_of_steps(options["M"], "M"), float(options["C_2"])
 
     def alpha_bar(u: float) -> float:
         # The official sin² runs from noise to data.
@@ -126,28 +128,29 @@ def load_edm(
 
     **Raises:** `FileNotFoundError`; `ValueError` for a truncated or damaged file, for one that asks
     for anything but modules, tensors and plain data (with its name; nothing is executed), for
-    another class, arguments that are missing or unknown, and weights that do not fit, all listed by
-    name.
+    another class, arguments that are missing or unknown, and weights that do not fit, by name.
     """
     source = name_of(weights)
-    state, recorded = weights, None
-    if not isinstance(weights, Mapping):
-        module = read_edm(weights)
-        if module.class_name not in _PRECONDITIONERS:
+    with reading(source):
+        state, recorded = weights, None
+        if not isinstance(weights, Mapping):
+            module = read_edm(weights)
+            if module.class_name not in _PRECONDITIONERS:
+                raise ValueError(
+                    f"{source} holds a {shortened(module.class_name, 80)}, expected one of EDM's "
+                    f"preconditioners, {sorted(_PRECONDITIONERS)}."
+                )
+            if precond not in (None, module.class_name):
+                raise ValueError(f"{source} holds a {module.class_name}, got precond={precond!r}.")
+            precond, state, recorded = module.class_name, module.state_dict, module.init_kwargs
+        config = recorded if config is None else config
+        if config is None:
             raise ValueError(
-                f"{source} holds a {module.class_name}, expected one of EDM's preconditioners, "
-                f"{sorted(_PRECONDITIONERS)}."
+                f"{source} does not record the arguments of its network. Give them: "
+                "load_edm(weights, config), with those that its preconditioner was made with "
+                "(init_kwargs)."
             )
-        if precond not in (None, module.class_name):
-            raise ValueError(f"{source} holds a {module.class_name}, got precond={precond!r}.")
-        precond, state, recorded = module.class_name, module.state_dict, module.init_kwargs
-    config = recorded if config is None else config
-    if config is None:
-        raise ValueError(
-            f"{source} does not record the arguments of its network. Give them: load_edm(weights, "
-            "config), with those that its preconditioner was made with (init_kwargs)."
-        )
-    return _denoiser(state, config, precond or "EDMPrecond", compute_dtype)
+        return _denoiser(state, config, precond or "EDMPrecond", compute_dtype)
 
 
 def _denoiser(state: Any, config: Mapping[str, Any], precond: str, compute_dtype: Any) -> Denoiser:

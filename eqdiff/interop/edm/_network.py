@@ -6,9 +6,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from ..._shown import shortened, shown
 from ...nn import _flags
 from ...nn._unet import UNet
-from .._weights import fill, official, skeleton, strip
+from .._weights import checked_skeleton, fill, official, strip
 from ._entries import entries
 
 
@@ -48,7 +49,7 @@ _DEFAULTS = {
 def _arguments(config: Mapping[str, Any]) -> tuple[str, int, dict[str, Any]]:
     kind = config.get("model_type", "SongUNet")
     if kind not in _DEFAULTS:
-        raise ValueError(f"model_type is 'SongUNet' or 'DhariwalUNet', got {kind!r}.")
+        raise ValueError(f"model_type is 'SongUNet' or 'DhariwalUNet', got {shown(kind)}.")
     names = _SONG if kind == "SongUNet" else _BOTH
     given = {k: v for k, v in config.items() if k not in ("model_type", "img_resolution")}
     unknown = sorted(set(given) - set(names))
@@ -56,8 +57,9 @@ def _arguments(config: Mapping[str, Any]) -> tuple[str, int, dict[str, Any]]:
     missing = [name for name in needed if name not in config]
     if unknown or missing:
         raise ValueError(
-            f"config must hold the keyword arguments of EDM's {kind}; unknown: {unknown}, missing: "
-            f"{missing}. Known are {sorted((*needed[:1], *names))}, and model_type."
+            f"config must hold the keyword arguments of EDM's {kind}; unknown: "
+            f"{shown(unknown)}, missing: {missing}. Known are "
+            f"{sorted((*needed[:1], *names))}, and model_type."
         )
     side = config["img_resolution"]
     arguments = {names[k]: v for k, v in (_DEFAULTS[kind] | given).items()}
@@ -84,8 +86,8 @@ def _constants(arrays: dict[str, np.ndarray], arguments: dict[str, Any]) -> dict
             np.reshape(array, expected.shape), expected
         ):
             raise ValueError(
-                f"{name} is not the filter {taps} of config's resample_filter: "
-                f"{np.squeeze(array).tolist()}."
+                f"{shortened(name, 80)} is not the filter {shown(taps)} of config's "
+                f"resample_filter: {shown(np.ravel(array)[:16].tolist())}."
             )
     return weights
 
@@ -111,16 +113,17 @@ def edm_network(
 
     **Returns:** an [`eqdiff.nn.UNet`][] with float32 parameters.
 
-    **Raises:** `ValueError` that lists every missing, unexpected and mis-shaped weight by name, or
-    the keys of `config` that are missing or unknown.
+    **Raises:** `ValueError` with the names of missing, unexpected and mis-shaped weights, or the
+    keys of `config` that are missing or unknown.
     """
     kind, side, arguments = _arguments(config)
     arrays = {k: np.asarray(a) for k, a in strip(strip(state_dict, "module."), "model.").items()}
     build = _flags.edm_song if kind == "SongUNet" else _flags.edm_dhariwal
     if "map_noise.freqs" in arrays and kind == "SongUNet":
         arguments["frequencies"] = tuple(float(f) for f in arrays["map_noise.freqs"])
+    arguments["compute_dtype"] = compute_dtype
+    net = checked_skeleton(build, arguments, arrays)
     weights = _constants(arrays, arguments)
-    net = skeleton(lambda key: build(**arguments, compute_dtype=compute_dtype, key=key))
     return fill(net, entries(net, side), weights)
 
 

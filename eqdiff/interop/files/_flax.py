@@ -85,9 +85,7 @@ def read_flax(path: str | os.PathLike) -> Any:
     data = path.read_bytes()
     # Every length is compared with what is left of the file before anything is made of it.
     try:
-        return msgpack.unpackb(
-            data, ext_hook=_extension, object_hook=_joined, strict_map_key=False
-        )
+        return msgpack.unpackb(data, ext_hook=_extension, object_hook=_joined, strict_map_key=False)
     except Exception as e:
         # msgpack's own errors, and whatever data that are not Flax's make of the steps above.
         raise ValueError(

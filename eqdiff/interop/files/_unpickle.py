@@ -94,7 +94,9 @@ class Unpickler:
         except Refused as e:
             raise ValueError(f"{self.source} {e}.") from None
         except _DAMAGE as e:
-            raise ValueError(f"{self.source} is truncated, damaged or not a pickle ({reason(e)}).") from e
+            raise ValueError(
+                f"{self.source} is truncated, damaged or not a pickle ({reason(e)})."
+            ) from e
         raise ValueError(f"{self.source} is truncated.")
 
     def _step(self, name: str, argument: Any) -> None:
@@ -273,7 +275,9 @@ def _plain(value: Any, source: str, done: dict[int, Any], depth: int) -> Any:
         return value.array
     if isinstance(value, Global | Instance | Storage | Dtype):
         name = value.class_name if isinstance(value, Instance) else type(value).__name__
-        raise ValueError(f"{source} holds a {shortened(name, 80)}, expected tensors and plain data alone.")
+        raise ValueError(
+            f"{source} holds a {shortened(name, 80)}, expected tensors and plain data alone."
+        )
     if not isinstance(value, dict | list | tuple):
         return value
     # Each container once, however often the file refers to it.

@@ -30,8 +30,10 @@ from ..._process import (
     Schedule,
     section_timesteps,
 )
+from ..._shown import shown
 from ..._variance import AbstractVariance, FixedLarge, FixedSmall, LearnedRange
 from ...nn._super_resolution import SuperResolution
+from .._reading import reading
 from .._weights import strip
 from ..files import Given, given_state_dict, name_of
 from ._flags import (
@@ -161,27 +163,28 @@ def _denoiser(
     presets: Mapping[str, Mapping[str, Any]],
 ) -> Denoiser:
     source = name_of(weights)
-    values, given = read_flags(flags, preset, defaults, presets, source)
-    state = strip(given_state_dict(weights), "module.")
-    found, upsampler = unet_structure(state, source), _is_upsampler(given)
-    problems = _contradictions(values, given, found)
-    if problems:
-        raise ValueError(
-            f"{source}: the flags are not those of these weights: {'; '.join(problems)}."
-        )
-    channels = _channels(upsampler, found)
-    if "learn_sigma" not in given:
-        values = {**values, "learn_sigma": found.out_channels == 2 * channels}
-    if found.out_channels not in (channels, 2 * channels):
-        raise ValueError(
-            f"{source} takes {found.in_channels} channels and returns {found.out_channels}. For an "
-            "upsampler, whose network sees a second image, say so with the flags large_size and "
-            "small_size."
-        )
-    unet = openai_unet(state, _config(values, found, upsampler), compute_dtype=compute_dtype)
-    net = SuperResolution(unet) if upsampler else unet
-    parameterisation = PredictData() if values["predict_xstart"] else PredictNoise()
-    return Denoiser(net, _schedule(values), parameterisation, variance=_variance(values))
+    with reading(source):
+        values, given = read_flags(flags, preset, defaults, presets, source)
+        state = strip(given_state_dict(weights), "module.")
+        found, upsampler = unet_structure(state, source), _is_upsampler(given)
+        problems = _contradictions(values, given, found)
+        if problems:
+            raise ValueError(
+                f"{source}: the flags are not those of these weights: {'; '.join(problems)}."
+            )
+        channels = _channels(upsampler, found)
+        if "learn_sigma" not in given:
+            values = {**values, "learn_sigma": found.out_channels == 2 * channels}
+        if found.out_channels not in (channels, 2 * channels):
+            raise ValueError(
+                f"{source} takes {found.in_channels} channels and returns {found.out_channels}. "
+                "For an upsampler, whose network sees a second image, say so with the flags "
+                "large_size and small_size."
+            )
+        unet = openai_unet(state, _config(values, found, upsampler), compute_dtype=compute_dtype)
+        net = SuperResolution(unet) if upsampler else unet
+        parameterisation = PredictData() if values["predict_xstart"] else PredictNoise()
+        return Denoiser(net, _schedule(values), parameterisation, variance=_variance(values))
 
 
 def load_improved_diffusion(
@@ -218,7 +221,7 @@ def load_improved_diffusion(
     [`eqdiff.nn.SuperResolution`][]; data in [−1, 1].
 
     **Raises:** `ValueError` for unknown flags, flags that contradict the weights, and weights that
-    do not fit, all listed by name; for a file, those of [`eqdiff.interop.read_torch`][] too.
+    do not fit, by name; for a file, those of [`eqdiff.interop.read_torch`][] too.
     """
     return _denoiser(weights, flags, preset, compute_dtype, IMPROVED, IMPROVED_PRESETS)
 
@@ -284,12 +287,13 @@ def load_guided_diffusion_classifier(
     **Raises:** as [`eqdiff.interop.load_improved_diffusion`][].
     """
     source = name_of(weights)
-    values, _ = read_flags(flags, preset, CLASSIFIER, CLASSIFIER_PRESETS, source)
-    state = strip(given_state_dict(weights), "module.")
-    net = openai_classifier(
-        state, _classifier_config(values, state, source), compute_dtype=compute_dtype
-    )
-    return Classifier(net, _schedule(values))
+    with reading(source):
+        values, _ = read_flags(flags, preset, CLASSIFIER, CLASSIFIER_PRESETS, source)
+        state = strip(given_state_dict(weights), "module.")
+        net = openai_classifier(
+            state, _classifier_config(values, state, source), compute_dtype=compute_dtype
+        )
+        return Classifier(net, _schedule(values))
 
 
 def _classifier_config(
@@ -308,7 +312,7 @@ def _classifier_config(
         raise ValueError(
             f"{source} does not hold the weights of a classifier with classifier_pool={pool!r}: "
             f"{last} is missing among {len(state)} names, of which the last are "
-            f"{list(state)[-4:]}."
+            f"{shown(list(state)[-4:], 200)}."
         )
     resolutions = numbers(
         flags["classifier_attention_resolutions"], "classifier_attention_resolutions"

@@ -11,7 +11,7 @@ from ...nn._classifier import UNetClassifier
 from ...nn._pool import AttentionPool, AveragePool, SpatialPool
 from ...nn._super_resolution import SuperResolution
 from ...nn._unet import UNet
-from .._weights import fill, official, skeleton
+from .._weights import checked_skeleton, fill, official
 from ._entries import entries
 
 
@@ -104,13 +104,12 @@ def openai_unet(
 
     **Returns:** an [`eqdiff.nn.UNet`][] with float32 parameters.
 
-    **Raises:** `ValueError` that lists every missing, unexpected and mis-shaped weight by name, or
-    the keys of `config` that are missing or unknown.
+    **Raises:** `ValueError` with the names of missing, unexpected and mis-shaped weights, or the
+    keys of `config` that are missing or unknown.
     """
     arguments = _read(config, _UNET, _REQUIRED, _UNUSED, "OpenAI's UNetModel")
-    net = skeleton(
-        lambda key: _flags.openai_unet(**arguments, compute_dtype=compute_dtype, key=key)
-    )
+    arguments["compute_dtype"] = compute_dtype
+    net = checked_skeleton(_flags.openai_unet, arguments, state_dict)
     new_order = bool(config.get("use_new_attention_order", False))
     return fill(net, entries(net, new_order), state_dict)
 
@@ -131,8 +130,8 @@ def openai_classifier(
 
     **Returns:** an [`eqdiff.nn.UNetClassifier`][] with float32 parameters.
 
-    **Raises:** `ValueError` that lists every missing, unexpected and mis-shaped weight by name, or
-    the keys of `config` that are missing or unknown; and for another `pool`, or for data other than
+    **Raises:** `ValueError` with the names of missing, unexpected and mis-shaped weights, or the
+    keys of `config` that are missing or unknown; and for another `pool`, or for data other than
     images (`dims`).
     """
     name = "guided-diffusion's EncoderUNetModel"
@@ -144,9 +143,8 @@ def openai_classifier(
     # The official default is "by num_heads", ours heads of 64 channels.
     arguments = {"channels_per_head": None, "resblock_updown": False} | arguments
     arguments["pool"] = _pool(config, arguments["channels_per_head"])
-    net = skeleton(
-        lambda key: _flags.openai_classifier(**arguments, compute_dtype=compute_dtype, key=key)
-    )
+    arguments["compute_dtype"] = compute_dtype
+    net = checked_skeleton(_flags.openai_classifier, arguments, state_dict)
     new_order = bool(config.get("use_new_attention_order", False))
     return fill(net, entries(net, new_order), state_dict)
 

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..._shown import shown
+
 
 class Structure(NamedTuple):
     """The network of a state dict, in the words of the official constructors."""
@@ -30,10 +32,11 @@ class Structure(NamedTuple):
 
 def _indices(names: Mapping[str, Any], prefix: str) -> list[int]:
     starts = (name.removeprefix(prefix).split(".")[0] for name in names if name.startswith(prefix))
-    return sorted({int(start) for start in starts if start.isdecimal()})
+    # The official codes count in a few digits.
+    return sorted({int(start) for start in starts if start.isdecimal() and len(start) < 6})
 
 
-def _levels(names: Mapping[str, Any]) -> tuple[int, int, bool, bool]:
+def _levels(names: Mapping[str, Any], source: str) -> tuple[int, int, bool, bool]:
     """The number of levels, blocks per level, and whether blocks and convolutions change sides."""
     blocks = _indices(names, "input_blocks.")
     ups = [_indices(names, f"output_blocks.{i}.") for i in _indices(names, "output_blocks.")]
@@ -45,6 +48,8 @@ def _levels(names: Mapping[str, Any]) -> tuple[int, int, bool, bool]:
     # Sides that change without parameters leave gaps in the numbers on the way down.
     gaps = blocks[-1] + 1 - len(blocks)
     levels = 1 + (inside or convolved or gaps)
+    if levels > len(names):
+        raise ValueError(f"{source} numbers its input_blocks up to {blocks[-1]}, with gaps.")
     return levels, len(ups) // levels - 1, inside > 0, inside > 0 or convolved > 0 or levels == 1
 
 
@@ -63,10 +68,10 @@ def unet_structure(names: Mapping[str, Any], source: str) -> Structure:
         raise ValueError(
             f"{source} does not hold the weights of a UNetModel of improved-diffusion or "
             f"guided-diffusion: {missing} are missing among {len(names)} names, of which the first "
-            f"are {list(names)[:4]}."
+            f"are {shown(list(names)[:4], 200)}."
         )
     shapes = {name: np.shape(array) for name, array in names.items()}
-    levels, per_level, updown, convolutions = _levels(names)
+    levels, per_level, updown, convolutions = _levels(names, source)
     channels = shapes["time_embed.0.weight"][1]
     firsts = [1 + i * (per_level + 1) for i in range(levels)]
     block = f"input_blocks.{firsts[-1]}.0.out_layers.3.weight"

@@ -21,7 +21,9 @@ import numpy as np
 from ..._denoiser import Denoiser
 from ..._parameterisation import PredictNoise, PredictScore
 from ..._process import AbstractProcess, Schedule, SubVPSDE, VESDE, VPSDE
+from ..._shown import shown
 from ..._variance import FixedLarge
+from .._reading import number_of_steps, reading
 from ..files import Given, name_of, read_flax, read_torch, state_dict
 from ._network import average, is_tree, score_sde_network
 from ._presets import score_sde_preset, SCORE_SDE_PRESETS
@@ -56,7 +58,7 @@ def _setting(config: Mapping[str, Any]) -> tuple[str, bool, Mapping[str, Any]]:
             f"{e} is missing."
         ) from e
     if sde not in _SDES:
-        raise ValueError(f"config.training.sde is one of {_SDES}, got {sde!r}.")
+        raise ValueError(f"config.training.sde is one of {_SDES}, got {shown(sde)}.")
     names = ("sigma_min", "sigma_max") if sde == "vesde" else ("beta_min", "beta_max")
     missing = [n for n in names + (() if continuous else ("num_scales",)) if n not in model]
     if missing:
@@ -73,7 +75,7 @@ def _process(sde: str, continuous: bool, model: Mapping[str, Any]) -> AbstractPr
         return SubVPSDE(low, high)
     if continuous:
         return VPSDE(low, high)
-    steps = model["num_scales"]
+    steps = number_of_steps(model["num_scales"], "config.model.num_scales")
     return Schedule(np.linspace(low / steps, high / steps, steps), c_noise=np.arange(steps))
 
 
@@ -122,18 +124,19 @@ def load_score_sde(
     **Returns:** an [`eqdiff.Denoiser`][]; of data in [0, 1] where `config.data.centered` is false.
 
     **Raises:** `ValueError` for a configuration that lacks something or does not exist, and for
-    weights that do not fit, all listed by name; for a file, also those of
+    weights that do not fit, by name; for a file, also those of
     [`eqdiff.interop.read_torch`][] and [`eqdiff.interop.read_flax`][], with `ImportError` for a JAX
     checkpoint without msgpack.
     """
-    config = _config(config, weights)
-    sde, continuous, model = _setting(config)
-    _check_scale(sde, config)
-    net = score_sde_network(_read(weights), config, compute_dtype=compute_dtype)
-    parameterisation = PredictScore() if sde == "vesde" else PredictNoise()
-    process = _process(sde, continuous, model)
-    # The variance of its ancestral sampler is β.
-    return Denoiser(net, process, parameterisation, variance=FixedLarge())
+    with reading(name_of(weights)):
+        config = _config(config, weights)
+        sde, continuous, model = _setting(config)
+        _check_scale(sde, config)
+        net = score_sde_network(_read(weights), config, compute_dtype=compute_dtype)
+        parameterisation = PredictScore() if sde == "vesde" else PredictNoise()
+        process = _process(sde, continuous, model)
+        # The variance of its ancestral sampler is β.
+        return Denoiser(net, process, parameterisation, variance=FixedLarge())
 
 
 def _read(weights: Given) -> Mapping[str, Any]:
@@ -154,7 +157,7 @@ def _read(weights: Given) -> Mapping[str, Any]:
     if not is_tree(tree):
         kind = f"a {type(contents).__name__}"
         if isinstance(contents, Mapping):
-            kind = str(sorted(map(str, contents))[:8])
+            kind = shown(list(contents), 200)
         raise ValueError(
             f"{source} holds {kind}, expected 'params_ema' of a training state of score_sde, or "
             "parameters alone."

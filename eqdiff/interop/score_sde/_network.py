@@ -10,13 +10,14 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from ..._shown import shortened, shown
 from ..._types import Network
 from ...nn import _flags
 from ...nn._ends import Centred, DividedBySigma, unwrapped
 from ...nn._ncsnv2 import NCSNv2
 from ...nn._time_features import NoiseLevels
 from ...nn._unet import UNet
-from .._weights import fill, official, skeleton, strip
+from .._weights import checked_skeleton, fill, official, strip
 from ._entries import entries
 from ._entries_flax import flax_entries
 
@@ -27,6 +28,8 @@ _NCSNV2 = {
     "ncsnv2_128": ((1, 2, 2, 4, 4), (1, 1, 1, 2, 4)),
     "ncsnv2_256": ((1, 2, 2, 2, 4, 4), (1, 1, 1, 1, 2, 4)),
 }
+# Of Flax's names, more than any of the networks here has.
+_DEEPEST, _LONGEST = 8, 400
 _NEEDED = {
     "ddpm": "nf ch_mult num_res_blocks attn_resolutions dropout resamp_with_conv conditional",
     "ncsnpp": "nf ch_mult num_res_blocks attn_resolutions dropout resamp_with_conv conditional fir "
@@ -44,8 +47,8 @@ def _model(config: Mapping[str, Any]) -> tuple[str, Any, Any]:
             "config is score_sde's, with parts 'model' and 'data' that hold model.name, "
             f"data.image_size, data.num_channels and data.centered; {e} is missing."
         ) from e
-    if name not in _NEEDED:
-        raise ValueError(f"model.name is one of {sorted(_NEEDED)}, got {name!r}.")
+    if not isinstance(name, str) or name not in _NEEDED:
+        raise ValueError(f"model.name is one of {sorted(_NEEDED)}, got {shown(name)}.")
     needed = [f"model.{key}" for key in _NEEDED[name].split() if key not in model]
     needed += [
         f"data.{key}" for key in ("image_size", "num_channels", "centered") if key not in data
@@ -61,20 +64,18 @@ def _sigma_levels(model: Any) -> tuple[float, float, int] | None:
     return float(model["sigma_min"]), float(model["sigma_max"]), model["num_scales"]
 
 
-def build(
-    config: Mapping[str, Any], frequencies: tuple[float, ...] | None, compute_dtype: Any, key: Any
-) -> Network:
-    """Our network for an official configuration."""
+def network(
+    config: Mapping[str, Any], frequencies: tuple[float, ...] | None, compute_dtype: Any
+) -> tuple[Any, dict[str, Any]]:
+    """What makes our network for an official configuration, and its arguments."""
     name, model, data = _model(config)
     channels = data["num_channels"]
-    common: dict[str, Any] = dict(centred=data["centered"], compute_dtype=compute_dtype, key=key)
+    common: dict[str, Any] = dict(centred=data["centered"], compute_dtype=compute_dtype)
+    common |= dict(in_channels=channels, out_channels=channels, channels=model["nf"])
     if name in _NCSNV2:
         mult, dilations = _NCSNV2[name]
-        return NCSNv2(channels, channels, model["nf"], mult, dilations, **common)
+        return NCSNv2, common | dict(channel_mult=mult, dilations=dilations)
     common |= dict(
-        in_channels=channels,
-        out_channels=channels,
-        channels=model["nf"],
         channel_mult=tuple(model["ch_mult"]),
         num_res_blocks=model["num_res_blocks"],
         attention_downsamples=tuple(data["image_size"] // r for r in model["attn_resolutions"]),
@@ -86,8 +87,8 @@ def build(
     if name == "ddpm":
         # Every DDPM of score_sde embeds its time by sinusoids, whatever embedding_type says.
         levels = _sigma_levels({**model, "embedding_type": "positional"})
-        return _flags.ddpm(sigma_levels=levels, **common)
-    return _flags.ncsnpp(
+        return _flags.ddpm, common | dict(sigma_levels=levels)
+    return _flags.ncsnpp, dict(
         block=model["resblock_type"].lower(),
         fir_kernel=tuple(model["fir_kernel"]) if model["fir"] else None,
         skip_rescale=model["skip_rescale"],
@@ -127,7 +128,9 @@ def _named_average(model: Mapping[str, Any], ema: Any, source: str) -> dict[str,
         at = next((i for i, (a, b) in pairs if a != b), None)
         where = ""
         if at is not None:
-            where = f"; {trained[at]} has shape {expected[at]}, {given[at]} was given"
+            where = (
+                f"; {shortened(trained[at], 80)} has shape {expected[at]}, {given[at]} was given"
+            )
         raise ValueError(
             f"the model has {len(expected)} trained parameters, the average {len(given)}{where}."
         )
@@ -175,7 +178,7 @@ def score_sde_network(
     an [`eqdiff.nn.DividedBySigma`][] where the output is a score; or an [`eqdiff.nn.NCSNv2`][].
     Parameters are float32.
 
-    **Raises:** `ValueError` that lists every missing, unexpected and mis-shaped weight by name, or
+    **Raises:** `ValueError` with the names of missing, unexpected and mis-shaped weights, or
     what `config` lacks; and for NCSNv2 in JAX, whose code differs from the PyTorch code that our
     network follows.
     """
@@ -184,7 +187,7 @@ def score_sde_network(
         return _from_tree(weights, config, compute_dtype)
     arrays = {name: np.asarray(a) for name, a in strip(weights, "module.").items()}
     fourier = arrays.get("all_modules.0.W")
-    net = _skeleton(config, fourier, compute_dtype)
+    net = _skeleton(config, arrays, fourier, compute_dtype)
     buffers = _buffers(arrays)
     inner = unwrapped(net)
     time = inner.embed.time if isinstance(inner, UNet) and inner.embed is not None else None
@@ -201,9 +204,11 @@ def score_sde_network(
     return _filled(net, lambda inner: entries(inner, fourier is not None), kept)
 
 
-def _skeleton(config: Mapping[str, Any], fourier: np.ndarray | None, compute_dtype: Any) -> Any:
+def _skeleton(
+    config: Mapping[str, Any], weights: Mapping[str, Any], fourier: Any, compute_dtype: Any
+) -> Any:
     frequencies = None if fourier is None else tuple(float(w) for w in fourier)
-    return skeleton(lambda key: build(config, frequencies, compute_dtype, key))
+    return checked_skeleton(*network(config, frequencies, compute_dtype), weights)
 
 
 def _from_tree(params: Mapping[str, Any], config: Mapping[str, Any], compute_dtype: Any) -> Network:
@@ -217,7 +222,7 @@ def _from_tree(params: Mapping[str, Any], config: Mapping[str, Any], compute_dty
     params = params.get("params", params)
     arrays = {name: _one_axis(name, array) for name, array in _flat(params).items()}
     fourier = arrays.pop("GaussianFourierProjection_0.W", None)
-    net = _skeleton(config, fourier, compute_dtype)
+    net = _skeleton(config, arrays, fourier, compute_dtype)
     suffix = "pp" if name == "ncsnpp" else ""
     return _filled(net, lambda inner: flax_entries(inner, suffix), arrays)
 
@@ -230,6 +235,9 @@ def _filled(net: Network, entries: Any, arrays: Mapping[str, Any]) -> Network:
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
+    # Names inside names are longer than what the file says of each.
+    if prefix.count(".") > _DEEPEST or len(prefix) > _LONGEST:
+        raise ValueError(f"names nested as deep as {shown(prefix)} are not those of a Flax module.")
     flat: dict[str, np.ndarray] = {}
     for name, value in tree.items():
         if isinstance(value, Mapping):
