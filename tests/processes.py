@@ -28,7 +28,7 @@ import numpy as np
 from eqdiff import train
 count, index = int(sys.argv[2]), int(sys.argv[4])
 if count > 1:
-    train.start_processes(sys.argv[1], count, index, heartbeat_timeout=20)
+    train.start_processes(sys.argv[1], count, index, heartbeat_timeout=10)
 def out(value):
     pathlib.Path(sys.argv[5], f"{index}.json").write_text(json.dumps(value))
 """
