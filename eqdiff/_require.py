@@ -5,7 +5,7 @@ from typing import Any
 
 
 # What to install: a module's name is not always its package's.
-_PACKAGES = {"PIL": "pillow", "sklearn": "scikit-learn", "orbax": "orbax-checkpoint"}
+_PACKAGES = {"PIL": "pillow", "sklearn": "scikit-learn"}
 
 
 def require(module: str, what: str, *, extra: str) -> Any:

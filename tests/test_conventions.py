@@ -28,7 +28,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = read_package(ROOT)
 PAGES = {path.name: path.read_text() for path in sorted((ROOT / "docs" / "api").glob("*.md"))}
 
-EXTRAS = "grain PIL orbax sklearn tqdm safetensors matplotlib tyro tensorboardX wandb torch"
+EXTRAS = "grain PIL tensorstore sklearn tqdm safetensors matplotlib tyro tensorboardX wandb torch"
 
 
 def _texts():

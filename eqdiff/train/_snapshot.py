@@ -57,30 +57,22 @@ def snapshot(tree: PyTree, leaves: dict[str, Leaf], *, copy: bool) -> list[Store
     """
     arrays = jax.tree.leaves(eqx.filter(tree, is_array))
     arrays = [jax.random.key_data(x) if is_key(x) else x for x in arrays]
-    sharded = [_is_sharded(x) for x in arrays]
-    files = [
-        x.sharding.shard_shape(x.shape) if spread else files_of(x.shape, x.dtype)
-        for x, spread in zip(arrays, sharded, strict=True)
-    ]
-    mine = [x if spread else _for_writer(x) for x, spread in zip(arrays, sharded, strict=True)]
-    mine = _copies(mine) if copy else mine
-    names, lengths = {}, {}
+    names, shapes = {}, {place: tuple(x.shape) for place, x in enumerate(arrays)}
     for leaf in leaves.values():
         names[leaf.place] = leaf.array
         if leaf.start is not None:
-            lengths[leaf.place] = max(lengths.get(leaf.place, 0), leaf.start + leaf.size)
-    return [
-        Stored(
-            names[place],
-            (lengths[place],) if place in lengths else tuple(x.shape),
-            x.dtype,
-            mine[place],
-            tuple(files[place]),
-            sharded[place],
-        )
-        for place, x in enumerate(arrays)
-        if place in names
-    ]
+            # Pieces come in the order in which they lie.
+            shapes[leaf.place] = (leaf.start + leaf.size,)
+    mine = [x if _is_sharded(x) else _for_writer(x) for x in arrays]
+    mine = _copies(mine) if copy else mine
+
+    def stored(place: int) -> Stored:
+        x, shape = arrays[place], shapes[place]
+        sharded = _is_sharded(x)
+        files = x.sharding.shard_shape(x.shape) if sharded else files_of(shape, x.dtype)
+        return Stored(names[place], shape, x.dtype, mine[place], tuple(files), sharded)
+
+    return [stored(place) for place in names]
 
 
 def _is_sharded(x: Any) -> bool:
