@@ -70,6 +70,7 @@ SMALLER = {
         "data.test, 100": "data.test, 2",
         "data.train, 64": "data.train, 4",
     },
+    "docs/averages.md": {"optax.adam(1e-3), 1600": "optax.adam(1e-3), 32"},
     "docs/api/bound.md": {"num_terms=64": "num_terms=8", "(128,)": "(12,)"},
     "docs/api/denoisers.md": {"(50,)": "(5,)"},
     "docs/api/nn.md": {"iddpm_cifar10(": "iddpm_digits(", "(8, 3, 32, 32)": "(8, 1, 8, 8)"},

@@ -6,11 +6,14 @@ What an average is, is a sum over the steps of a run with known weights: the tru
 import itertools
 import math
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+import eqdiff as eqd
 from eqdiff import train
 from eqdiff.train._ema import ema_update
 
@@ -196,3 +199,40 @@ def test_a_poor_reconstruction_is_said_to_be_one():
     with pytest.warns(UserWarning, match=r"only met to .*keep more checkpoints"):
         net = train.reconstruct(stored, train.PowerEMA(0.2))
     np.testing.assert_array_equal(net, 1.0)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:orbax")
+def test_from_the_checkpoints_of_a_run(tmp_path, getkey):
+    """Against an average of that width which the run kept itself."""
+    kept = (train.PowerEMA(0.05), train.PowerEMA(0.10))
+    optimiser = optax.sgd(0.02)
+    state = train.init(
+        eqx.nn.Linear(2, 2, key=getkey()),
+        optimiser,
+        timesteps=eqd.Uniform(eqd.VPSDE()),
+        ema=(0.999, *kept, train.PowerEMA(0.15)),
+        key=getkey(),
+    )
+    step = train.make_step(
+        lambda net, t, x0, args, *, key: (jnp.sum((net(x0) - t) ** 2), {}), optimiser
+    )
+    checkpointer = train.Checkpointer(tmp_path, keep=1, keep_every=2)
+    batch = jax.random.normal(getkey(), (4, 2)), None
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        train.stored_averages(checkpointer, state.net, kept)
+    for n in range(1, 33):
+        state, _ = step(state, batch)
+        if n % 2 == 0:
+            checkpointer.save(n, state)
+    stored = train.stored_averages(
+        checkpointer, eqx.filter_eval_shape(lambda: state.net), (0.999, *kept)
+    )
+    assert [(s.step, s.rule) for s in stored] == [(n, r) for n in range(2, 33, 2) for r in kept]
+    np.testing.assert_array_equal(stored[-1].read().weight, state.ema_net(2).weight)
+    found = train.reconstruct(stored, train.PowerEMA(0.15))
+    truth, current = state.ema_net(3), state.net
+    for name in ("weight", "bias"):
+        f, t, c = (np.asarray(getattr(net, name), np.float64) for net in (found, truth, current))
+        assert np.linalg.norm(f - t) < 1e-3 * np.linalg.norm(c - t)
+    with pytest.raises(ValueError, match="a power law among them"):
+        train.stored_averages(checkpointer, state.net, (0.999,))

@@ -35,6 +35,7 @@ from ._reconstruct import (
     reconstruct as reconstruct,
     Reconstruction as Reconstruction,
     reconstruction as reconstruction,
+    stored_averages as stored_averages,
     StoredAverage as StoredAverage,
 )
 from ._shard import data_mesh as data_mesh

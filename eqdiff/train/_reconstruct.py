@@ -38,6 +38,7 @@ import numpy as np
 from jaxtyping import Float, PyTree
 
 from .._check import whole
+from ._checkpoint import Checkpointer
 from ._ema import AbstractEMA, PowerEMA
 
 
@@ -72,6 +73,44 @@ class Reconstruction(NamedTuple):
 
     weights: Float[np.ndarray, " n"]
     error: float
+
+
+def stored_averages(
+    checkpointer: Checkpointer, net_like: PyTree, rules: Sequence[float | AbstractEMA]
+) -> list[StoredAverage]:
+    """The averages in the checkpoints of a run, for [`eqdiff.train.reconstruct`][].
+
+    **Arguments:**
+
+    - `checkpointer`: of the run. One that keeps more than the latest few, `keep_every=…`, serves
+        more widths.
+    - `net_like`: a network of the same architecture, or its shapes alone.
+    - `rules`: those the run was started with, `init(…, ema=rules)`, in the same order: checkpoints
+        do not hold them. Those that are no power laws are passed over.
+
+    **Returns:** one for each checkpoint and power law. None has been read yet.
+
+    **Raises:** `FileNotFoundError` if there is no checkpoint; `ValueError` for no power law.
+    """
+    if not any(isinstance(rule, PowerEMA) for rule in rules):
+        raise ValueError(
+            f"stored_averages(rules={tuple(rules)}): expected the rules that the run was started "
+            "with, a power law among them, such as (PowerEMA(0.05), PowerEMA(0.10))."
+        )
+    # The averages before the first step are the untrained network, not a mean over the run.
+    steps = [step for step in checkpointer.steps() if step > 0]
+    if not steps:
+        raise FileNotFoundError(f"there is no checkpoint in {checkpointer.directory}.")
+
+    def reader(step: int, index: int) -> Callable[[], PyTree]:
+        return lambda: checkpointer.restore_net(net_like, step=step, average=index)
+
+    return [
+        StoredAverage(step, rule, reader(step, index))
+        for step in steps
+        for index, rule in enumerate(rules)
+        if isinstance(rule, PowerEMA)
+    ]
 
 
 def _products(
@@ -156,13 +195,13 @@ def reconstruct(
 
     ```python
     rules = (eqd.train.PowerEMA(0.05), eqd.train.PowerEMA(0.10))    # train.init(…, ema=rules)
-    stored = [(step, rule, net), …]
+    stored = eqd.train.stored_averages(checkpointer, net, rules)
     wide = eqd.train.reconstruct(stored, eqd.train.PowerEMA(0.15))
     ```
 
     **Arguments:**
 
-    - `stored`: a list of `(step, rule, net)`, or of [`eqdiff.train.StoredAverage`][]: then one
+    - `stored`: from [`eqdiff.train.stored_averages`][], or a list of `(step, rule, net)`. One
         network is read at a time.
     - `target`: the average that is wanted.
     - `step`: after how many steps; by default the latest that is stored. It need not be a stored
