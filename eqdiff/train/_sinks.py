@@ -40,7 +40,7 @@ class AbstractSink(abc.ABC):
         """Called once, after the last line."""
 
 
-def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, int | float]:
     return {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
 
 
