@@ -123,6 +123,8 @@ def _read_archive(path: str | os.PathLike) -> Any:
                 raise ValueError(f"{source} is damaged: it lacks {roots[0]}{name}.")
             return _entry(entries[roots[0] + name], buffer, source)
 
+        for info in entries.values():
+            _start(info, buffer, source)
         references = _References()
         pickled, size = io.BytesIO(entry("data.pkl")), len(buffer)
         value = Unpickler(pickled, source, persistent=references, size=size).load()
@@ -141,6 +143,22 @@ def _read_archive(path: str | os.PathLike) -> Any:
         return value
 
 
+def _start(info: zipfile.ZipInfo, buffer: memoryview, source: str) -> int:
+    # Where an entry's bytes begin: behind its own header, which repeats its name.
+    at = info.header_offset
+    header = bytes(buffer[at : at + 30]) if at >= 0 else b""
+    name, extra = struct.unpack("<HH", header[26:30]) if len(header) == 30 else (0, 0)
+    said = bytes(buffer[at + 30 : at + 30 + name])
+    if header[:4] != b"PK\x03\x04" or said not in _spellings(info.orig_filename):
+        what = shortened(info.filename, 80)
+        raise ValueError(f"{source} is damaged: {what} is not where its directory says.")
+    return at + 30 + name + extra
+
+
+def _spellings(name: str) -> list[bytes]:
+    return [name.encode(coding, "replace") for coding in ("utf-8", "cp437")]
+
+
 def _entry(info: zipfile.ZipInfo, buffer: memoryview, source: str) -> memoryview:
     # The bytes of an archive's entry, in place. The directory says where its header begins, whose
     # length is not known before it is read.
@@ -150,12 +168,7 @@ def _entry(info: zipfile.ZipInfo, buffer: memoryview, source: str) -> memoryview
             f"{source}: {what} is compressed, which torch.save does not do, and so was not "
             "unpacked."
         )
-    at = info.header_offset
-    header = bytes(buffer[at : at + 30]) if at >= 0 else b""
-    if len(header) < 30 or header[:4] != b"PK\x03\x04":
-        raise ValueError(f"{source} is damaged: {what} is not where its directory says.")
-    name, extra = struct.unpack("<HH", header[26:30])
-    start = at + 30 + name + extra
+    start = _start(info, buffer, source)
     if start + info.file_size > len(buffer):
         raise ValueError(f"{source} is truncated: {what} reaches beyond its end.")
     data = buffer[start : start + info.file_size]
