@@ -4,49 +4,17 @@
 and a noisy one is cleaned, with one network that was trained for none of it.
 """
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
-from _run import compilation_cache, EXPECTED, fail, load, load_data, num_classes_of
-from _score import held_out
+from likelihood import held_out
+from sample import load
+from tyro.conf import Positional
 
 import eqdiff as eqd
-
-
-@dataclasses.dataclass(frozen=True)
-class Controllable:
-    """Inpainting, super-resolution by 2 and denoising of held-out images.
-
-    Writes a picture of seven rows (PNG): the images; the left half of each, and what inpainting
-    makes of it; the small image, and enlarged; the noisy image, and denoised.
-    """
-
-    run: Annotated[Path, tyro.conf.Positional]
-    """Folder that train_cifar.py wrote."""
-    num: int = 10
-    """How many images."""
-    num_steps: int = 100
-    """Steps of the samplers."""
-    repeats: int = 10
-    """How often inpainting makes each step (RePaint); it costs as many times what sampling does."""
-    noise: float = 0.5
-    """Standard deviation of the noise that is removed, for images on [-1, 1]."""
-    seed: int = 0
-    """Of the measurements and of the samples."""
-    batch_size: int = 50
-    """Images at once."""
-    data_dir: Path | None = None
-    """Where the data are, if not where training found them."""
-    out: Path | None = None
-    """Name of the picture (default: RUN/controllable.png)."""
-    overwrite: bool = False
-    """Replace a picture that is there."""
 
 
 # The small image is known to about the rounding of its grey levels.
@@ -54,10 +22,12 @@ _SMALL_STD = 0.05
 
 
 def between(process: eqd.AbstractProcess, num_steps: int):
-    """Evenly spaced times from t1, without a schedule's last step if its rate was clipped.
+    """Times from t1, without a schedule's last step if its rate was clipped.
 
-    At that step nothing is left of the image to guide.
+    At that step nothing is left of the image to guide. Evenly spaced, but for EDM's noise levels.
     """
+    if isinstance(process, eqd.EDMSDE):
+        return eqd.karras_times(process, num_steps)
     return jnp.linspace(process.t1, process.t0, num_steps)
 
 
@@ -91,7 +61,11 @@ def inpainter(denoiser: eqd.AbstractDenoiser, num_steps: int, repeats: int) -> C
 
     def one(image, label, key):
         known = eqd.Inpaint(image, left_half(image.shape))
-        sampler = eqd.Constrained(eqd.Ancestral(num_steps), known, repeats=repeats)
+        if isinstance(denoiser.process, eqd.Schedule):
+            chain = eqd.Ancestral(num_steps)
+        else:
+            chain = eqd.DDIM(num_steps, spacing=between, eta=1.0)
+        sampler = eqd.Constrained(chain, known, repeats=repeats)
         return from_noise(sampler, denoiser, image.shape, label, key)
 
     return one
@@ -110,37 +84,59 @@ def solver(
     return one
 
 
-def main(options: Controllable) -> None:
-    compilation_cache()
-    denoiser, settings = load(options.run)
-    if options.num < 1 or options.batch_size < 1:
-        raise ValueError(
-            f"--num {options.num}, --batch-size {options.batch_size}: expected at least 1."
-        )
-    if not options.noise > 0:
-        raise ValueError(f"--noise {options.noise}: expected a positive standard deviation.")
-    picture = options.out or options.run / "controllable.png"
-    if picture.exists() and not options.overwrite:
+def main(
+    run: Positional[Path],
+    num: int = 10,
+    num_steps: int = 100,
+    repeats: int = 10,
+    noise: float = 0.5,
+    seed: int = 0,
+    batch_size: int = 50,
+    data_dir: Path | None = None,
+    out: Path | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Inpainting, super-resolution by 2 and denoising of held-out images.
+
+    Writes a picture of seven rows (PNG): the images; the left half of each, and what inpainting
+    makes of it; the small image, and enlarged; the noisy image, and denoised.
+
+    Args:
+        run: folder that train_cifar.py wrote.
+        num: how many images.
+        num_steps: steps of the samplers.
+        repeats: how often inpainting makes each step (RePaint); it costs as many times what
+            sampling does.
+        noise: standard deviation of the noise that is removed, for images on [-1, 1].
+        seed: of the measurements and of the samples.
+        batch_size: images at once.
+        data_dir: where the data are, if not where training found them.
+        out: name of the picture (default: RUN/controllable.png).
+        overwrite: replace a picture that is there.
+    """
+    denoiser, settings = load(run)
+    if not noise > 0:
+        raise ValueError(f"--noise {noise}: expected a positive standard deviation.")
+    picture = out or run / "controllable.png"
+    if picture.exists() and not overwrite:
         raise FileExistsError(f"{picture} exists: choose another name with --out, or --overwrite.")
-    data = load_data(settings, options.data_dir)
-    images, labels = held_out(data, options.num, num_classes_of(denoiser) is not None)
+    data, images, labels = held_out(settings, num, data_dir)
     _, height, width = data.shape
     if height % 2 or width % 2:
         raise ValueError(f"Images of {height}x{width} cannot be halved; both sides must be even.")
-    measure_key, *keys = jax.random.split(jax.random.key(options.seed), 4)
+    measure_key, *keys = jax.random.split(jax.random.key(seed), 4)
 
     def repair(title, function, given, key):
         print(title)
-        return eqd.map_examples(
-            function, given, labels, key=key, batch_size=options.batch_size, progress=True
-        )
+        shared = {"key": key, "batch_size": batch_size, "progress": True}
+        return eqd.map_examples(function, given, labels, **shared)
 
     small = jax.vmap(shrink)(jnp.asarray(images))
-    noisy = images + options.noise * jax.random.normal(measure_key, images.shape)
-    steps, shape = options.num_steps, data.shape
-    inpaint = inpainter(denoiser, steps, options.repeats)
-    supersample = solver(denoiser, shrink, _SMALL_STD, shape, steps)
-    denoise = solver(denoiser, lambda x: x, options.noise, shape, steps)
+    noisy = images + noise * jax.random.normal(measure_key, images.shape)
+    shape = data.shape
+    inpaint = inpainter(denoiser, num_steps, repeats)
+    supersample = solver(denoiser, shrink, _SMALL_STD, shape, num_steps)
+    denoise = solver(denoiser, lambda x: x, noise, shape, num_steps)
     rows = [
         images,
         np.where(left_half(shape), images, 0),
@@ -158,7 +154,4 @@ def main(options: Controllable) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Controllable))
-    except EXPECTED as error:
-        fail(error)
+    eqd.train.command(main)

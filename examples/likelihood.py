@@ -3,71 +3,84 @@
 `--help` lists the flags.
 """
 
-import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
+import diffrax
 import jax
-import tyro
-from _run import compilation_cache, EXPECTED, fail, load, load_data, num_classes_of
-from _score import both_bits
+from sample import load
+from train_cifar import load_data
+from tyro.conf import Positional
 
 import eqdiff as eqd
 
 
-@dataclasses.dataclass(frozen=True)
-class Likelihood:
-    """Bits per dimension of held-out images: the variational bound, and the likelihood of the
-    probability flow."""
+def main(
+    run: Positional[Path],
+    num: int = 200,
+    bound_terms: int = 64,
+    dequantise: Literal["gaussian", "uniform"] = "gaussian",
+    tolerance: float = 1e-3,
+    batch_size: int = 50,
+    seed: int = 0,
+    data_dir: Path | None = None,
+) -> None:
+    """Bits per dimension of held-out images, by the variational bound and the probability flow.
 
-    run: Annotated[Path, tyro.conf.Positional]
-    """Folder that train_cifar.py wrote."""
-    num: int = 200
-    """How many held-out images."""
-    bound_terms: int = 64
-    """Terms of the variational bound per image, from 2 up to two for each step of the schedule."""
-    dequantise: Literal["gaussian", "uniform"] = "gaussian"
-    """For the probability flow: gaussian for networks trained on the grid of pixel values (what
-    train_cifar.py trains), uniform for networks trained on dequantised data."""
-    tolerance: float = 1e-3
-    """Relative and absolute tolerance of the flow's solver."""
-    batch_size: int = 50
-    """Images at once."""
-    seed: int = 0
-    """Of times, noise and probes."""
-    data_dir: Path | None = None
-    """Where the data are, if not where training found them."""
-
-
-def main(options: Likelihood) -> None:
-    compilation_cache()
-    denoiser, settings = load(options.run)
-    if options.num < 1 or options.batch_size < 1:
-        raise ValueError(
-            f"--num {options.num}, --batch-size {options.batch_size}: expected at least 1."
-        )
-    data = load_data(settings, options.data_dir)
+    Args:
+        run: folder that train_cifar.py wrote.
+        num: how many held-out images.
+        bound_terms: terms of the variational bound per image, at least 2, an even number.
+        dequantise: for the probability flow: gaussian for networks trained on the grid of pixel
+            values (what train_cifar.py trains), uniform for ones trained on dequantised data.
+        tolerance: relative and absolute, of the flow's solver.
+        batch_size: images at once.
+        seed: of times, noise and probes.
+        data_dir: where the data are, if not where training found them.
+    """
+    denoiser, settings = load(run)
+    data, images, labels = held_out(settings, num, data_dir)
     make = {"gaussian": eqd.GaussianDequantisation, "uniform": eqd.UniformDequantisation}
-    bound, flow, num = both_bits(
-        denoiser,
-        data,
-        options.num,
-        conditional=num_classes_of(denoiser) is not None,
-        terms=options.bound_terms,
-        dequantise=make[options.dequantise](data.levels),
-        tolerance=options.tolerance,
-        key=jax.random.key(options.seed),
-        batch_size=options.batch_size,
+    bound_key, flow_key = jax.random.split(jax.random.key(seed))
+    options = {"levels": data.levels, "batch_size": batch_size, "progress": True}
+    print("Variational bound:")
+    bound = eqd.metrics.bound_bits(
+        denoiser, images, labels, num_terms=bound_terms, key=bound_key, **options
     )
-    print(f"{num} held-out images of {data.name}, {data.levels} grey levels; ± one standard error")
-    print(f"variational bound  {bound} bits/dim ({options.bound_terms} terms an image)")
-    print(f"probability flow   {flow} bits/dim ({options.dequantise} dequantisation)")
+    print("Probability flow:")
+    flow = eqd.metrics.flow_bits(
+        denoiser,
+        images,
+        labels,
+        dequantise=make[dequantise](data.levels),
+        # Of low order: a trained network is not smooth in time. See docs/adaptive-solves.md.
+        flow=eqd.ProbabilityFlow(diffrax.Bosh3(), rtol=tolerance, atol=tolerance),
+        key=flow_key,
+        **options,
+    )
+    print(f"{len(images)} held-out images of {data.name}, {data.levels} grey levels")
+    print(f"variational bound  {bound} bits/dim ({bound_terms} terms an image; ± standard error)")
+    print(f"probability flow   {flow} bits/dim ({dequantise} dequantisation)")
     print(json.dumps({"bound": bound.value, "flow": flow.value}))
 
 
+def held_out(settings: dict, num: int, data_dir: Path | None = None):
+    """The data of a run; held-out images; their labels, `None` if they do not condition it."""
+    data = load_data(
+        settings["dataset"],
+        data_dir or settings["data_dir"],
+        settings["image_size"],
+        settings["image_channels"],
+    )
+    if [*data.shape] != settings["shape"]:
+        raise ValueError(
+            f"The run was trained on images of {settings['shape']}, but these are of "
+            f"{[*data.shape]}: say with --data-dir where its data are."
+        )
+    images, labels = data.held_out(num)
+    return data, images, None if settings["num_classes"] is None else labels
+
+
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Likelihood))
-    except EXPECTED as error:
-        fail(error)
+    eqd.train.command(main)

@@ -1,224 +1,194 @@
-"""Trains, samples and scores an image diffusion model: `python examples/train_cifar.py`.
+"""Trains, samples and scores a diffusion model of images: `python examples/train_cifar.py`.
 
-`--help` lists the flags.
+Improved DDPM on its chain (`--process cosine`), score-based models through SDEs (`vp`, `sub-vp`,
+`ve`), EDM and rectified flow, in one loop. Copy it and change what you like.
 """
 
-# A resolved Config has no None left (`_config.resolve`), which its types cannot say.
-# pyright: reportArgumentType=false, reportOptionalOperand=false, reportOperatorIssue=false
+import shlex
+import sys
+from pathlib import Path
+from typing import Any, Literal
 
-import time
-
-import _score
-import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
-from _config import Config, parse, resolve
-from _evaluate import count_parameters, evaluate
-from _job import (
-    batch_args,
-    find_data,
-    make_denoiser,
-    make_loss,
-    make_net,
-    make_optimiser,
-    make_schedule,
-    make_timesteps,
-)
-from _run import compilation_cache, EXPECTED, fail, Run
-from tqdm import tqdm
+from tyro.conf import OmitArgPrefixes
 
 import eqdiff as eqd
-from eqdiff.data import Dataset
 
 
-class Diverged(ValueError):
-    """The loss is no longer a number."""
+# What may differ when a run goes on; what may if --adjust is given; what else is recorded.
+FREE = ("data_dir", "steps", "sample_steps")
+ADJUSTABLE = ("learning_rate", "warmup", "cosine_decay", "grad_clip", "dropout", "dtype")
+NOTED = ("process", "preset", "num_timesteps", "data_dir", "image_size", "image_channels", "seed")
 
 
-def main() -> None:
-    config = parse()
-    start = time.monotonic()
-    accelerator = jax.default_backend() != "cpu"
-    compilation_cache()
-    dataset, data = find_data(config, accelerator)
-    config = resolve(config, dataset, accelerator)
-    run = Run(config)
-    resuming = run.open(config, data)
-    state, seconds = train(config, data, run, resuming)
-    if state is not None:
-        evaluate(config, data, run, state, seconds, start)
+def main(
+    process: Literal["cosine", "linear", "vp", "sub-vp", "ve", "edm", "flow"] = "cosine",
+    preset: Literal["iddpm", "ddpmpp", "ddpmpp-deep", "ncsnpp", "ncsnpp-deep", "edm"] | None = None,
+    small: bool | None = None,
+    num_timesteps: int | None = None,
+    dataset: Literal["cifar10", "digits", "folder"] | None = None,
+    data_dir: Path | None = None,
+    image_size: int | None = None,
+    image_channels: int | None = None,
+    class_conditional: bool | None = None,
+    compute_dtype: Literal["float32", "bfloat16"] | None = None,
+    change: OmitArgPrefixes[eqd.train.Changes] = eqd.train.Changes(),
+    accumulate: int = 1,
+    seed: int = 0,
+    run_dir: Path | None = None,
+    overwrite: bool = False,
+    adjust: bool = False,
+    from_step: int | None = None,
+    log_every: int = 100,
+    save_every: int = 5000,
+    tensorboard: bool = False,
+    wandb: str | None = None,
+    eval_images: int = 200,
+    eval_samples: int = 400,
+    shards: int = 1,
+    cluster: bool = False,
+) -> None:
+    """Trains a diffusion model, samples from it and scores it in bits/dim.
+
+    With no arguments: 8x8 handwritten digits on a CPU, in a few minutes; CIFAR-10 on a GPU. Ctrl-C
+    saves and ends, and the same command goes on. The run's folder holds config.json, metrics.jsonl,
+    pictures, checkpoints, model.safetensors (for sample.py and likelihood.py) and report.md.
+
+    Args:
+        process: the chain of Improved DDPM on one of its schedules, trained with L_hybrid; or an
+            SDE of Song et al., EDM's, or a rectified flow, trained by score matching.
+        preset: network and numbers of a paper, from eqdiff.train.recipes. Default: iddpm for the
+            chain, ncsnpp for ve, ddpmpp for vp and sub-vp, edm for edm and flow.
+        small: the preset in a size for a CPU. Default: for digits, and where there is no GPU.
+        num_timesteps: of the chain. Default: 4000, and 1000 if small.
+        dataset: default: CIFAR-10 on a GPU, otherwise digits. folder: your images, in --data-dir.
+        data_dir: where your images, or CIFAR-10's binary files, are (default: the user's cache).
+        image_size: resize and crop a folder's images to this side.
+        image_channels: read all as grey (1), RGB (3) or RGBA (4) if a folder has several kinds.
+        class_conditional: condition on the class. Default: for digits.
+        compute_dtype: what convolutions compute in. Default: bfloat16 on a GPU.
+        accumulate: microbatches in a step, to save memory.
+        seed: of weights, order of the data, times and noise.
+        run_dir: folder of the run. Default: runs/DATASET-PROCESS.
+        overwrite: begin anew; the run that is there is moved into its folder replaced_1.
+        adjust: go on with another learning rate, warm-up, decay, clipping, dropout or dtype.
+        from_step: go on from this checkpoint, not from the latest.
+        log_every: steps between lines of metrics.jsonl.
+        save_every: steps between checkpoints, pictures and held-out bits/dim; at most a quarter.
+        tensorboard: also write TensorBoard event files.
+        wandb: also send metrics to this project of Weights & Biases.
+        eval_images: held-out images that the report scores.
+        eval_samples: samples that the report draws.
+        shards: devices that share one copy of parameters, averages and optimiser state.
+        cluster: join the processes of SLURM, Open MPI, Kubernetes or a TPU pod.
+    """
+    flags = dict(locals())
+    if cluster:
+        eqd.train.start_processes()
+    gpu = jax.default_backend() != "cpu"
+    data = load_data(dataset, data_dir, image_size, image_channels)
+    found = dataset or data.name
+    print(data.description)
+    conditional = found == "digits" if class_conditional is None else class_conditional
+    num_classes = data.num_classes if conditional else None
+    images, classes = data.held_out(eval_images)
+    labels = classes if conditional else None
+    small = (found == "digits" or not gpu) if small is None else small
+    options: dict[str, Any] = dict(num_timesteps=num_timesteps, small=small, example=data.shape)
+    recipe = eqd.train.recipes.named(process, preset, **options).changed(change)
+    dtype = compute_dtype or ("bfloat16" if gpu else "float32")
+
+    def loss_fn(net, t, x0, args, *, key):  # one example; only `net` is differentiated
+        args = args if conditional else None
+        p = eqd.predict(recipe.denoiser(net), t, x0, args, key=key)
+        if isinstance(recipe.process, eqd.Schedule):
+            simple, vlb = eqd.l_simple(p), eqd.l_vlb(eqd.stop_mean(p), levels=data.levels)
+            return simple + 1e-3 * vlb, {"simple": simple, "vlb": vlb}
+        return eqd.score_matching(p, recipe.weighting), {"simple": eqd.l_simple(p)}
+
+    net_key, key, eval_key = jax.random.split(jax.random.key(seed), 3)
+    options = dict(num_classes=num_classes, compute_dtype=jnp.dtype(dtype), key=net_key)
+    net, optimiser = recipe.network(data.shape, **options), recipe.optimiser()
+    start = eqd.train.init(net, optimiser, timesteps=recipe.timesteps, ema=(recipe.ema,), key=key)
+    mesh = eqd.train.data_mesh(shards=shards) if jax.device_count() > 1 else None
+    step = eqd.train.make_step(loss_fn, optimiser, mesh=mesh, accumulate=accumulate)
+    size = recipe.batch_size // jax.process_count()
+    batches = eqd.data.loader(data.train, size, seed=seed, horizontal_flip=recipe.horizontal_flip)
+    settings = {name: flags[name] for name in NOTED} | dict(dataset=found, small=small)
+    settings |= dict(dtype=dtype, num_classes=num_classes, shape=data.shape, levels=data.levels)
+    settings |= recipe.numbers()
+    folder = run_dir or Path("runs") / f"{found}-{process}"
+    sinks = [eqd.train.TensorBoard(folder / "tensorboard")] if tensorboard else []
+    sinks += [eqd.train.WandB(wandb, config=settings)] if wandb else []
+    options = dict(adjust=adjust, overwrite=overwrite, from_step=from_step, sinks=sinks)
+    again = shlex.join(["python", *(word for word in sys.argv if word != "--overwrite")])
+    options |= dict(free=FREE, adjustable=ADJUSTABLE, again=again, keep_best=1)
+    total, scored = recipe.num_steps, dict[str, Any](levels=data.levels, key=eval_key)
+    log_every, save_every = min(log_every, -(-total // 100)), min(save_every, -(-total // 4))
+    every, state = dict[str, Any](log_every=log_every, save_every=save_every), start
+    with eqd.train.Run(folder, settings, **options) as run:
+        for state in eqd.train.fit(step, start, batches, num_steps=total, run=run, **every):
+            denoiser = recipe.denoiser(state.ema_net())
+            if eqd.train.is_writer():
+                eqd.save_model(folder / "model.safetensors", denoiser, overwrite=True)
+            picture = folder / "samples" / f"step_{int(state.step):08d}.png"
+            draw(recipe, 50, denoiser, 40, data, num_classes, eval_key, picture)
+            few = images[:50], labels if labels is None else labels[:50]
+            bound = float(eqd.metrics.bound_bits(denoiser, *few, **scored).value)
+            run.record(state, score=bound, bound=bound)
+        denoiser = recipe.denoiser(state.ema_net())
+        bound = eqd.metrics.bound_bits(denoiser, images, labels, **scored, progress=True)
+        flow = eqd.metrics.flow_bits(denoiser, images, labels, **scored, progress=True)
+        most, picture = recipe.sample_steps, folder / "samples.png"
+        drawn = draw(recipe, most, denoiser, eval_samples, data, num_classes, eval_key, picture)
+        report(run, state, data, bound, flow, *drawn)
 
 
-def train(config: Config, data: Dataset, run: Run, resuming: bool):
-    """Trains to the last step, from wherever the run is; `None` if it was stopped before."""
-    training = config.training
-    key = jax.random.key(training.seed)
-    net_key, state_key = jax.random.split(key)
-    optimiser = make_optimiser(config)
-    state = eqd.train.init(
-        eqx.filter_jit(lambda key: make_net(config, data, key=key))(net_key),
-        optimiser,
-        timesteps=make_timesteps(config),
-        ema=(training.ema,),
-        key=state_key,
-    )
-    batches = eqd.data.loader(
-        data.train,
-        training.batch_size,
-        seed=training.seed,
-        horizontal_flip=config.data.horizontal_flip,
-    )
-    extra = {"training": 0.0, "compilation": 0.0, "images": 0}
-    if resuming:
-        state, saved, step = run.checkpointer.restore(state)
-        batches.set_state(saved["batches"])
-        extra = saved["seconds"]
-        print(f"Resuming {run.folder} at step {step} of {training.steps}.")
-    describe(config, data, state.net)
-    mesh = eqd.train.data_mesh() if jax.device_count() > 1 else None
-    step_fn = eqd.train.make_step(
-        make_loss(config, data.levels), optimiser, mesh=mesh, accumulate=training.accumulate
-    )
-    sinks = []
-    if config.output.tensorboard:
-        sinks.append(eqd.train.TensorBoard(run.folder / "tensorboard"))
-    with (
-        eqd.train.MetricLog(run.metrics, last_step=int(state.step), sinks=sinks) as log,
-        eqd.train.GracefulExit() as stop,
-    ):
-        loop = Loop(config, data, run, log, extra)
-        state = loop.run(state, step_fn, batches, stop)
-    return state, extra
+def draw(recipe, most, denoiser, num, data, num_classes, key, path):
+    """Samples by at most so many steps, and their classes; a picture of the first hundred."""
+    sampler = recipe.sampler(min(most, recipe.sample_steps))
+    classes = None if num_classes is None else np.arange(num, dtype=np.int32) % num_classes
+    options = dict[str, Any](args=classes, key=key, batch_size=100)
+    samples = eqd.generate(sampler, eqd.Clip(denoiser), num, data.shape, **options)
+    if eqd.train.is_writer():
+        eqd.data.write_grid(path, samples[:100], levels=data.levels, columns=10)
+    return samples, classes
 
 
-class Loop:
-    """Steps, and what happens between them: logging, pictures, checkpoints."""
+def report(run, state, data, bound, flow, samples, classes):
+    bits = [("of", "bits/dim"), ("variational bound", bound), ("probability flow", flow)]
+    tables: dict[str, Any] = {f"{bound.num} held-out images": bits}
+    values: dict[str, Any] = dict(bound=bound, flow=flow)
+    if data.name == "digits":
+        x, labels = data.train.take(np.arange(len(data.train)))
+        real = (data.normalise(x), labels), data.held_out()
+        quality = eqd.metrics.sample_quality(samples, classes, *real, levels=data.levels)
+        values["quality"], tables["Samples"] = quality, quality.table()
+    title = f"A diffusion model of {data.name}"
+    eqd.train.write_report(run, state, title=title, tables=tables, **values)
+    print(f"Bound {bound}, flow {flow} bits/dim. Report and pictures: {run.folder / 'report.md'}")
 
-    def __init__(self, config: Config, data: Dataset, run: Run, log, extra: dict):
-        self.config, self.data, self.folder, self.log, self.extra = config, data, run, log, extra
-        self.pending: list[eqd.train.StepMetrics] = []
-        self.since = time.monotonic()
 
-    def run(self, state, step_fn, batches, stop):
-        output, total = self.config.output, self.config.training.steps
-        step = int(state.step)
-        with tqdm(total=total, initial=step, unit="step", desc="training", smoothing=0.05) as bar:
-            while step < total and not stop.requested:
-                images, labels = next(batches)
-                began = time.monotonic()
-                state, metrics = step_fn(state, (images, batch_args(labels, self.config)))
-                step += 1
-                self.pending.append(metrics)
-                if self.extra["images"] == 0:
-                    jax.block_until_ready(metrics)
-                    self.extra["compilation"] = time.monotonic() - began
-                    self.since = time.monotonic()
-                self.extra["images"] += len(images)
-                bar.update()
-                last = step == total
-                if step % output.log_every == 0 or last:
-                    self.write_log(step, bar)
-                if step % output.sample_every == 0 and not (last or stop.requested):
-                    self.pause(self.picture, state, step)
-                if step % output.checkpoint_every == 0 or last:
-                    self.write_log(step, bar)
-                    self.pause(self.checkpoint, state, batches, step)
-            if step < total:
-                # Not in the loop: a signal may come at any moment, also between what a step asks of
-                # it and the loop's condition.
-                self.write_log(step, bar)
-                self.pause(self.checkpoint, state, batches, step)
-        if step < total:
-            assert stop.signal is not None
-            print(
-                f"\n{stop.signal.name}: saved step {step} to {self.folder.folder}. The same "
-                "command resumes."
-            )
-            return None
-        return state
-
-    def write_log(self, step: int, bar) -> None:
-        """Waits for the steps since the last line, checks them and logs them."""
-        if not self.pending:
-            return
-        summary = eqd.train.summarise(self.pending)
-        elapsed = time.monotonic() - self.since
-        self.extra["training"] += elapsed
-        images = len(self.pending) * self.config.training.batch_size
-        summary["images_per_second"] = images / elapsed
-        self.pending.clear()
-        self.since = time.monotonic()
-        if summary["nonfinite"]:
-            raise Diverged(self.diverged(step))
-        self.log.write(step, summary)
-        bar.set_postfix(
-            loss=f"{summary['loss']:.4f}", images_s=f"{summary['images_per_second']:.0f}"
+def load_data(dataset, directory, image_size, channels) -> eqd.data.Dataset:
+    if dataset == "folder" and directory is not None:
+        return eqd.data.image_folder(directory, image_size=image_size, channels=channels)
+    if dataset == "folder" or image_size or channels or (dataset == "digits" and directory):
+        raise ValueError(
+            "--dataset folder needs --data-dir, and has --image-size and --image-channels; digits "
+            "have none of these, CIFAR-10 has --data-dir."
         )
-
-    def diverged(self, step: int) -> str:
-        good = self.folder.checkpointer.latest_step()
-        kept = (
-            "There is no checkpoint yet."
-            if good is None
-            else f"The last good checkpoint is of step {good} in "
-            f"{self.folder.checkpointer.directory}, and the same command resumes from it."
-        )
-        return (
-            f"the loss became NaN or infinite by step {step}. {kept} Try a lower --learning-rate, "
-            "a longer --warmup, a smaller --grad-clip or --compute-dtype float32 (these start a "
-            "new run: --run-dir)."
-        )
-
-    def pause(self, work, *args) -> None:
-        """Does something that is not training, without counting its time as such."""
-        began = time.monotonic()
-        work(*args)
-        self.since += time.monotonic() - began
-
-    def picture(self, state, step: int) -> None:
-        denoiser = make_denoiser(state.ema_net(), make_schedule(self.config), self.config)
-        num_classes = self.data.num_classes if self.config.model.class_conditional else None
-        key = jax.random.key(self.config.training.seed + 1)
-        num = 40 if num_classes == 10 else 36
-        samples = _score.draw(
-            denoiser,
-            self.data.shape,
-            num,
-            steps=min(50, self.config.diffusion.num_timesteps),
-            num_classes=num_classes,
-            key=key,
-            progress=False,
-        )
-        path = self.folder.folder / "samples" / f"step_{step:08d}.png"
-        columns = 10 if num_classes == 10 else None
-        if np.all(np.isfinite(samples)):
-            eqd.data.write_grid(path, samples, levels=self.data.levels, columns=columns)
-
-    def checkpoint(self, state, batches, step: int) -> None:
-        extra = {"batches": batches.get_state(), "seconds": self.extra}
-        self.folder.checkpointer.save(step, state, extra)
-        denoiser = make_denoiser(state.ema_net(), make_schedule(self.config), self.config)
-        eqd.save_model(self.folder.model, denoiser, overwrite=True)
-
-
-def describe(config: Config, data: Dataset, net: eqd.nn.UNet) -> None:
-    """What is about to be trained, in two lines."""
-    size = "x".join(map(str, data.shape))
-    device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    print(
-        f"{data.name}: {len(data.train)} training images of {size}, {data.levels} grey levels, on "
-        f"{device}."
-    )
-    model, training, diffusion = config.model, config.training, config.diffusion
-    print(
-        f"U-Net of {count_parameters(net) / 1e6:.2f} M parameters ({model.compute_dtype}), "
-        f"{diffusion.num_timesteps} {diffusion.schedule} steps, L_{diffusion.loss}; "
-        f"{training.steps} steps of {training.batch_size} images into {config.output.run_dir}."
-    )
+    if dataset == "digits" or not (dataset or directory or jax.default_backend() != "cpu"):
+        return eqd.data.digits()
+    try:
+        return eqd.data.cifar10(directory)
+    except eqd.data.DownloadError as error:
+        if dataset is not None:
+            raise
+        print(f"{error}\nTraining on scikit-learn's digits instead.")
+        return eqd.data.digits()
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except EXPECTED as error:
-        fail(error)
+    eqd.train.command(main)

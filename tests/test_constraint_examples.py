@@ -15,23 +15,24 @@ sys.path.insert(0, str(ROOT / "examples"))
 
 
 @pytest.mark.slow
-def test_the_example_writes_its_picture(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("process", [eqd.cosine_schedule(30), eqd.EDMSDE()], ids=["chain", "edm"])
+def test_the_example_writes_its_picture(process, tmp_path, monkeypatch, capsys):
     pytest.importorskip("tyro")
     pytest.importorskip("sklearn")
     import controllable
 
     # Pixels of one Gaussian in place of a network: quick to compile.
-    denoiser = eqd.GaussianDenoiser(eqd.cosine_schedule(30), 0.0, 0.6)
-    settings = {"dataset": "digits", "data_dir": None}
+    denoiser = eqd.GaussianDenoiser(process, 0.0, 0.6)
+    settings = {"dataset": "digits", "data_dir": None, "image_size": None, "image_channels": None}
+    settings |= {"shape": [1, 8, 8], "num_classes": None}
     monkeypatch.setattr(controllable, "load", lambda run: (denoiser, settings))
-    monkeypatch.setattr(controllable, "num_classes_of", lambda denoiser: None)
-    options = controllable.Controllable(tmp_path, num=3, num_steps=4, repeats=2)
+    options = {"num": 3, "num_steps": 4, "repeats": 2}
     with jax.numpy_dtype_promotion("standard"):
-        controllable.main(options)
+        controllable.main(tmp_path, **options)
     assert (tmp_path / "controllable.png").read_bytes().startswith(b"\x89PNG")
     assert "root mean square error" in capsys.readouterr().out
     with pytest.raises(FileExistsError, match="--overwrite"):
-        controllable.main(options)
+        controllable.main(tmp_path, **options)
 
 
 def test_the_examples_operators_are_what_they_say():

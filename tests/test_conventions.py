@@ -267,8 +267,8 @@ def test_sizes_can_fail():
     assert check_sizes({"a": "x = 1\n" * 400}) == []
     assert len(check_sizes({"a": "x = 1\n" * 401})) == 1
     docstring = '    """' + "\n" * 100 + '    """\n'
-    assert check_sizes({"a": "def f():\n" + docstring + "    x = 1\n" * 59}) == []
-    assert len(check_sizes({"a": "def f():\n" + docstring + "    x = 1\n" * 60})) == 1
+    assert check_sizes({"a": "def f():\n" + docstring + "    x = 1\n" * 60}) == []
+    assert len(check_sizes({"a": "def f():\n" + docstring + "    x = 1\n" * 61})) == 1
 
 
 def test_lines_can_fail():

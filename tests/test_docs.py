@@ -87,6 +87,7 @@ SMALLER = {
         "denoiser, 1000": "denoiser, 4",
         "process, 1000": "process, 20",
     },
+    "docs/training.md": {"steps=1500": "steps=2", "steps=2000": "steps=3"},
 }
 
 # Blocks that need what the tests do not have: files, the network, another framework.
@@ -103,7 +104,7 @@ SLOW = frozenset(
     f"docs/{page}.md"
     for page in (
         *("adaptive-solves", "controllable", "flow-matching", "getting-started", "index"),
-        *("extending", "api/bound", "api/likelihood", "api/nn"),
+        *("training", "extending", "api/bound", "api/likelihood", "api/nn"),
     )
 ) | {"README.md"}
 

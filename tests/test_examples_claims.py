@@ -1,4 +1,4 @@
-"""What reproduce_iddpm.py measures, on stand-ins for its networks of which the answers are known.
+"""What examples/reproduce_iddpm measures, on stand-ins for its networks with known answers.
 
 And the report made of it.
 """
@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "reproduce_iddpm"))
 
 pytest.importorskip("tyro")
 
-import _claims
-import _claims_report
+import claims
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import models
 import numpy as np
-from reproduce_iddpm import config_of, MODELS, Reproduction
+import report
 
 import eqdiff as eqd
 
@@ -28,7 +28,7 @@ import eqdiff as eqd
 @pytest.fixture(scope="module")
 def bench():
     data = eqd.data.digits()
-    return _claims.Bench(data, images=6, samples=40, terms=8, steps=(3, 6), seed=0)
+    return claims.Bench(data, images=6, samples=40, terms=8, steps=(3, 6), seed=0)
 
 
 class Shrink(eqx.Module):
@@ -47,10 +47,14 @@ def shrink(schedule, *, learned=False, scale=0.9):
     return eqd.Denoiser(Shrink(jnp.asarray(scale), learned), schedule, variance=variance)
 
 
+def recipe_of(name, num_timesteps):
+    return models.recipe_of(name, num_timesteps, eqd.train.Changes(), small=True)
+
+
 @pytest.mark.slow
 def test_distance_prefers_digits_to_noise(bench):
     noise = np.random.RandomState(0).uniform(-1, 1, (40, 1, 8, 8))
-    real = _claims.held_out_images(bench.data, 40)
+    real = bench.data.held_out(40)[0]
     assert bench.distance(real) < 0.2 * bench.distance(noise)
 
 
@@ -61,16 +65,16 @@ def test_every_claim_can_be_measured_and_reported(bench, tmp_path):
     learned, fixed = shrink(cosine, learned=True), shrink(cosine)
     simple = {"linear L_simple": shrink(linear), "cosine L_simple": fixed}
     results = {
-        "first_steps": _claims.first_steps(bench, simple),
-        "skipped_prefix": _claims.skipped_prefix(bench, simple),
+        "first_steps": claims.first_steps(bench, simple),
+        "skipped_prefix": claims.skipped_prefix(bench, simple),
         "gradient_noise": {
             "weights": {
                 "L_vlb": {"variance": 80.0, "noise_scale": 1234.0, "is_a_lower_bound": True},
                 "L_vlb, importance": {"variance": 4.0, "noise_scale": 3, "is_a_lower_bound": False},
             }
         },
-        "objectives": _claims.objectives(bench, {**simple, "cosine L_hybrid": learned}),
-        "fewer_steps": _claims.fewer_steps(bench, learned, fixed, jax.random.key(0)),
+        "objectives": claims.objectives(bench, {**simple, "cosine L_hybrid": learned}),
+        "fewer_steps": claims.fewer_steps(bench, learned, fixed, jax.random.key(0)),
         "real": 1.25,
     }
     results = json.loads(json.dumps(results))  # As they come back from the cache.
@@ -85,9 +89,8 @@ def test_every_claim_can_be_measured_and_reported(bench, tmp_path):
     assert best["value"] < even["value"]
     metrics = tmp_path / "metrics.jsonl"
     metrics.write_text('{"step": 1, "vlb": 3.0}\n{"step": 2, "vlb": 2.0}\n')
-    options = Reproduction(num_timesteps=30, steps=2, sample_steps=(3, 6))
-    report = _claims_report.write(tmp_path, vars(options), results, {"cosine L_vlb": metrics})
-    text = report.read_text()
+    options = {"dataset": "digits", "num_timesteps": 30, "steps": 2, "images": 6, "samples": 40}
+    text = report.write(tmp_path, options, results, {"cosine L_vlb": metrics}).read_text()
     assert "| weights | > 1,234 | 3 | 20 |" in text
     for picture in ("first_steps", "skipped_prefix", "training", "fewer_steps"):
         assert f"({picture}.png)" in text
@@ -109,30 +112,32 @@ def test_noise_scale_of_a_quadratic_is_known(bench):
 
     net = jnp.full((1, 8, 8), theta)
     losses = {"quadratic": (quadratic, eqd.Uniform(eqd.cosine_schedule(10)), None)}
-    noise = _claims.gradient_noise(bench, net, losses)["quadratic"]
+    noise = claims.gradient_noise(bench, net, losses)["quadratic"]
     np.testing.assert_allclose(noise["noise_scale"], truth, rtol=0.1)
     np.testing.assert_allclose(noise["variance"], images.var(axis=0).sum(), rtol=0.1)
     assert not noise["is_a_lower_bound"]
     # At the mean of the data there is no signal, and no more is claimed than that.
     at_mean = jnp.asarray(images.mean(axis=0).reshape(1, 8, 8), jnp.float32)
-    silent = _claims.gradient_noise(bench, at_mean, losses)["quadratic"]
+    silent = claims.gradient_noise(bench, at_mean, losses)["quadratic"]
     assert silent["noise_scale"] > 1000
 
 
 @pytest.mark.slow
 def test_warm_up_sees_the_losses(bench):
     """The probabilities follow the root mean square of the loss at each step, here found anew."""
-    config = config_of(Reproduction(num_timesteps=20), "cosine L_vlb, importance", False)
-    timesteps = eqd.LossSecondMoment(eqd.cosine_schedule(20))
+    name = "cosine L_vlb, importance"
+    recipe = recipe_of(name, 20)
+    loss_fn = models.loss_of(name, recipe, 17)
     net = Shrink(jnp.asarray(0.9), learned=True)
-    state = _claims.warmed_up(bench, net, config, timesteps, 5)
+    timesteps = recipe.timesteps
+    state = claims.warmed_up(bench, net, loss_fn, timesteps, 5)
     actual = np.asarray(timesteps.probabilities(state))
 
     def square(t, x0, key):
         p = eqd.predict(shrink(eqd.cosine_schedule(20), learned=True), t, x0, key=key)
         return eqd.l_vlb(p, levels=17) ** 2
 
-    images = jnp.asarray(_claims.held_out_images(bench.data, 200))
+    images = jnp.asarray(bench.data.held_out(200)[0])
     keys = jax.random.split(jax.random.key(3), 200)
     roots = [
         np.sqrt(np.mean(jax.jit(jax.vmap(lambda *a, t=t: square(t, *a)))(images, keys)))
@@ -143,10 +148,37 @@ def test_warm_up_sees_the_losses(bench):
     )
 
 
-def test_models_differ_as_they_should(tmp_path):
-    configs = {n: config_of(Reproduction(run_dir=tmp_path), n, False) for n in MODELS}
-    assert len({str(c.output.run_dir) for c in configs.values()}) == len(MODELS)
-    for name, config in configs.items():
-        assert config.diffusion.schedule in name and f"L_{config.diffusion.loss}" in name
-        assert config.model.class_conditional is False
-        assert (config.diffusion.timesteps != "uniform") == ("importance" in name)
+def test_models_differ_as_they_should():
+    recipes = {name: recipe_of(name, 30) for name in (*models.MODELS, models.EARLY)}
+    betas = {name: np.asarray(r.process.betas) for name, r in recipes.items()}
+    for name, recipe in recipes.items():
+        assert np.array_equal(betas[name], betas["cosine L_vlb"]) == ("cosine" in name)
+        assert recipe.variance.learned == ("L_simple" not in name)
+        assert isinstance(recipe.timesteps, eqd.LossSecondMoment) == ("importance" in name)
+        assert recipe.shape.num_classes is None
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_objectives_are_the_papers(name, getkey):
+    """Each loss is the one in its model's name, and the bound is logged beside it."""
+    recipe = recipe_of(name, 30)
+    net = Shrink(jnp.asarray(0.9), learned=recipe.variance.learned)
+    key, x0 = getkey(), (jnp.arange(64.0, dtype=jnp.float32) % 17 / 8 - 1).reshape(1, 8, 8)
+    loss, terms = models.loss_of(name, recipe, 17)(net, jnp.asarray(7), x0, None, key=key)
+    p = eqd.predict(recipe.denoiser(net), jnp.asarray(7), x0, key=key)
+    simple, vlb = eqd.l_simple(p), eqd.l_vlb(p, levels=17)
+    truth = {"L_simple": simple, "L_hybrid": simple + 1e-3 * vlb, "L_vlb": vlb}
+    np.testing.assert_allclose(loss, truth[name.split()[1].rstrip(",")], rtol=1e-6)
+    np.testing.assert_allclose(terms["vlb"], vlb, rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_model_is_trained_and_found_again(tmp_path):
+    name, data = "cosine L_simple", eqd.data.digits()
+    changes = eqd.train.Changes(steps=2, batch_size=2, channels=8)
+    recipe = models.recipe_of(name, 30, changes, small=True)
+    with jax.numpy_dtype_promotion("standard"):
+        first, again = (models.train(name, recipe, data, {"seed": 0}, tmp_path) for _ in range(2))
+    for a, b in zip(*map(jax.tree.leaves, (first.denoiser, again.denoiser)), strict=True):
+        assert np.array_equal(a, b)
+    assert [m["step"] for m in eqd.train.read_metrics(first.metrics)] == [1, 2]

@@ -26,24 +26,17 @@ def run(tmp_path_factory):
     net = eqd.nn.UNet(shape, style, eqd.nn.embeddings.iddpm(), key=jax.random.key(0))
     denoiser = eqd.Denoiser(net, eqd.cosine_schedule(50), variance=eqd.LearnedRange())
     eqd.save_model(folder / "model.safetensors", denoiser)
-    settings = {"dataset": "digits", "data_dir": None, "shape": [1, 8, 8], "levels": 17}
-    (folder / "config.json").write_text(json.dumps(settings))
+    settings = {"dataset": "digits", "data_dir": None, "image_size": None, "image_channels": None}
+    settings |= {"shape": [1, 8, 8], "levels": 17, "num_classes": None, "process": "cosine"}
+    (folder / "config.json").write_text(json.dumps({"settings": settings}))
     return folder
 
 
 @pytest.mark.slow
 def test_it_draws_both_pictures_and_the_table(run, capsys, tmp_path):
-    options = encode.Encode(
-        run,
-        pairs=1,
-        columns=2,
-        tolerance=1e-3,
-        table=(1e-2, 1e-5),
-        temperatures=(1.0,),
-        out=tmp_path,
-    )
+    options = {"pairs": 1, "columns": 2, "tolerance": 1e-3, "temperatures": (1.0,)}
     with jax.numpy_dtype_promotion("standard"):
-        encode.main(options)
+        encode.main(run, **options, table=(1e-2, 1e-5), out=tmp_path)
     for name in ("encode_interpolation.png", "encode_temperature.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     rows = [line.split("|")[1:4] for line in capsys.readouterr().out.splitlines() if "|" in line]
@@ -54,14 +47,14 @@ def test_it_draws_both_pictures_and_the_table(run, capsys, tmp_path):
 
 
 def test_pairs_of_a_conditional_model_share_their_class():
-    options = encode.Encode(Path(), pairs=12)
-    images, labels = encode.pairs_of(options, eqd.data.digits(), True)
+    found = eqd.data.digits().held_out(240)
+    images, labels = encode.paired(*found, 12)
     assert images.shape == (24, 1, 8, 8)
     assert np.array_equal(labels[::2], labels[1::2]) and len(np.unique(labels)) == 10
-    images, labels = encode.pairs_of(options, eqd.data.digits(), False)
+    images, labels = encode.paired(found[0], None, 12)
     assert images.shape == (24, 1, 8, 8) and labels is None
 
 
 def test_impossible_pictures_are_refused(run):
     with pytest.raises(ValueError, match="--columns 1"):
-        encode.main(encode.Encode(run, columns=1))
+        encode.main(run, columns=1)

@@ -267,3 +267,19 @@ def test_nothing_is_printed(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     restored, _, step = train.Checkpointer(tmp_path).restore({"x": np.zeros(1_000_000)})
     assert step == 5 and np.all(restored["x"] == 1)
+
+
+def test_a_score_may_be_told_later(tmp_path):
+    """It is kept in a file of its own, which another process's `Checkpointer` reads."""
+    state = {"x": jnp.arange(3.0)}
+    with train.Checkpointer(tmp_path, keep=1, keep_best=1) as checkpoints:
+        for step, score in ((1, 3.0), (2, 1.0), (3, float("nan")), (4, 2.0)):
+            checkpoints.save_in_background(step, state)
+            checkpoints.set_score(step, score)
+    assert checkpoints.steps() == [2, 4] and checkpoints.best_step() == 2
+    again = train.Checkpointer(tmp_path, keep=1, keep_best=1)
+    assert again.best_step() == 2
+    again.save(5, state, score=0.5)
+    assert again.best_step() == 5 and again.steps() == [5]
+    (tmp_path / "scores.json").write_text("{")
+    assert train.Checkpointer(tmp_path).best_step() == 5

@@ -238,6 +238,28 @@ class Checkpointer:
         """
         return self._read(step, lambda path, body: body["extra"])
 
+    def set_score(self, step: int, score: float) -> None:
+        """Says how good a checkpoint is once it has been saved, for `keep_best` and `best_step`.
+
+        **Arguments:**
+
+        - `step`: of a checkpoint, which may still be under way.
+        - `score`: lower is better. One that is not finite is none.
+
+        **Raises:** [`eqdiff.train.CheckpointError`][] if that cannot be written down.
+        """
+        if not math.isfinite(score):
+            return
+        self._scores[step] = float(score)
+        if is_writer():
+            try:
+                _folder.write_scores(self.directory, {step: float(score)})
+            except OSError as error:
+                raise CheckpointError(
+                    f"the score of step {step} could not be written to {self.directory} "
+                    f"({_arrays.reason(error)})."
+                ) from error
+
     def _work(
         self, step: int, state: PyTree, extra: Any, score: SupportsFloat | None, *, copy: bool
     ) -> Callable[[], None]:
@@ -280,7 +302,8 @@ class Checkpointer:
             ) from error
 
     def _prune(self, step: int, score: float | None) -> None:
-        self._scores[step] = score
+        if score is not None:
+            self._scores[step] = score
         kept = {*self.steps()[-self.keep :], *self._by_score()[: self.keep_best]}
         for old in _folder.found(self.directory):
             if old not in kept and (self.keep_every is None or old % self.keep_every != 0):
@@ -288,8 +311,10 @@ class Checkpointer:
 
     def _by_score(self) -> list[int]:
         """The steps that have a score, the lowest first."""
-        scores = {}
+        scores, later = {}, _folder.read_scores(self.directory)
         for step in self.steps():
+            if step in later:
+                self._scores.setdefault(step, later[step])
             if step not in self._scores:
                 # One that is damaged has none.
                 with contextlib.suppress(Exception):

@@ -6,6 +6,7 @@ one is called `step_00012000.replaced`, which counts until the new one is there.
 """
 
 import contextlib
+import json
 import os
 import pathlib
 import re
@@ -19,6 +20,7 @@ from ._arrays import sync_one
 # What is inside a checkpoint.
 MANIFEST = pathlib.PurePath("manifest", "metadata")
 ARRAYS = "state"
+SCORES = "scores.json"
 
 _NAME = re.compile(r"step_(\d+)(\.replaced)?")
 # Seconds that a save waits for another process's to end.
@@ -123,3 +125,20 @@ def remove(directory: pathlib.Path, step: int) -> None:
     # Renamed first: a kill in the middle must not leave half a checkpoint under a final name.
     doomed = path.rename(temporary_path(directory, step))
     shutil.rmtree(doomed, ignore_errors=True)
+
+
+def read_scores(directory: pathlib.Path) -> dict[int, float]:
+    """The scores that checkpoints were given after they had been saved."""
+    # What is missing or damaged costs a score, not a checkpoint.
+    with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
+        found = json.loads((directory / SCORES).read_text())
+        return {int(step): float(score) for step, score in found.items()}
+    return {}
+
+
+def write_scores(directory: pathlib.Path, scores: dict[int, float]) -> None:
+    """Adds to them, whole or not at all."""
+    directory.mkdir(parents=True, exist_ok=True)
+    temporary = directory / f".{SCORES}.tmp"
+    temporary.write_text(json.dumps({**read_scores(directory), **scores}))
+    temporary.replace(directory / SCORES)

@@ -1,13 +1,16 @@
-"""Pictures and report.md of reproduce_iddpm.py."""
+"""Pictures and report.md."""
 
-import json
+import shlex
+import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import _report
+import jax
 import matplotlib
 import numpy as np
-from _run import write_text
+
+import eqdiff as eqd
 
 
 matplotlib.use("Agg")  # No screen is needed.
@@ -21,8 +24,9 @@ def write(folder: Path, options: dict, results: dict, curves: dict[str, Path]) -
     _skipped_prefix(folder / "skipped_prefix.png", results["skipped_prefix"], results["real"])
     _training(folder / "training.png", curves)
     _fewer_steps(folder / "fewer_steps.png", results["fewer_steps"], results["real"])
-    write_text(folder / "report.md", _markdown(options, results))
-    return folder / "report.md"
+    path = folder / "report.md"
+    path.write_text(_markdown(options, results), encoding="utf-8")
+    return path
 
 
 def _save(figure, path: Path) -> None:
@@ -71,12 +75,10 @@ def _skipped_prefix(path: Path, claim: dict, real: float) -> None:
 def _training(path: Path, curves: dict[str, Path]) -> None:
     figure, ((axes,),) = _panels(1)
     for name, metrics in curves.items():
-        lines = [json.loads(line) for line in metrics.read_text().splitlines()]
-        lines = [line for line in lines if "vlb" in line]
+        lines = [line for line in eqd.train.read_metrics(metrics) if "vlb" in line]
         if "L_simple" not in name and lines:
-            axes.plot(
-                [r["step"] for r in lines], [r["vlb"] for r in lines], label=name, linewidth=1
-            )
+            steps, bound = ([line[key] for line in lines] for key in ("step", "vlb"))
+            axes.plot(steps, bound, label=name, linewidth=1)
     axes.set(yscale="log", xlabel="step", ylabel="L_vlb of the batches, bits/dim")
     _save(figure, path)
 
@@ -127,10 +129,11 @@ def _markdown(options: dict, r: dict) -> str:
         *_objectives_lines(r["objectives"], max(r["fewer_steps"]["steps"])),
         *_fewer_steps_lines(r["fewer_steps"]),
         "```",
-        _report.command(),
+        shlex.join(["python", *sys.argv]),
         "```",
         "",
-        ", ".join(f"{name} {v}" for name, v in _report.versions().items()),
+        ", ".join(f"{name} {version(name)}" for name in ("eqdiff", "jax", "equinox", "optax"))
+        + f", {jax.device_count()} x {jax.devices()[0].device_kind}",
         "",
     ]
     return "\n".join(lines)

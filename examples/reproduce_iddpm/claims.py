@@ -1,19 +1,16 @@
-"""What reproduce_iddpm.py measures: the claims of Improved DDPM, one function each.
+"""What is measured: the claims of Improved DDPM, one function each.
 
-Every function returns plain numbers and lists, which are cached as JSON; `_claims_report.py` draws
-and tabulates them.
+Every function returns plain numbers and lists, which are cached as JSON; `report.py` draws and
+tabulates them.
 """
 
 from collections.abc import Callable
 from typing import Any
 
-import _score
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _config import Config
-from _job import make_loss
 from tqdm import trange
 
 import eqdiff as eqd
@@ -42,11 +39,14 @@ class Bench:
 
     @property
     def held_out(self) -> np.ndarray:
-        return held_out_images(self.data, self.images)
+        """Images that no model has seen."""
+        return self.data.held_out(self.images)[0]
 
     def distance(self, images: np.ndarray) -> float:
         """Fréchet distance to the training images, the reference of the paper's FID too."""
-        shown = _score.on_grid(images, self.data.levels)
+        # As they are shown: on the grey levels of the data.
+        half = (self.data.levels - 1) / 2
+        shown = np.rint((np.clip(images, -1, 1) + 1) * half) / half - 1
         return eqd.metrics.frechet_distance(self.reference, self.features(shown))
 
     def quality(self, denoiser: eqd.AbstractDenoiser, timesteps: np.ndarray) -> float:
@@ -65,14 +65,13 @@ class Bench:
     def bits(self, denoiser: eqd.Denoiser) -> dict[str, float]:
         """The bound on held-out images, x0 clipped as in the official evaluation."""
         assert isinstance(denoiser.process, eqd.Schedule)
-        mean = _score.bound_bits(
+        mean = eqd.metrics.bound_bits(
             denoiser,
             self.held_out,
-            None,
-            terms=min(self.terms, denoiser.process.num_steps),
+            num_terms=min(self.terms, denoiser.process.num_steps),
             levels=self.data.levels,
             key=jax.random.key(self.seed + 20),
-            batch_size=50,
+            progress=True,
         )
         return {"value": float(mean.value), "stderr": float(mean.stderr)}
 
@@ -88,11 +87,6 @@ def _with(denoiser: eqd.Denoiser, **parts: Any) -> eqd.Denoiser:
     return eqd.Denoiser(
         kept["net"], kept["process"], denoiser.parameterisation, variance=kept["variance"]
     )
-
-
-def held_out_images(data: Dataset, num: int) -> np.ndarray:
-    """At most `num` images that no model has seen: what sample quality is bounded by."""
-    return _score.held_out(data, num, conditional=False)[0]
 
 
 def even(num_timesteps: int, num_steps: int) -> np.ndarray:
@@ -187,10 +181,9 @@ def gradient_noise(
 
 
 def warmed_up(
-    bench: Bench, net: Any, config: Config, timesteps: eqd.AbstractTimesteps, passes: int
+    bench: Bench, net: Any, loss_fn: Callable, timesteps: eqd.AbstractTimesteps, passes: int
 ) -> Any:
     """The state of a strategy that has watched a frozen network for `passes` batches of 256."""
-    loss_fn: Callable = make_loss(config, bench.data.levels)
     images, _ = bench.data.train.take(np.arange(len(bench.data.train)))
 
     @eqx.filter_jit

@@ -1,0 +1,77 @@
+"""A training program from the command line: flags, one sentence for what went wrong, a cache."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from .._failures import FailedExamples
+from .._require import require
+from ._checkpoint import CheckpointError
+from ._exit import GracefulExit
+from ._fit import Diverged
+from ._run import Stopped
+
+
+# What a user can mend: bad values, missing or damaged files, missing packages, unwritable folders.
+_EXPECTED = (ValueError, OSError, ImportError, CheckpointError, Diverged, FailedExamples)
+
+
+def command(main: Callable[..., Any]) -> None:
+    """Runs a function whose parameters are its flags, as a program.
+
+    ```python
+    def main(run_dir: Path, *, steps: int = 1000):
+        ...
+
+    if __name__ == "__main__":
+        eqd.train.command(main)
+    ```
+
+    The flags are made by [tyro](https://brentyi.github.io/tyro) (`pip install 'eqdiff[examples]'`).
+    What a user can mend (a bad value, a missing file, a full disk) is one sentence and the status
+    1; the traceback too if `EQDIFF_DEBUG` is set. A signal is one sentence that says what is safe,
+    and the status 128 + signal. Compiled programs are kept ([`eqdiff.train.compilation_cache`][]).
+
+    **Arguments:**
+
+    - `main`: a function with annotated parameters, or anything else that `tyro.cli` takes.
+    """
+    cli = require("tyro", "eqdiff.train.command", extra="examples").cli
+    compilation_cache()
+    with GracefulExit() as stop, stop.at_once(lambda: "stopped; nothing was being trained."):
+        try:
+            cli(main)
+        except KeyboardInterrupt as error:
+            # A run has handlers of its own, and says which signal it was.
+            number = error.signal if isinstance(error, Stopped) else stop.signal
+            number = number or signal.SIGINT
+            print(f"\n{str(error) or f'{number.name}: stopped.'}", file=sys.stderr)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            # At once: after an interrupted compilation Python's own way out waits for it, or
+            # crashes. What was being saved has been.
+            os._exit(128 + number)
+        except _EXPECTED as error:
+            if os.environ.get("EQDIFF_DEBUG"):
+                raise
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
+
+
+def compilation_cache(directory: str | os.PathLike | None = None) -> None:
+    """Keeps compiled programs on disk, so that a second start takes seconds.
+
+    **Arguments:**
+
+    - `directory`: where; by default the folder that `JAX_COMPILATION_CACHE_DIR` names, or
+        `eqdiff/jax` in the user's cache.
+    """
+    if directory is None and jax.config.values["jax_compilation_cache_dir"] is not None:
+        return
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    jax.config.update("jax_compilation_cache_dir", str(directory or home / "eqdiff" / "jax"))
