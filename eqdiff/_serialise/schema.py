@@ -109,10 +109,10 @@ def _matches(value: Any, hint: Any, most: int) -> bool:
         return isinstance(value, bool | np.bool_)
     if hint is int:
         whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-        return whole and -most <= value <= most
+        return bool(whole and -most <= value <= most)
     if hint is float:
         real = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-        return real and abs(value) <= 1e300
+        return bool(real and abs(value) <= 1e300)
     if origin is tuple:
         if not isinstance(value, tuple):
             return False
