@@ -94,7 +94,7 @@ SMALLER = {
 SKIPPED = {
     "docs/api/data.md": ["cifar10()"],
     "docs/api/interop.md": ["load_edm("],
-    "docs/your-data.md": ["image_folder(", "load_dataset("],
+    "docs/your-data.md": ["image_folder(", "load_dataset(", "cached("],
     "docs/bring-your-own-network.md": ["from flax import nnx"],
     "docs/coming-from.md": [".pt"],
     "docs/many-samples.md": ["start_processes()"],

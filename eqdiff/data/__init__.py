@@ -12,6 +12,7 @@ install 'eqdiff[data]'`.
 
 from ._adapters import as_source as as_source, RandomAccessSource as RandomAccessSource
 from ._augment import AbstractAugmentation as AbstractAugmentation
+from ._cache import cached as cached, MappedSource as MappedSource
 from ._cifar10 import (
     cifar10 as cifar10,
     fetch_cifar10 as fetch_cifar10,
@@ -20,6 +21,7 @@ from ._cifar10 import (
 from ._dataset import Dataset as Dataset
 from ._digits import digits as digits
 from ._download import DownloadError as DownloadError
+from ._edm_augment import EDMAugmentation as EDMAugmentation
 from ._folder import FolderSource as FolderSource, image_folder as image_folder
 from ._guess import TrainTestFolders as TrainTestFolders
 from ._layout import (

@@ -25,6 +25,7 @@ from .._require import require
 from ..nn import Conditions
 from ._adapters import as_source
 from ._augment import AbstractAugmentation
+from ._cache import MappedSource
 from ._damaged import Skipping
 from ._dataset import network_input, network_labels
 from ._source import AbstractSource, ArraySource
@@ -109,7 +110,7 @@ class Loader:
         count, begin = self._process_count, self._position + self._process_index
         # Indices are batched before examples are gathered: for arrays that is one NumPy call per
         # batch. Files are decoded one example at a time, spread over the threads.
-        whole = self._num_threads == 0 or isinstance(self._source, ArraySource)
+        whole = self._num_threads == 0 or isinstance(self._source, ArraySource | MappedSource)
         chunk = self._batch_size if whole else 1
         ahead = 2 * self._batch_size // chunk
 
@@ -279,7 +280,7 @@ def loader(
     - `drop_last`: whether to leave out the last batch of the last epoch where it is not full: what
         microbatches (`accumulate`) and a mesh of devices want, which divide a batch.
     - `horizontal_flip`: whether to mirror each image left to right with probability one half.
-    - `augment`: an [`eqdiff.data.AbstractAugmentation`][]. The labels are then
+    - `augment`: an augmentation such as [`eqdiff.data.EDMAugmentation`][]. The labels are then
         [`eqdiff.nn.Conditions`][] of the labels and of the augmentation's parameters.
     - `skip_damaged`: how many damaged examples to skip at most, each named in a warning and in
         `Loader.damaged`. The next whole example of the source takes its place, so that resumption
