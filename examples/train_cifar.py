@@ -41,6 +41,8 @@ def main(
     overwrite: bool = False,
     adjust: bool = False,
     from_step: int | None = None,
+    max_spoilt: int = 0,
+    skip_damaged: int = 0,
     log_every: int = 100,
     save_every: int = 5000,
     tensorboard: bool = False,
@@ -75,6 +77,8 @@ def main(
         overwrite: begin anew; the run that is there is moved into its folder replaced_1.
         adjust: go on with another learning rate, warm-up, decay, clipping, dropout or dtype.
         from_step: go on from this checkpoint, not from the latest.
+        max_spoilt: how many steps may have a loss that is no number; they change nothing.
+        skip_damaged: how many damaged files may be replaced by their neighbours.
         log_every: steps between lines of metrics.jsonl.
         save_every: steps between checkpoints, pictures and held-out bits/dim; at most a quarter.
         tensorboard: also write TensorBoard event files.
@@ -115,7 +119,8 @@ def main(
     mesh = eqd.train.data_mesh(shards=shards) if jax.device_count() > 1 else None
     step = eqd.train.make_step(loss_fn, optimiser, mesh=mesh, accumulate=accumulate)
     size = recipe.batch_size // jax.process_count()
-    batches = eqd.data.loader(data.train, size, seed=seed, horizontal_flip=recipe.horizontal_flip)
+    options = dict(horizontal_flip=recipe.horizontal_flip, skip_damaged=skip_damaged)
+    batches = eqd.data.loader(data.train, size, seed=seed, **options)
     settings = {name: flags[name] for name in NOTED} | dict(dataset=found, small=small)
     settings |= dict(dtype=dtype, num_classes=num_classes, shape=data.shape, levels=data.levels)
     settings |= recipe.numbers()
@@ -125,32 +130,33 @@ def main(
     options = dict(adjust=adjust, overwrite=overwrite, from_step=from_step, sinks=sinks)
     again = shlex.join(["python", *(word for word in sys.argv if word != "--overwrite")])
     options |= dict(free=FREE, adjustable=ADJUSTABLE, again=again, keep_best=1)
-    total, scored = recipe.num_steps, dict[str, Any](levels=data.levels, key=eval_key)
+    total, scored = recipe.num_steps, dict[str, Any](levels=data.levels, key=eval_key, mesh=mesh)
     log_every, save_every = min(log_every, -(-total // 100)), min(save_every, -(-total // 4))
-    every, state = dict[str, Any](log_every=log_every, save_every=save_every), start
+    every = dict[str, Any](log_every=log_every, save_every=save_every, max_spoilt=max_spoilt)
+    state = start
     with eqd.train.Run(folder, settings, **options) as run:
         for state in eqd.train.fit(step, start, batches, num_steps=total, run=run, **every):
             denoiser = recipe.denoiser(state.ema_net())
             if eqd.train.is_writer():
                 eqd.save_model(folder / "model.safetensors", denoiser, overwrite=True)
             picture = folder / "samples" / f"step_{int(state.step):08d}.png"
-            draw(recipe, 50, denoiser, 40, data, num_classes, eval_key, picture)
+            draw(recipe, 50, denoiser, 40, data, num_classes, eval_key, mesh, picture)
             few = images[:50], labels if labels is None else labels[:50]
             bound = float(eqd.metrics.bound_bits(denoiser, *few, **scored).value)
             run.record(state, score=bound, bound=bound)
         denoiser = recipe.denoiser(state.ema_net())
         bound = eqd.metrics.bound_bits(denoiser, images, labels, **scored, progress=True)
         flow = eqd.metrics.flow_bits(denoiser, images, labels, **scored, progress=True)
-        most, picture = recipe.sample_steps, folder / "samples.png"
-        drawn = draw(recipe, most, denoiser, eval_samples, data, num_classes, eval_key, picture)
+        given = data, num_classes, eval_key, mesh, folder / "samples.png"
+        drawn = draw(recipe, recipe.sample_steps, denoiser, eval_samples, *given)
         report(run, state, data, bound, flow, *drawn)
 
 
-def draw(recipe, most, denoiser, num, data, num_classes, key, path):
+def draw(recipe, most, denoiser, num, data, num_classes, key, mesh, path):
     """Samples by at most so many steps, and their classes; a picture of the first hundred."""
     sampler = recipe.sampler(min(most, recipe.sample_steps))
     classes = None if num_classes is None else np.arange(num, dtype=np.int32) % num_classes
-    options = dict[str, Any](args=classes, key=key, batch_size=100)
+    options = dict[str, Any](args=classes, key=key, batch_size=100, mesh=mesh)
     samples = eqd.generate(sampler, eqd.Clip(denoiser), num, data.shape, **options)
     if eqd.train.is_writer():
         eqd.data.write_grid(path, samples[:100], levels=data.levels, columns=10)

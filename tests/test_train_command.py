@@ -14,9 +14,18 @@ from eqdiff import train
 pytest.importorskip("tyro")
 
 
+class Exit(Exception):
+    """In place of the process's end."""
+
+
 @pytest.fixture(autouse=True)
-def no_cache(monkeypatch):
-    """The tests have their own."""
+def inside_a_test(monkeypatch):
+    """The tests have their own cache, and go on."""
+
+    def leave(status):
+        raise Exit(status)
+
+    monkeypatch.setattr(os, "_exit", leave)
     monkeypatch.setattr("eqdiff.train._command.compilation_cache", lambda: None)
 
 
@@ -44,9 +53,9 @@ def test_what_a_user_can_mend_is_one_sentence(monkeypatch, capsys, error):
         raise error
 
     monkeypatch.delenv("EQDIFF_DEBUG", raising=False)
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(Exit) as ended:
         call(monkeypatch, main)
-    assert ended.value.code == 1 and capsys.readouterr().err == f"error: {error}\n"
+    assert ended.value.args == (1,) and capsys.readouterr().err == f"error: {error}\n"
     monkeypatch.setenv("EQDIFF_DEBUG", "1")
     with pytest.raises(type(error)):
         call(monkeypatch, main)
@@ -63,12 +72,6 @@ def test_a_defect_keeps_its_traceback(monkeypatch):
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("inside", [False, True])
 def test_a_signal_is_one_sentence_and_its_status(monkeypatch, capsys, tmp_path, kind, inside):
-    class Exit(Exception):
-        pass
-
-    def leave(status):
-        raise Exit(status)
-
     def main():
         if inside:
             with train.Run(tmp_path, {}, again="`this`"):
@@ -77,7 +80,6 @@ def test_a_signal_is_one_sentence_and_its_status(monkeypatch, capsys, tmp_path, 
         os.kill(os.getpid(), kind)
         time.sleep(10)
 
-    monkeypatch.setattr(os, "_exit", leave)
     with pytest.raises(Exit) as ended:
         call(monkeypatch, main)
     assert ended.value.args == (128 + kind,)

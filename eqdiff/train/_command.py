@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from .._require import require
 from ._checkpoint import CheckpointError
 from ._exit import GracefulExit
 from ._fit import Diverged
+from ._processes import is_writer, num_processes
 from ._run import Stopped
 
 
@@ -50,17 +52,28 @@ def command(main: Callable[..., Any]) -> None:
             # A run has handlers of its own, and says which signal it was.
             number = error.signal if isinstance(error, Stopped) else stop.signal
             number = number or signal.SIGINT
-            print(f"\n{str(error) or f'{number.name}: stopped.'}", file=sys.stderr)
-            sys.stdout.flush()
-            sys.stderr.flush()
-            # At once: after an interrupted compilation Python's own way out waits for it, or
-            # crashes. What was being saved has been.
-            os._exit(128 + number)
+            _leave(f"\n{str(error) or f'{number.name}: stopped.'}", 128 + number)
         except _EXPECTED as error:
             if os.environ.get("EQDIFF_DEBUG"):
                 raise
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(1)
+            _leave(f"error: {error}", 1)
+
+
+def _leave(text: str, status: int) -> None:
+    """Ends the process at once, with a last sentence.
+
+    After an interrupted compilation Python's own way out waits for it, or crashes; among several
+    processes it waits for those that wait for this one. What was being saved has been.
+    """
+    print(text, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if not is_writer():
+        # Process 0 serves the others: without it they would be ended with an error.
+        os._exit(status)
+    if num_processes() > 1:
+        time.sleep(1)
+    os._exit(status)
 
 
 def compilation_cache(directory: str | os.PathLike | None = None) -> None:
