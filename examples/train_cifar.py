@@ -1,7 +1,6 @@
 """Trains, samples and scores a diffusion model of images: `python examples/train_cifar.py`.
 
-Improved DDPM on its chain (`--process cosine`), score-based models through SDEs (`vp`, `sub-vp`,
-`ve`), EDM and rectified flow, in one loop. Copy it and change what you like.
+Improved DDPM's chain, Song et al.'s SDEs, EDM, rectified flow (`--process`). Made to be copied.
 """
 
 import shlex
@@ -125,7 +124,7 @@ def main(
     settings |= dict(dtype=dtype, num_classes=num_classes, shape=data.shape, levels=data.levels)
     settings |= recipe.numbers()
     folder = run_dir or Path("runs") / f"{found}-{process}"
-    sinks = [eqd.train.TensorBoard(folder / "tensorboard")] if tensorboard else []
+    sinks: list[Any] = [eqd.train.TensorBoard(folder / "board")] if tensorboard else []
     sinks += [eqd.train.WandB(wandb, config=settings)] if wandb else []
     options = dict(adjust=adjust, overwrite=overwrite, from_step=from_step, sinks=sinks)
     again = shlex.join(["python", *(word for word in sys.argv if word != "--overwrite")])
@@ -133,7 +132,7 @@ def main(
     total, scored = recipe.num_steps, dict[str, Any](levels=data.levels, key=eval_key, mesh=mesh)
     log_every, save_every = min(log_every, -(-total // 100)), min(save_every, -(-total // 4))
     every = dict[str, Any](log_every=log_every, save_every=save_every, max_spoilt=max_spoilt)
-    state = start
+    state, bound = start, None
     with eqd.train.Run(folder, settings, **options) as run:
         for state in eqd.train.fit(step, start, batches, num_steps=total, run=run, **every):
             denoiser = recipe.denoiser(state.ema_net())
@@ -141,11 +140,9 @@ def main(
                 eqd.save_model(folder / "model.safetensors", denoiser, overwrite=True)
             picture = folder / "samples" / f"step_{int(state.step):08d}.png"
             draw(recipe, 50, denoiser, 40, data, num_classes, eval_key, mesh, picture)
-            few = images[:50], labels if labels is None else labels[:50]
-            bound = float(eqd.metrics.bound_bits(denoiser, *few, **scored).value)
-            run.record(state, score=bound, bound=bound)
+            bound = eqd.metrics.bound_bits(denoiser, images, labels, **scored)
+            run.record(state, score=float(bound.value), bound=bound.value)
         denoiser = recipe.denoiser(state.ema_net())
-        bound = eqd.metrics.bound_bits(denoiser, images, labels, **scored, progress=True)
         flow = eqd.metrics.flow_bits(denoiser, images, labels, **scored, progress=True)
         given = data, num_classes, eval_key, mesh, folder / "samples.png"
         drawn = draw(recipe, recipe.sample_steps, denoiser, eval_samples, *given)
@@ -172,14 +169,16 @@ def report(run, state, data, bound, flow, samples, classes):
         real = (data.normalise(x), labels), data.held_out()
         quality = eqd.metrics.sample_quality(samples, classes, *real, levels=data.levels)
         values["quality"], tables["Samples"] = quality, quality.table()
-    title = f"A diffusion model of {data.name}"
-    eqd.train.write_report(run, state, title=title, tables=tables, **values)
+    eqd.train.write_report(run, state, title=f"A model of {data.name}", tables=tables, **values)
     print(f"Bound {bound}, flow {flow} bits/dim. Report and pictures: {run.folder / 'report.md'}")
 
 
 def load_data(dataset, directory, image_size, channels) -> eqd.data.Dataset:
     if dataset == "folder" and directory is not None:
-        return eqd.data.image_folder(directory, image_size=image_size, channels=channels)
+        try:
+            return eqd.data.image_folder(directory, image_size=image_size, channels=channels)
+        except ValueError as error:
+            raise ValueError(f"{error} (here --image-size, --image-channels)") from error
     if dataset == "folder" or image_size or channels or (dataset == "digits" and directory):
         raise ValueError(
             "--dataset folder needs --data-dir, and has --image-size and --image-channels; digits "
@@ -190,10 +189,10 @@ def load_data(dataset, directory, image_size, channels) -> eqd.data.Dataset:
     try:
         return eqd.data.cifar10(directory)
     except eqd.data.DownloadError as error:
-        if dataset is not None:
+        if dataset == "cifar10":
             raise
         print(f"{error}\nTraining on scikit-learn's digits instead.")
-        return eqd.data.digits()
+    return eqd.data.digits()
 
 
 if __name__ == "__main__":

@@ -271,6 +271,15 @@ def test_the_best_checkpoint_is_kept(tmp_path, step):
     assert [line["score"] for line in lines] == [3.0, 1.0, 2.0, 4.0]
 
 
+def test_what_is_recorded_is_there_once(tmp_path, step):
+    for _ in range(2):
+        with train.Run(tmp_path, {}) as run:
+            for state in fit(run, step):
+                run.record(state, score=1.0, bits=1.5)
+    lines = [line["step"] for line in train.read_metrics(run.metrics) if "bits" in line]
+    assert lines == [3, 6, 8]
+
+
 def test_a_run_adds_up_the_time_of_its_parts(tmp_path, step):
     finish(tmp_path, step, num_steps=3)
     first = train.Checkpointer(tmp_path / "checkpoints").read_extra()["seconds"]

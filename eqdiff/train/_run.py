@@ -22,7 +22,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from ._checkpoint import Checkpointer, CheckpointError
 from ._exit import GracefulExit
-from ._log import AbstractSink, MetricLog
+from ._log import AbstractSink, MetricLog, read_metrics
 from ._processes import from_writer, is_writer
 from ._run_folder import contents, Lock, set_aside
 from ._settings import change, Changes, compare, Configuration, listed, plain
@@ -151,6 +151,7 @@ class Run:
         self.sinks = tuple(sinks)
         self._configuration = Configuration(self.folder / "config.json")
         self._log: MetricLog | None = None
+        self._recorded: set[tuple[int, frozenset[str]]] = set()
         self._stack = contextlib.ExitStack()
         self._began = time.monotonic()
         self._earlier_wall = 0.0
@@ -245,6 +246,10 @@ class Run:
         if is_writer():
             log = MetricLog(self.metrics, last_step=step or 0, sinks=self.sinks)
             self._log = self._stack.enter_context(log)
+            self._recorded = {
+                (line["step"], frozenset(line) - {"step", "time"})
+                for line in read_metrics(self.metrics)
+            }
         return state, step
 
     def extra(self, batches: Any) -> dict[str, Any]:
@@ -272,7 +277,10 @@ class Run:
         - `metrics`: numbers by name.
         """
         step = int(state.step)
-        self.write(step, metrics | ({} if score is None else {"score": score}))
+        line = metrics | ({} if score is None else {"score": score})
+        # A finished run that is called again says the same again.
+        if (step, frozenset(line)) not in self._recorded:
+            self.write(step, line)
         if score is not None:
             self.checkpoints.set_score(step, score)
 
