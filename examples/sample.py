@@ -3,7 +3,6 @@
 `--help` lists the flags.
 """
 
-import os
 from pathlib import Path
 from typing import Literal
 
@@ -70,11 +69,8 @@ def main(
     )
     levels, grid = settings["levels"], samples[:100]
     eqd.data.write_grid(picture, grid, levels=levels, columns=10 if len(grid) % 10 == 0 else None)
-    images = eqd.data.to_uint8(samples, levels=levels).transpose(0, 2, 3, 1)
-    temporary = arrays.with_name(f".{arrays.name}.tmp.npz")
-    np.savez(temporary, *([images] if labels is None else [images, labels]))
-    os.replace(temporary, arrays)
-    print(f"{picture}\n{arrays}: {num} images of {'x'.join(map(str, images.shape[1:]))}")
+    eqd.data.write_npz(arrays, samples, labels, levels=levels)
+    print(f"{picture}\n{arrays}: {num} images of {'x'.join(map(str, settings['shape']))}")
 
 
 def load(run: Path) -> tuple[eqd.Denoiser, dict]:

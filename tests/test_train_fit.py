@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -184,6 +185,12 @@ def test_divergence_says_from_where_to_go_on(tmp_path, step):
         assert [int(state.step) for state in fit(run, step)] == [6, 8]
     with pytest.raises(train.Diverged, match="no checkpoint yet"):
         finish(tmp_path / "other", step, Numbers({2: float("nan")}))
+
+
+def test_a_folder_that_vanishes_is_an_error(tmp_path, step):
+    gone = Numbers({5: lambda: shutil.rmtree(tmp_path / "run")})
+    with pytest.raises(train.CheckpointError, match="is gone|could not be written"):
+        finish(tmp_path / "run", step, gone)
 
 
 def test_spoilt_steps_may_be_tolerated_and_are_named(tmp_path, step, capsys):

@@ -48,8 +48,10 @@ def test_the_papers_numbers():
     assert isinstance(song.sampler(7), eqd.PredictorCorrector)
     assert song.sampler(7).corrector == eqd.Langevin(snr=0.16)
     edm = recipes.edm(eqd.EDMSDE())
-    # Half of the average is from the last 500,000 images.
-    assert np.isclose(edm.ema.rate ** (500_000 / edm.batch_size), 0.5)
+    assert edm.ema == eqd.train.HalfLife(500_000, batch_size=512)
+    # The half-life is in images, whatever the batch.
+    larger = edm.changed(eqd.train.Changes(batch_size=1024))
+    assert larger.ema == eqd.train.HalfLife(500_000, batch_size=1024)
     assert edm.num_steps * edm.batch_size == pytest.approx(200e6, rel=1e-5)
     assert isinstance(edm.sampler(18), eqd.StochasticHeun) and edm.sample_steps == 18
 

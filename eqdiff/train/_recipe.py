@@ -24,7 +24,7 @@ from .._timesteps import AbstractTimesteps
 from .._types import Key
 from .._variance import AbstractVariance, FixedLarge
 from ..nn import DividedBySigma, Embedding, Style, UNet, UNetShape
-from ._ema import AbstractEMA, EMAWarmup
+from ._ema import AbstractEMA, EMAWarmup, HalfLife
 
 
 _POSITIVE = ("steps", "batch_size", "learning_rate", "grad_clip", "channels", "sample_steps")
@@ -128,6 +128,11 @@ class Recipe:
                 new["num_steps"] = value
             elif name == "ema":
                 new["ema"] = EMAWarmup(value)
+            elif name == "batch_size":
+                new[name] = value
+                if isinstance(self.ema, HalfLife) and "ema" not in given:
+                    half_life, ramp_up = self.ema.half_life, self.ema.ramp_up
+                    new["ema"] = HalfLife(half_life, batch_size=value, ramp_up=ramp_up)
             elif name == "channels":
                 new["shape"] = dataclasses.replace(self.shape, channels=value)
             elif name == "dropout":

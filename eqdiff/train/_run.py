@@ -253,7 +253,15 @@ class Run:
         return state, step
 
     def extra(self, batches: Any) -> dict[str, Any]:
-        """What a checkpoint holds beside the state."""
+        """What a checkpoint holds beside the state.
+
+        **Raises:** [`eqdiff.train.CheckpointError`][] if the run's folder is no longer there.
+        """
+        if not self._configuration.exists():
+            raise CheckpointError(
+                f"{self.folder} was there and is gone: deleted, moved or unmounted. What this run "
+                "has learned since its last checkpoint cannot be saved there."
+            )
         self.seconds["wall"] = self._earlier_wall + time.monotonic() - self._began
         resumable = isinstance(batches, ResumableBatches)
         return {

@@ -52,7 +52,7 @@ from .._sampler import (
 from .._timesteps import LogitNormal, LogNormal, LowDiscrepancy
 from .._variance import LearnedRange
 from ..nn import embeddings, Style, styles, UNetShape
-from ._ema import EMAWarmup
+from ._ema import EMAWarmup, HalfLife
 from ._recipe import Recipe as Recipe
 
 
@@ -168,7 +168,7 @@ def edm(process: AbstractProcess) -> Recipe:
         learning_rate=1e-3,
         warmup=10_000_000 // 512,
         grad_clip=None,
-        ema=EMAWarmup(0.5 ** (512 / 500_000)),
+        ema=HalfLife(500_000, batch_size=512),
         **_reading(process),
     )
 
