@@ -71,8 +71,7 @@ def test_replaces_atomically(tmp_path, monkeypatch):
     before = path.read_bytes()
 
     def fail(self, file, format):
-        with open(file, "wb") as f:
-            f.write(b"half")
+        file.write(b"half")
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:

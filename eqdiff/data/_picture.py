@@ -2,12 +2,12 @@
 
 import math
 import os
-import uuid
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import ArrayLike, Shaped, UInt8
 
+from .._atomic import write_whole
 from .._require import require
 from ._pixels import normalise, to_uint8
 
@@ -89,12 +89,4 @@ def write_grid(
     image = require("PIL.Image", "eqdiff.data.write_grid", extra="data").fromarray(
         picture[..., 0] if channels == 1 else picture
     )
-    path = Path(path).expanduser()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Not tempfile: its files are private, and a picture is for whoever may read the folder.
-    temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
-    try:
-        image.save(temporary, format="PNG")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(Path(path).expanduser(), lambda file: image.save(file, format="PNG"))

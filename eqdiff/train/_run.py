@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
+from .._atomic import remove_stale
 from ._checkpoint import Checkpointer, CheckpointError
 from ._exit import GracefulExit
 from ._log import AbstractSink, MetricLog, read_metrics
@@ -194,6 +195,7 @@ class Run:
                 f"{self.folder} cannot be made ({error.strerror}): choose another folder."
             ) from error
         stack.callback(Lock(self.folder).release)
+        remove_stale(self.folder)
         if known and self.overwrite:
             print(f"The run in {self.folder} is moved to {set_aside(self.folder)}.")
             known = False

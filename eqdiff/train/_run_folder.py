@@ -4,7 +4,9 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+from .._atomic import write_whole
 
 
 try:
@@ -28,17 +30,13 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
     **Raises:** `OSError` if it cannot be written; what was there is then still there.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+
+    def write(file: BinaryIO) -> None:
+        file.write(text.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+    write_whole(Path(path), write)
 
 
 def read_object(path: Path) -> dict[str, Any]:
