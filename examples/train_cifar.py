@@ -3,8 +3,6 @@
 Improved DDPM's chain, Song et al.'s SDEs, EDM, rectified flow (`--process`). Made to be copied.
 """
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -127,7 +125,7 @@ def main(
     sinks: list[Any] = [eqd.train.TensorBoard(folder / "board")] if tensorboard else []
     sinks += [eqd.train.WandB(wandb, config=settings)] if wandb else []
     options = dict(adjust=adjust, overwrite=overwrite, from_step=from_step, sinks=sinks)
-    again = shlex.join(["python", *(word for word in sys.argv if word != "--overwrite")])
+    again = eqd.train.resume_command()
     options |= dict(free=FREE, adjustable=ADJUSTABLE, again=again, keep_best=1)
     total, scored = recipe.num_steps, dict[str, Any](levels=data.levels, key=eval_key, mesh=mesh)
     log_every, save_every = min(log_every, -(-total // 100)), min(save_every, -(-total // 4))

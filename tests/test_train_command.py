@@ -103,3 +103,18 @@ def test_the_cache_is_where_it_is_asked_for(monkeypatch, tmp_path):
         assert jax.config.values["jax_compilation_cache_dir"] == expected
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_what_goes_on_does_not_begin_anew_or_go_back(monkeypatch):
+    given = [
+        "a b.py",
+        "--overwrite",
+        "--steps",
+        "3",
+        "--from-step",
+        "7",
+        "--adjust",
+        "--from-step=9",
+    ]
+    monkeypatch.setattr(sys, "argv", given)
+    assert train.resume_command() == "python 'a b.py' --steps 3 --adjust"

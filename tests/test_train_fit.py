@@ -243,7 +243,7 @@ def test_folders_that_are_no_run_are_refused(tmp_path):
     with pytest.raises(ValueError, match="holds no run"):
         train.Run(tmp_path, {}, overwrite=True).__enter__()
     assert os.listdir(tmp_path) == ["thesis.tex"]
-    with pytest.raises(ValueError, match="cannot be made"):
+    with pytest.raises(ValueError, match="cannot be written to"):
         train.Run(tmp_path / "thesis.tex" / "run", {}).__enter__()
     with pytest.raises(FileNotFoundError, match="holds no run"):
         train.read_settings(tmp_path)

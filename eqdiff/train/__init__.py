@@ -17,7 +17,11 @@ from ._chip import (
     DeviceMemory as DeviceMemory,
     peak_flops as peak_flops,
 )
-from ._command import command as command, compilation_cache as compilation_cache
+from ._command import (
+    command as command,
+    compilation_cache as compilation_cache,
+    resume_command as resume_command,
+)
 from ._compiled import Step as Step, StepCost as StepCost
 from ._curve import plot_metrics as plot_metrics
 from ._ema import (

@@ -1,6 +1,7 @@
 """A training program from the command line: flags, one sentence for what went wrong, a cache."""
 
 import os
+import shlex
 import signal
 import sys
 import time
@@ -74,6 +75,21 @@ def _leave(text: str, status: int) -> None:
     if num_processes() > 1:
         time.sleep(1)
     os._exit(status)
+
+
+def resume_command() -> str:
+    """The command line that this program was called with, as one that goes on.
+
+    Without `--overwrite`, which would begin anew, and `--from-step`, which would go back.
+    """
+    words, kept = iter(sys.argv), []
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if name == "--from-step" and not equals:
+            next(words, None)
+        elif name not in ("--overwrite", "--from-step"):
+            kept.append(word)
+    return shlex.join(["python", *kept])
 
 
 def compilation_cache(directory: str | os.PathLike | None = None) -> None:

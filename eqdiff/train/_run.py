@@ -172,6 +172,9 @@ class Run:
                     self._open(stack)
                 except ValueError as error:
                     problem = str(error)
+                except OSError as error:
+                    reason = error.strerror or str(error)
+                    problem = f"{self.folder} cannot be written to ({reason}): choose another."
             if problem := from_writer(problem, "run"):
                 raise ValueError(problem)
             if is_writer():
@@ -188,12 +191,7 @@ class Run:
                 f"{self.folder} exists, is not empty and holds no run (no config.json): choose "
                 "another folder."
             )
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(
-                f"{self.folder} cannot be made ({error.strerror}): choose another folder."
-            ) from error
+        self.folder.mkdir(parents=True, exist_ok=True)
         stack.callback(Lock(self.folder).release)
         remove_stale(self.folder)
         if known and self.overwrite:
