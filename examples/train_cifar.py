@@ -65,7 +65,7 @@ def main(
         dataset: default: CIFAR-10 on a GPU, otherwise digits. folder: your images, in --data-dir.
         data_dir: where your images, or CIFAR-10's binary files, are (default: the user's cache).
         image_size: resize and crop a folder's images to this side.
-        image_channels: read all as grey (1), RGB (3) or RGBA (4) if a folder has several kinds.
+        image_channels: read all as grey (1), grey and alpha (2), RGB (3) or RGBA (4).
         class_conditional: condition on the class. Default: for digits.
         compute_dtype: what convolutions compute in. Default: bfloat16 on a GPU.
         accumulate: microbatches in a step, to save memory.
@@ -89,6 +89,8 @@ def main(
     if cluster:
         eqd.train.start_processes()
     gpu = jax.default_backend() != "cpu"
+    if eval_samples < 1 or eval_images < 2:
+        raise ValueError("--eval-samples and --eval-images: expected at least 1 and 2.")
     data = load_data(dataset, data_dir, image_size, image_channels)
     found = dataset or data.name
     print(data.description)
@@ -113,20 +115,18 @@ def main(
     options = dict(num_classes=num_classes, compute_dtype=jnp.dtype(dtype), key=net_key)
     net, optimiser = recipe.network(data.shape, **options), recipe.optimiser()
     start = eqd.train.init(net, optimiser, timesteps=recipe.timesteps, ema=(recipe.ema,), key=key)
-    mesh = eqd.train.data_mesh(shards=shards) if jax.device_count() > 1 else None
+    mesh = eqd.train.data_mesh(shards=shards) if jax.device_count() > 1 or shards > 1 else None
     step = eqd.train.make_step(loss_fn, optimiser, mesh=mesh, accumulate=accumulate)
     size = recipe.batch_size // jax.process_count()
     options = dict(horizontal_flip=recipe.horizontal_flip, skip_damaged=skip_damaged)
     batches = eqd.data.loader(data.train, size, seed=seed, **options)
-    settings = {name: flags[name] for name in NOTED} | dict(dataset=found, small=small)
-    settings |= dict(dtype=dtype, num_classes=num_classes, shape=data.shape, levels=data.levels)
-    settings |= recipe.numbers()
+    settings = {k: flags[k] for k in NOTED} | dict(dataset=found, small=small, shape=data.shape)
+    settings |= dict(dtype=dtype, num_classes=num_classes, levels=data.levels) | recipe.numbers()
     folder = run_dir or Path("runs") / f"{found}-{process}"
     sinks: list[Any] = [eqd.train.TensorBoard(folder / "board")] if tensorboard else []
     sinks += [eqd.train.WandB(wandb, config=settings)] if wandb else []
     options = dict(adjust=adjust, overwrite=overwrite, from_step=from_step, sinks=sinks)
-    again = eqd.train.resume_command()
-    options |= dict(free=FREE, adjustable=ADJUSTABLE, again=again, keep_best=1)
+    options |= dict(free=FREE, adjustable=ADJUSTABLE, again=eqd.train.resume_command(), keep_best=1)
     total, scored = recipe.num_steps, dict[str, Any](levels=data.levels, key=eval_key, mesh=mesh)
     log_every, save_every = min(log_every, -(-total // 100)), min(save_every, -(-total // 4))
     every = dict[str, Any](log_every=log_every, save_every=save_every, max_spoilt=max_spoilt)
@@ -151,7 +151,7 @@ def draw(recipe, most, denoiser, num, data, num_classes, key, mesh, path):
     """Samples by at most so many steps, and their classes; a picture of the first hundred."""
     sampler = recipe.sampler(min(most, recipe.sample_steps))
     classes = None if num_classes is None else np.arange(num, dtype=np.int32) % num_classes
-    options = dict[str, Any](args=classes, key=key, batch_size=100, mesh=mesh)
+    options = dict[str, Any](args=classes, key=key, batch_size=100, mesh=mesh, progress=num > 40)
     samples = eqd.generate(sampler, eqd.Clip(denoiser), num, data.shape, **options)
     if eqd.train.is_writer():
         eqd.data.write_grid(path, samples[:100], levels=data.levels, columns=10)
@@ -176,7 +176,8 @@ def load_data(dataset, directory, image_size, channels) -> eqd.data.Dataset:
         try:
             return eqd.data.image_folder(directory, image_size=image_size, channels=channels)
         except ValueError as error:
-            raise ValueError(f"{error} (here --image-size, --image-channels)") from error
+            told = str(error).replace("image_size=", "--image-size ")
+            raise ValueError(told.replace("channels=", "--image-channels ")) from error
     if dataset == "folder" or image_size or channels or (dataset == "digits" and directory):
         raise ValueError(
             "--dataset folder needs --data-dir, and has --image-size and --image-channels; digits "

@@ -24,7 +24,7 @@ def run(folder, process, *, change=SMALL, **options):
     train_cifar.main(
         process=process,
         dataset="digits",
-        num_timesteps=20,
+        num_timesteps=20 if process == "cosine" else None,
         change=change,
         run_dir=folder,
         eval_images=3,

@@ -117,4 +117,5 @@ def test_what_goes_on_does_not_begin_anew_or_go_back(monkeypatch):
         "--from-step=9",
     ]
     monkeypatch.setattr(sys, "argv", given)
-    assert train.resume_command() == "python 'a b.py' --steps 3 --adjust"
+    monkeypatch.setattr(sys, "executable", ".venv/bin/python")
+    assert train.resume_command() == ".venv/bin/python 'a b.py' --steps 3 --adjust"

@@ -183,6 +183,8 @@ def test_divergence_says_from_where_to_go_on(tmp_path, step):
     assert train.Checkpointer(tmp_path / "checkpoints").steps() == [3, 6]
     with train.Run(tmp_path, {}, from_step=3) as run:
         assert [int(state.step) for state in fit(run, step)] == [6, 8]
+    # The abandoned future is set aside, not deleted.
+    assert (tmp_path / "checkpoints" / "step_00000006.superseded").is_dir()
     with pytest.raises(train.Diverged, match="no checkpoint yet"):
         finish(tmp_path / "other", step, Numbers({2: float("nan")}))
 
@@ -233,6 +235,12 @@ def test_overwrite_sets_the_earlier_run_aside(tmp_path, step):
     with train.Run(tmp_path, {"a": 2}, overwrite=True) as run:
         assert [int(state.step) for state in fit(run, step)] == [3, 6, 8]
     aside = tmp_path / "replaced_1"
+    # What was set aside does not make a folder one that is in use.
+    (tmp_path / "config.json").unlink()
+    shutil.rmtree(tmp_path / "checkpoints")
+    for path in (tmp_path / "metrics.jsonl", tmp_path / ".seen"):
+        path.unlink()
+    finish(tmp_path, step, num_steps=1)
     assert (aside / "notes.txt").read_text() == "mine"
     assert train.Checkpointer(aside / "checkpoints").latest_step() == STEPS
     assert train.read_settings(aside) == {"a": 1}
@@ -243,6 +251,8 @@ def test_folders_that_are_no_run_are_refused(tmp_path):
     with pytest.raises(ValueError, match="holds no run"):
         train.Run(tmp_path, {}, overwrite=True).__enter__()
     assert os.listdir(tmp_path) == ["thesis.tex"]
+    with pytest.raises(ValueError, match="Give one of them"):
+        train.Run(tmp_path, {}, overwrite=True, from_step=3)
     with pytest.raises(ValueError, match="cannot be written to"):
         train.Run(tmp_path / "thesis.tex" / "run", {}).__enter__()
     with pytest.raises(FileNotFoundError, match="holds no run"):
@@ -276,6 +286,40 @@ def test_the_best_checkpoint_is_kept(tmp_path, step):
     assert run.checkpoints.steps() == [4, 8] and run.checkpoints.best_step() == 4
     lines = [line for line in train.read_metrics(run.metrics) if "bits" in line]
     assert [line["score"] for line in lines] == [3.0, 1.0, 2.0, 4.0]
+
+
+def test_what_was_not_looked_at_is_yielded_again(tmp_path, step):
+    """A signal, or an error in the loop's body, comes between a save and what is made of it."""
+    stop = Numbers({4: lambda: os.kill(os.getpid(), signal.SIGTERM)})
+    seen = []
+    with pytest.raises(train.Stopped), train.Run(tmp_path, {}) as run:
+        for state in fit(run, step, stop):
+            seen.append(int(state.step))
+    with pytest.raises(ZeroDivisionError), train.Run(tmp_path, {}) as run:
+        for state in fit(run, step):
+            seen.append(int(state.step))
+            if int(state.step) == 6:
+                raise ZeroDivisionError
+    with train.Run(tmp_path, {}) as run:
+        seen += [int(state.step) for state in fit(run, step)]
+    assert seen == [3, 4, 6, 6, 8]
+
+
+def test_a_run_without_its_configuration_goes_on_if_told_to(tmp_path, step):
+    finish(tmp_path, step, num_steps=3)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"config.json is missing.* \[3\]; to go on .* say adjust"):
+        train.Run(tmp_path, {"a": 1}).__enter__()
+    with train.Run(tmp_path, {"a": 1}, adjust=True) as run:
+        assert [int(state.step) for state in fit(run, step)] == [6, 8]
+    assert train.read_settings(tmp_path) == {"a": 1}
+
+
+def test_a_folder_may_be_named_from_where_one_is(tmp_path, step, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    finish("../run", step)
+    assert train.Checkpointer(tmp_path / "run" / "checkpoints").latest_step() == STEPS
 
 
 def test_what_is_recorded_is_there_once(tmp_path, step):

@@ -73,7 +73,7 @@ class Checkpointer:
                 f"Checkpointer(keep={keep}, keep_every={keep_every}, keep_best={keep_best}): "
                 "expected keep and keep_every ≥ 1, and keep_best ≥ 0."
             )
-        self.directory = pathlib.Path(directory).absolute()
+        self.directory = pathlib.Path(os.path.abspath(pathlib.Path(directory).expanduser()))
         self.keep = keep
         self.keep_every = keep_every
         self.keep_best = keep_best
@@ -237,6 +237,16 @@ class Checkpointer:
         Arguments and errors as for `restore`.
         """
         return self._read(step, lambda path, body: body["extra"])
+
+    def supersede(self, step: int) -> None:
+        """Sets the checkpoints of later steps aside, as `step_….superseded`: a run goes back.
+
+        Saving does so too, for those later than what is saved.
+        """
+        self.wait()
+        if is_writer() and self.directory.is_dir():
+            _folder.supersede(self.directory, step)
+        self._scores = {n: score for n, score in self._scores.items() if n <= step}
 
     def set_score(self, step: int, score: float) -> None:
         """Says how good a checkpoint is once it has been saved, for `keep_best` and `best_step`.

@@ -89,7 +89,7 @@ def resume_command() -> str:
             next(words, None)
         elif name not in ("--overwrite", "--from-step"):
             kept.append(word)
-    return shlex.join(["python", *kept])
+    return shlex.join([sys.executable, *kept])
 
 
 def compilation_cache(directory: str | os.PathLike | None = None) -> None:

@@ -54,8 +54,9 @@ def fit(
             ...  # pictures, evaluation, a model file
     ```
 
-    Yields the state after every save and at the end, also if the run had ended before: what the
-    body of the loop writes is there whenever the loop has finished. The next step donates the state
+    Yields the state after every save and at the end, also if the run had ended before, and a state
+    that was saved but not looked at before the run was interrupted: what the body of the loop
+    writes is there whenever the loop has finished. The next step donates the state
     that was yielded; `state.ema_net()` and `state.net` are copies.
 
     A line of metrics holds the means over its window ([`eqdiff.train.summarise`][]),
@@ -80,14 +81,10 @@ def fit(
     [`eqdiff.train.CheckpointError`][]; `ValueError` for numbers below 1 or a run that is beyond
     `num_steps`.
     """
-    num_steps, log_every, save_every = (
-        whole("fit", name, value)
-        for name, value in (
-            ("num_steps", num_steps),
-            ("log_every", log_every),
-            ("save_every", save_every),
-        )
-    )
+    num_steps = whole("fit", "num_steps", num_steps)
+    log_every = whole("fit", "log_every", log_every)
+    save_every = whole("fit", "save_every", save_every)
+    max_spoilt = whole("fit", "max_spoilt", max_spoilt, least=0)
     state, resumed = run.restore(state, batches)
     first = int(state.step)
     if first > num_steps:
@@ -97,6 +94,10 @@ def fit(
         )
     if resumed is not None and progress:
         print(f"Resuming {run.folder} at step {first} of {num_steps}.")
+    if resumed is not None and run.seen() < first < num_steps:
+        # It was saved and then interrupted, before or while it was looked at.
+        yield state
+        run.see(first)
     loop = _Loop(step, batches, run, log_every, max_spoilt, progress)
     with _bar(num_steps, first, progress) as bar:
         while (now := int(state.step)) < num_steps:
@@ -108,9 +109,11 @@ def fit(
             if loop.exhausted or until == num_steps:
                 break
             yield state
+            run.see(until)
             loop.rest()
     run.checkpoints.wait()
     yield state
+    run.see(int(state.step))
 
 
 class _Loop:

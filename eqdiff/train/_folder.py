@@ -14,6 +14,7 @@ import shutil
 import time
 from collections.abc import Iterator
 
+from .._atomic import write_whole
 from ._arrays import sync_one
 
 
@@ -107,17 +108,25 @@ def remove_leftovers(directory: pathlib.Path) -> None:
 def commit(directory: pathlib.Path, step: int) -> None:
     """Gives a checkpoint that is on disk its name, and sets those of later steps aside."""
     final = final_path(directory, step)
-    for later, path in found(directory).items():
-        if later > step:
-            aside = directory / f"{final_path(directory, later).name}.superseded"
-            shutil.rmtree(aside, ignore_errors=True)
-            path.rename(aside)
+    supersede(directory, step)
     replaced = final.with_suffix(".replaced")
     if final.exists():
         final.rename(replaced)
     temporary_path(directory, step).rename(final)
     sync_one(directory)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def supersede(directory: pathlib.Path, step: int) -> None:
+    """Sets the checkpoints of later steps aside, and forgets their scores."""
+    later = {n: path for n, path in found(directory).items() if n > step}
+    for number, path in later.items():
+        aside = directory / f"{final_path(directory, number).name}.superseded"
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+    if later:
+        scores = {n: score for n, score in read_scores(directory).items() if n <= step}
+        _replace_scores(directory, scores)
 
 
 def remove(directory: pathlib.Path, step: int) -> None:
@@ -139,6 +148,8 @@ def read_scores(directory: pathlib.Path) -> dict[int, float]:
 def write_scores(directory: pathlib.Path, scores: dict[int, float]) -> None:
     """Adds to them, whole or not at all."""
     directory.mkdir(parents=True, exist_ok=True)
-    temporary = directory / f".{SCORES}.tmp"
-    temporary.write_text(json.dumps({**read_scores(directory), **scores}))
-    temporary.replace(directory / SCORES)
+    _replace_scores(directory, {**read_scores(directory), **scores})
+
+
+def _replace_scores(directory: pathlib.Path, scores: dict[int, float]) -> None:
+    write_whole(directory / SCORES, lambda file: file.write(json.dumps(scores).encode()))

@@ -32,10 +32,7 @@ _POSITIVE = ("steps", "batch_size", "learning_rate", "grad_clip", "channels", "s
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Changes:
-    """What a training program lets its user change of a recipe; `None` leaves it as it is.
-
-    Its fields are flags of a command line, with these descriptions.
-    """
+    """Numbers of a recipe, each by default the recipe's own."""
 
     steps: int | None = None
     """Optimiser steps. A finished run goes on if it is raised."""

@@ -25,7 +25,7 @@ from ._checkpoint import Checkpointer, CheckpointError
 from ._exit import GracefulExit
 from ._log import AbstractSink, MetricLog, read_metrics
 from ._processes import from_writer, is_writer
-from ._run_folder import contents, Lock, set_aside
+from ._run_folder import contents, Lock, set_aside, write_text
 from ._settings import change, Changes, compare, Configuration, listed, plain
 from ._state import TrainState
 
@@ -73,6 +73,8 @@ def read_settings(folder: str | os.PathLike) -> dict[str, Any]:
     return configuration.read()[0]
 
 
+_AGAIN = "the same call"
+
 # Seconds of a run, in all its parts, and what was done in them.
 _NOTHING = {"wall": 0.0, "training": 0.0, "compilation": 0.0, "images": 0}
 
@@ -116,7 +118,7 @@ class Run:
         keep_every: int | None = None,
         keep_best: int = 0,
         sinks: Sequence[AbstractSink] = (),
-        again: str = "the same call",
+        again: str = _AGAIN,
     ):
         """**Arguments:**
 
@@ -130,7 +132,8 @@ class Run:
         - `adjust`: go on with the present values of adjustable settings.
         - `overwrite`: begin anew where there is a run. What is in the folder is moved into a folder
             `replaced_1` in it, not deleted.
-        - `from_step`: go on from the checkpoint of this step, not from the latest.
+        - `from_step`: go on from the checkpoint of this step, not from the latest; later ones are
+            set aside. Once only: a call that goes on from there must not have it.
         - `keep`, `keep_every`, `keep_best`: as for [`eqdiff.train.Checkpointer`][].
         - `sinks`: where metrics go besides `metrics.jsonl`.
         - `again`: what continues the run, for messages: a command line.
@@ -142,6 +145,11 @@ class Run:
         self.folder = Path(folder).expanduser()
         self.settings = plain(settings)
         self.free, self.adjustable = frozenset(free), frozenset(adjustable)
+        if overwrite and from_step is not None:
+            raise ValueError(
+                f"Run(overwrite=True, from_step={from_step}): overwriting begins anew, at step 0. "
+                "Give one of them."
+            )
         self.adjust, self.overwrite, self.from_step = adjust, overwrite, from_step
         self.again = again
         self.checkpoints = Checkpointer(
@@ -151,6 +159,7 @@ class Run:
         self.exit = GracefulExit()
         self.sinks = tuple(sinks)
         self._configuration = Configuration(self.folder / "config.json")
+        self._seen = self.folder / ".seen"
         self._log: MetricLog | None = None
         self._recorded: set[tuple[int, frozenset[str]]] = set()
         self._stack = contextlib.ExitStack()
@@ -186,7 +195,7 @@ class Run:
 
     def _open(self, stack: contextlib.ExitStack) -> None:
         known = self._configuration.exists()
-        if not known and contents(self.folder):
+        if not known and contents(self.folder) and not self.checkpoints.steps():
             raise ValueError(
                 f"{self.folder} exists, is not empty and holds no run (no config.json): choose "
                 "another folder."
@@ -194,23 +203,38 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         stack.callback(Lock(self.folder).release)
         remove_stale(self.folder)
-        if known and self.overwrite:
-            print(f"The run in {self.folder} is moved to {set_aside(self.folder)}.")
-            known = False
-        changes: list[dict[str, Any]] = []
-        if known:
-            saved, changes = self._configuration.read()
-            differ = compare(saved, self.settings, self.free, self.adjustable)
-            self._refuse(differ)
-            if differ.adjustable:
-                changes.append(change(self._first_step(), differ.adjustable))
-                print(f"Continuing with other settings: {listed(differ.adjustable)}.")
-        if self.from_step is not None and self.from_step not in self.checkpoints.steps():
+        steps = self.checkpoints.steps()
+        if self.from_step is not None and self.from_step not in steps:
             raise ValueError(
-                f"from_step={self.from_step}: {self.folder} has checkpoints of the steps "
-                f"{self.checkpoints.steps()}."
+                f"from_step={self.from_step}: the checkpoints in {self.folder} are of the steps "
+                f"{', '.join(map(str, steps)) or '(there are none)'}."
             )
+        changes: list[dict[str, Any]] = []
+        if self.overwrite:
+            if (aside := set_aside(self.folder)) is not None:
+                print(f"The run in {self.folder} is moved to {aside}.")
+        elif known or steps:
+            changes = self._compare()
         self._configuration.write(self.settings, changes)
+
+    def _compare(self) -> list[dict[str, Any]]:
+        """The changes that were made to the run's settings, those of now included."""
+        try:
+            saved, changes = self._configuration.read()
+        except (ValueError, OSError) as error:
+            if not self.adjust:
+                raise ValueError(
+                    f"{error if isinstance(error, ValueError) else 'config.json is missing.'} The "
+                    f"checkpoints in {self.folder} are of the steps {self.checkpoints.steps()}; to "
+                    "go on from them with the settings given here, say adjust."
+                ) from error
+            return [change(self._first_step(), {})]
+        differ = compare(saved, self.settings, self.free, self.adjustable)
+        self._refuse(differ)
+        if differ.adjustable:
+            changes.append(change(self._first_step(), differ.adjustable))
+            print(f"Continuing with other settings: {listed(differ.adjustable)}.")
+        return changes
 
     def _refuse(self, differ: Changes) -> None:
         if differ.others:
@@ -237,6 +261,7 @@ class Run:
         if self.from_step is not None or self.checkpoints.latest_step() is not None:
             state, extra, step = self.checkpoints.restore(state, step=self.from_step)
             extra = extra or {}
+            self.checkpoints.supersede(step)
             if isinstance(batches, ResumableBatches) and extra.get("batches") is not None:
                 batches.set_state(extra["batches"])
             elif step > 0:
@@ -274,6 +299,20 @@ class Run:
         if self._log is not None:
             self._log.write(step, metrics)
 
+    def seen(self) -> int:
+        """The last step whose state has been yielded and looked at."""
+        found = ""
+        if is_writer():
+            with contextlib.suppress(OSError):
+                found = self._seen.read_text()
+        found = from_writer(found, "seen")
+        return int(found) if found.isdecimal() else 0
+
+    def see(self, step: int) -> None:
+        """Notes that a state has been looked at: the body of the loop has run."""
+        if is_writer():
+            write_text(self._seen, str(step))
+
     def record(self, state: TrainState, *, score: float | None = None, **metrics: Any) -> None:
         """Logs what was measured of a state, such as bits/dim or the quality of samples.
 
@@ -299,7 +338,10 @@ class Run:
         step = self.checkpoints.latest_step()
         if step is None:
             return f"stopped before the first checkpoint; {self.again} begins anew."
-        return f"stopped; step {step} is saved in {self.folder}, and {self.again} goes on from it."
+        again = self.again
+        if self.from_step is not None and again == _AGAIN:
+            again += ", without from_step,"
+        return f"stopped; step {step} is saved in {self.folder}, and {again} goes on from it."
 
     def __exit__(
         self,

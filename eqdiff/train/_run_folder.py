@@ -16,8 +16,7 @@ except ImportError:  # Windows has no locks of this kind.
 
 
 _LOCK = ".lock"
-# What is not a run's, and does not make a folder one that is in use.
-_OURS = (_LOCK,)
+_ASIDE = "replaced_"
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
@@ -81,10 +80,11 @@ class Lock:
 
 
 def contents(folder: Path) -> list[Path]:
-    """What is in a folder, but for the lock; nothing if there is no folder."""
+    """What is in a folder, but for a lock and what was set aside; nothing if there is no folder."""
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if path.name not in _OURS)
+    ours = (path for path in folder.iterdir() if path.name != _LOCK)
+    return sorted(path for path in ours if not path.name.startswith(_ASIDE))
 
 
 def set_aside(folder: Path) -> Path | None:
@@ -92,11 +92,11 @@ def set_aside(folder: Path) -> Path | None:
 
     **Returns:** that folder, or `None` if there was nothing.
     """
-    earlier = [path for path in contents(folder) if not path.name.startswith("replaced_")]
+    earlier = contents(folder)
     if not earlier:
         return None
     number = 1
-    while (aside := folder / f"replaced_{number}").exists():
+    while (aside := folder / f"{_ASIDE}{number}").exists():
         number += 1
     aside.mkdir()
     for path in earlier:

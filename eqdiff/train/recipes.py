@@ -101,6 +101,11 @@ def named(
             f"named({process!r}, {preset!r}): expected a process of {', '.join(processes)}, and a "
             f"preset of {', '.join(presets)}."
         )
+    if num_timesteps is not None and process not in ("cosine", "linear"):
+        raise ValueError(
+            f"named({process!r}, num_timesteps={num_timesteps}): only a chain has steps; leave it "
+            "out."
+        )
     default, make = processes[process]
     recipe = presets[preset or default](make())
     return recipe.small() if small else recipe
@@ -138,7 +143,8 @@ def ddpmpp(process: AbstractProcess, *, deep: bool = False) -> Recipe:
 
 
 def ncsnpp(process: AbstractProcess, *, deep: bool = False) -> Recipe:
-    """NCSN++ continuous (Song et al. 2021, `configs/ve/cifar10_ncsnpp_continuous`).
+    """NCSN++ continuous (Song et al. 2021, `configs/ve/cifar10_ncsnpp_continuous`). For images: its
+    filters have two dimensions.
 
     **Arguments:**
 
