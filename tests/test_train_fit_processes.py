@@ -108,3 +108,19 @@ def test_two_processes_fit_stop_and_resume(tmp_path):
     with started(program, parts) as running:
         assert [process.wait(100) for process in running] == [1, 1]
     assert all("a is 2 here and 1 there" in text for text in logs(parts))
+
+
+@pytest.mark.slow
+def test_batches_that_fail_in_one_process_end_both(tmp_path):
+    """Neither waits for the other for ever: the checkpoint before is what the run goes on from."""
+    program = TRAINING.replace(
+        "        return next(batches)",
+        "        if index == 1 and batches.get_state()['position'] >= 160:\n"
+        "            raise OSError('the disk has gone')\n"
+        "        return next(batches)",
+    )
+    with started(program, tmp_path) as running:
+        codes = [process.wait(100) for process in running]
+    assert codes[1] == 1 and codes[0] != 0, logs(tmp_path)
+    assert "error: the disk has gone" in logs(tmp_path)[1]
+    assert train.Checkpointer(tmp_path / "run" / "checkpoints").latest_step() == 15

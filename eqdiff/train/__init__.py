@@ -7,7 +7,7 @@ state, metrics = step(state, (x0, args))
 ```
 
 There is no trainer object: the loop is a generator, `fit`, and what happens between two checkpoints
-is the body of your own `for`. Checkpoints need Orbax, `pip install 'eqdiff[checkpoint]'`.
+is the body of your own `for`. Checkpoints need `pip install 'eqdiff[checkpoint]'`.
 """
 
 from . import recipes as recipes

@@ -151,6 +151,9 @@ class _Loop:
                 bar.write(f"The batches ended after {number - 1} steps.")
                 break
             except Exception as error:
+                if jax.process_count() > 1:
+                    # The others are in the next step already, and would not take part in a save.
+                    raise
                 # The state is good: it is saved before the error is raised.
                 self.broken = error
                 break
