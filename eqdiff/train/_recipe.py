@@ -60,7 +60,7 @@ class Changes:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A training configuration; [`eqdiff.train.recipes`][] has those of the papers.
+    """A training configuration; `eqdiff.train.recipes` has those of the papers.
 
     **Fields:**
 
