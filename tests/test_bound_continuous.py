@@ -82,6 +82,47 @@ def test_processes_with_the_same_ends_have_the_same_bound(getkey):
     assert np.hypot(da, db) < 0.01 * a
 
 
+@pytest.mark.parametrize("name", ["vp", "sub-vp", "ve", "edm", "cosine"])
+def test_it_is_scoreflows_bound(name, getkey):
+    r"""Of the density at t₀, in Song et al. (2021b), theorem 3's first form, no ε in it:
+    −E log π(x_t₁) + ½∫E[g²‖s‖² + 2 div(g² s − f)]dt, here of a wrong linear score s = −κ(t) x.
+
+    The bound on pixels has the decoder in place of the entropy of q(x_t₀|x₀).
+    """
+    process, size = PROCESSES[name], X0.size
+    low, high = float(process.t0), float(process.t1)
+    nodes, weights = np.polynomial.legendre.leggauss(400)
+    # Evenly in log-SNR: the integrand has all its shape there.
+    ends = [float(process.log_snr(t)) for t in (low, high)]
+    log_snr = jnp.asarray(ends[0] + (ends[1] - ends[0]) * (nodes + 1) / 2)
+    t = jax.vmap(process.time)(log_snr)
+    alpha, sigma, g = (jax.vmap(f)(t) for f in (process.alpha, process.sigma, process.diffusion))
+    f = jax.vmap(process.alpha_dot)(t) / alpha
+    slope = 2 * f - 2 * jax.vmap(process.sigma_dot)(t) / sigma
+    kappa = 1 / (alpha**2 * 0.8**2 + sigma**2)
+    square = alpha**2 * np.sum(np.square(X0)) + sigma**2 * size
+    integrand = g**2 * kappa**2 * square - 2 * size * (g**2 * kappa + f)
+    total = 0.5 * np.sum(weights * np.asarray(integrand / slope)) * (ends[1] - ends[0]) / 2
+    scale = float(process.prior_scale())
+    a, s = float(process.alpha(high)), float(process.sigma(high))
+    total += size * np.log(scale * np.sqrt(2 * np.pi))
+    total += 0.5 * (a**2 * float(np.sum(np.square(X0))) + s**2 * size) / scale**2
+    total -= 0.5 * size * np.log(2 * np.pi * np.e * float(process.sigma(low)) ** 2)
+    denoiser = eqd.GaussianDenoiser(process, 0.0, 0.8)
+
+    @quick_jit
+    @jax.vmap
+    def run(key):
+        bound = eqd.continuous_bound(denoiser, X0, key=key, levels=6, num_terms=64, chunk=66)
+        return bound.prior + bound.diffusion
+
+    ours = np.asarray(run(jax.random.split(getkey(), 1000)), float)
+    error = ours.std() / np.sqrt(len(ours))
+    truth = total / size / np.log(2)
+    assert abs(ours.mean() - truth) < 4 * error + 1e-4 * abs(truth)
+    assert error < 0.01 * abs(truth), "the comparison has teeth"
+
+
 def test_chains_approach_it(getkey):
     """Of T steps evenly spaced in λ between the same ends, the bound exceeds it by O(1/T)."""
     process = eqd.VPSDE(t0=1e-3)

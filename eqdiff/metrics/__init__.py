@@ -7,3 +7,4 @@ from ._frechet import (
 )
 from ._mean import Mean as Mean, mean as mean
 from ._quality import sample_quality as sample_quality, SampleQuality as SampleQuality
+from ._table import table_bits as table_bits

@@ -1,0 +1,74 @@
+r"""What a table of pixels codes images in: the figure that a model of images has to beat.
+
+The simplest density of images on a grid of $L$ levels looks at one pixel at a time: in class $c$,
+pixel $i$ has level $k$ as often as it had among the $n_c$ training images,
+
+$$P(x \mid c) = \prod_i \frac{n_{c,i,x_i} + \frac12}{n_c + \frac L2}, \qquad
+  \mathrm{bpd} = -\tfrac1D\log_2 P(x \mid c), \tag{1}$$
+
+with half a count more for each level, so that a level that was never seen is not impossible
+(Krichevsky & Trofimov 1981). It knows nothing of how pixels go together, so a diffusion model whose
+bound is larger has learned less about its data than a histogram.
+"""
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from ._mean import Mean, mean
+
+
+def table_bits(
+    train: Float[np.ndarray, "m ..."],
+    images: Float[np.ndarray, "n ..."],
+    *,
+    train_labels: Int[np.ndarray, " m"] | None = None,
+    labels: Int[np.ndarray, " n"] | None = None,
+    levels: int = 256,
+) -> Mean:
+    """The bits/dim of images under independent tables of pixels, equation (1).
+
+    **Arguments:**
+
+    - `train`: the images that are counted, on the grid of `levels` in [−1, 1].
+    - `images`: those that are coded, held out, on the same grid.
+    - `train_labels`, `labels`: their classes, for a table of each class; both or neither.
+    - `levels`: the number of grey levels $L$.
+
+    **Returns:** an [`eqdiff.metrics.Mean`][] over `images`.
+
+    **Raises:** `ValueError` for images of unequal shape or off the grid, for labels of one set
+    alone, and for a class that has no training image.
+    """
+    if (train_labels is None) != (labels is None):
+        raise ValueError("table_bits: expected both train_labels and labels, or neither.")
+    if len(train) == 0 or np.shape(train)[1:] != np.shape(images)[1:]:
+        raise ValueError(
+            "table_bits: expected training images, and images of the same shape, got "
+            f"{np.shape(train)} and {np.shape(images)}."
+        )
+    counted, coded = _levels(train, levels), _levels(images, levels)
+    of_train = np.zeros(len(train), int) if train_labels is None else np.asarray(train_labels)
+    of_coded = np.zeros(len(images), int) if labels is None else np.asarray(labels)
+    if len(of_train) != len(counted) or len(of_coded) != len(coded):
+        raise ValueError("table_bits: expected a label for each image.")
+    bits = np.empty(len(coded))
+    for c in np.unique(of_coded):
+        seen, chosen = counted[of_train == c], of_coded == c
+        if len(seen) == 0:
+            raise ValueError(f"table_bits: no training image has the label {c}.")
+        # A row of counts for each level, so that memory does not grow with images times levels.
+        counts = np.stack([np.sum(seen == k, axis=0) for k in range(levels)])
+        logs = np.log2((counts + 0.5) / (len(seen) + levels / 2))
+        bits[chosen] = -np.mean(logs[coded[chosen], np.arange(coded.shape[1])], axis=1)
+    return mean(bits)
+
+
+def _levels(images: Float[np.ndarray, "n ..."], levels: int) -> Int[np.ndarray, "n d"]:
+    scaled = (np.asarray(images, np.float64).reshape(len(images), -1) + 1) * (levels - 1) / 2
+    whole = np.rint(scaled)
+    if not (np.all(np.abs(scaled - whole) < 1e-2) and np.all((whole >= 0) & (whole < levels))):
+        raise ValueError(
+            f"table_bits(levels={levels}): the images are not on the grid of {levels} levels from "
+            "-1 to 1; data.held_out() gives such images."
+        )
+    return whole.astype(int)
