@@ -1,4 +1,4 @@
-"""Scores a run of train_cifar.py in bits/dim, both ways: `python examples/likelihood.py RUN`.
+"""Scores a model in bits/dim, both ways: `python examples/likelihood.py RUN_OR_FILE`.
 
 `--help` lists the flags.
 """
@@ -9,7 +9,7 @@ from typing import Literal
 
 import diffrax
 import jax
-from sample import load
+from sample import load, load_file
 from train_cifar import load_data
 from tyro.conf import Positional
 
@@ -24,12 +24,14 @@ def main(
     tolerance: float = 1e-3,
     batch_size: int = 50,
     seed: int = 0,
+    dataset: Literal["cifar10", "digits", "folder"] | None = None,
     data_dir: Path | None = None,
+    image_size: int | None = None,
 ) -> None:
     """Bits per dimension of held-out images, by the variational bound and the probability flow.
 
     Args:
-        run: folder that train_cifar.py wrote.
+        run: folder that train_cifar.py wrote, or a model file (.safetensors) of eqdiff.save_model.
         num: how many held-out images.
         bound_terms: terms of the variational bound per image, at least 2, an even number.
         dequantise: for the probability flow: gaussian for networks trained on the grid of pixel
@@ -37,9 +39,13 @@ def main(
         tolerance: relative and absolute, of the flow's solver.
         batch_size: images at once.
         seed: of times, noise and probes.
+        dataset: of a model file, which does not say it: what held-out images to score.
         data_dir: where the data are, if not where training found them.
+        image_size: of a model file and --dataset folder: the side that images are resized to.
     """
-    denoiser, settings = load(run)
+    if num < 2:
+        raise ValueError(f"--num {num}: expected at least 2, for a standard error.")
+    denoiser, settings = load_for_data(run, dataset, image_size)
     data, images, labels = held_out(settings, num, data_dir)
     make = {"gaussian": eqd.GaussianDequantisation, "uniform": eqd.UniformDequantisation}
     bound_key, flow_key = jax.random.split(jax.random.key(seed))
@@ -65,6 +71,23 @@ def main(
     print(json.dumps({"bound": bound.value, "flow": flow.value}))
 
 
+def load_for_data(path: Path, dataset: str | None, image_size: int | None):
+    """The model of a run or of a file, and what is known of it and of its data."""
+    if path.suffix != ".safetensors":
+        if dataset or image_size:
+            raise ValueError("--dataset and --image-size are for model files: a run says its own.")
+        return load(path)
+    denoiser, told = load_file(path)
+    if dataset is None:
+        raise ValueError(
+            f"{path} does not say what it was trained on: write --dataset digits, cifar10, or "
+            "folder and --data-dir; or give the folder of its run."
+        )
+    channels = told["channels"] if dataset == "folder" else None
+    source = {"dataset": dataset, "data_dir": None, "image_channels": channels}
+    return denoiser, told | source | {"image_size": image_size}
+
+
 def held_out(settings: dict, num: int, data_dir: Path | None = None):
     """The data of a run; held-out images; their labels, `None` if they do not condition it."""
     data = load_data(
@@ -73,13 +96,17 @@ def held_out(settings: dict, num: int, data_dir: Path | None = None):
         settings["image_size"],
         settings["image_channels"],
     )
-    if [*data.shape] != settings["shape"]:
+    expected = settings.get("shape") or [settings["channels"], *data.shape[1:]]
+    if [*data.shape] != expected:
         raise ValueError(
-            f"The run was trained on images of {settings['shape']}, but these are of "
-            f"{[*data.shape]}: say with --data-dir where its data are."
+            f"The model was trained on images of {expected}, but these are of {[*data.shape]}: "
+            "say with --data-dir where its data are."
         )
+    classes = settings["num_classes"]
+    if classes is not None and classes != data.num_classes:
+        raise ValueError(f"The model knows {classes} classes, but the data {data.num_classes}.")
     images, labels = data.held_out(num)
-    return data, images, None if settings["num_classes"] is None else labels
+    return data, images, None if classes is None else labels
 
 
 if __name__ == "__main__":

@@ -64,6 +64,77 @@ def test_classes_are_drawn_in_turn_or_as_asked():
             sample.classes(2, label, num_classes)
 
 
+def save(path, net, process=None):
+    denoiser = eqd.Denoiser(net, process or eqd.cosine_schedule(50))
+    eqd.save_model(path, denoiser)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """An untrained network of grey images in three classes."""
+    shape, style = (
+        eqd.nn.UNetShape(1, 1, 8, 1, (1,), (), num_classes=3),
+        eqd.nn.styles.iddpm(norm_groups=8),
+    )
+    net = eqd.nn.UNet(shape, style, eqd.nn.embeddings.iddpm(), key=jax.random.key(0))
+    return save(tmp_path_factory.mktemp("model") / "grey.safetensors", net)
+
+
+def test_a_model_file_says_its_channels_and_classes(model, tmp_path):
+    denoiser, told = sample.load_any(model, 4)
+    assert told == {
+        "process": None,
+        "channels": 1,
+        "num_classes": 3,
+        "shape": [1, 4, 4],
+        "levels": 256,
+    }
+    net = eqd.nn.DividedBySigma(
+        eqd.nn.DiT(in_channels=3, channels=8, depth=1, num_heads=2, key=jax.random.key(0))
+    )
+    told = sample.load_file(save(tmp_path / "colour.safetensors", net, eqd.VESDE()))[1]
+    assert told == {"process": None, "channels": 3, "num_classes": None}
+
+
+def test_a_model_file_is_sampled(model):
+    sample.main(model, num=3, num_steps=2, image_size=4)
+    stem = model.with_name("grey_samples_recipe")
+    with np.load(stem.with_suffix(".npz")) as arrays:
+        assert arrays["arr_0"].shape == (3, 4, 4, 1) and arrays["arr_1"].tolist() == [0, 1, 2]
+    assert stem.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(FileExistsError, match="--overwrite"):
+        sample.main(model, num=3, num_steps=2, image_size=4)
+
+
+@pytest.mark.slow
+def test_a_model_file_is_scored(tmp_path, capsys):
+    shape, style = eqd.nn.UNetShape(1, 1, 8, 1, (1,), ()), eqd.nn.styles.iddpm(norm_groups=8)
+    net = eqd.nn.UNet(shape, style, eqd.nn.embeddings.iddpm(), key=jax.random.key(0))
+    path = save(tmp_path / "digits.safetensors", net)
+    likelihood.main(path, num=2, bound_terms=2, tolerance=0.1, dataset="digits")
+    values = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert np.isfinite(values["bound"]) and np.isfinite(values["flow"])
+
+
+def test_what_a_model_file_does_not_say_is_asked_for(model, tmp_path):
+    with pytest.raises(ValueError, match="--image-size 32"):
+        sample.main(model)
+    with pytest.raises(ValueError, match="--dataset digits"):
+        likelihood.main(model)
+    with pytest.raises(ValueError, match="3 classes, but the data 10"):
+        likelihood.main(model, dataset="digits")
+    for program in (sample.main, likelihood.main):
+        with pytest.raises(ValueError, match="a run says its own"):
+            program(tmp_path, image_size=8)
+    points = save(tmp_path / "points.safetensors", eqd.nn.MLP(2, 2, key=jax.random.key(0)))
+    with pytest.raises(ValueError, match="holds a MLP, expected a network of images"):
+        sample.main(points, image_size=8)
+    for options in ({"num": 0}, {"num_steps": 0}, {"batch_size": 0}):
+        with pytest.raises(ValueError, match="expected at least 1"):
+            sample.main(model, image_size=4, overwrite=True, **options)
+
+
 def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no run"):
         sample.load(tmp_path)
