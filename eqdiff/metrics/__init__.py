@@ -1,10 +1,15 @@
 """How good samples and likelihoods are. Classifiers need `pip install 'eqdiff[metrics]'`."""
 
 from ._bits import bound_bits as bound_bits, flow_bits as flow_bits
-from ._frechet import (
-    ClassifierFeatures as ClassifierFeatures,
-    frechet_distance as frechet_distance,
+from ._classifier import ClassifierFeatures as ClassifierFeatures
+from ._features import (
+    AbstractFeatures as AbstractFeatures,
+    extract as extract,
+    to_uint8 as to_uint8,
 )
+from ._frechet import frechet_distance as frechet_distance
 from ._mean import Mean as Mean, mean as mean
+from ._moments import Moments as Moments
 from ._quality import sample_quality as sample_quality, SampleQuality as SampleQuality
+from ._reference import read_moments as read_moments, write_moments as write_moments
 from ._table import table_bits as table_bits

@@ -5,7 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from ._frechet import ClassifierFeatures, frechet_distance
+from ._classifier import ClassifierFeatures
+from ._frechet import frechet_distance
 
 
 class SampleQuality(NamedTuple):
