@@ -201,6 +201,8 @@ def test_one_probe_has_no_stderr(getkey):
     flow, key = eqd.ProbabilityFlow(rtol=1e-3, atol=1e-3), getkey()
     result = quick_jit(lambda x: eqd.log_likelihood(denoiser, x, flow=flow, key=key))(x)
     assert np.isnan(result.stderr) and np.isfinite(result.log_prob)
+    # Nor has a solve without a reference a known error.
+    assert np.isnan(result.solver_error)
     with pytest.raises(ValueError, match=r"needs a key"):
         eqd.log_likelihood(denoiser, x)
 

@@ -22,12 +22,15 @@ class BitsPerDim(eqx.Module):
     - `bits`: equation (2); an upper bound in expectation over the dequantisation.
     - `stderr`: the standard error over probes alone, in bits/dim. Average `bits` over images, each
         with its own key, and the spread of the values covers images, probes and dequantisation
-        together.
+        together; [`eqdiff.metrics.flow_errors`][] tells them apart.
+    - `solver_error`: how far the solver is off, in bits/dim: `bits` less those of a `reference`,
+        with the same draws; NaN (unknown) without one.
     - `likelihood`: the [`eqdiff.LogLikelihood`][] of the dequantised image.
     """
 
     bits: Float[Array, "..."]
     stderr: Float[Array, "..."]
+    solver_error: Float[Array, "..."]
     likelihood: LogLikelihood
 
 
@@ -41,6 +44,7 @@ def bits_per_dim(
     flow: ProbabilityFlow = ProbabilityFlow(rtol=1e-5, atol=1e-5),
     trace: AbstractTrace = Hutchinson(),
     prior: Callable[[Example], Scalar] | None = None,
+    reference: ProbabilityFlow | None = None,
 ) -> BitsPerDim:
     r"""Bits per dimension of an image, equation (2), from one draw of the dequantisation.
 
@@ -53,7 +57,7 @@ def bits_per_dim(
         a network trained on dequantised data, [`eqdiff.GaussianDequantisation`][] for one trained
         on grid values.
     - `key`: for the dequantisation and the probes.
-    - `flow`, `trace`, `prior`: as for [`eqdiff.log_likelihood`][].
+    - `flow`, `trace`, `prior`, `reference`: as for [`eqdiff.log_likelihood`][].
 
     **Returns:** a [`eqdiff.BitsPerDim`][].
 
@@ -65,8 +69,16 @@ def bits_per_dim(
     keys = noise_key if single is denoiser else jax.random.split(noise_key, image.shape[0])
     y, offset = each(lambda i, a, k: dequantise(single, i, a, key=k))(image, args, keys)
     likelihood = log_likelihood(
-        denoiser, y, args, flow=flow, trace=trace, key=probe_key, prior=prior
+        denoiser,
+        y,
+        args,
+        flow=flow,
+        trace=trace,
+        key=probe_key,
+        prior=prior,
+        reference=reference,
     )
     size = image.size if single is denoiser else image.size // image.shape[0]
     bits = nats_to_bits(-(likelihood.log_prob + offset)) / size
-    return BitsPerDim(bits, nats_to_bits(likelihood.stderr) / size, likelihood)
+    stderr, error = likelihood.stderr, -likelihood.solver_error
+    return BitsPerDim(bits, nats_to_bits(stderr) / size, nats_to_bits(error) / size, likelihood)

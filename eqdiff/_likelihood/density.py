@@ -26,17 +26,19 @@ class LogLikelihood(eqx.Module):
     - `latent`: $x(t_1)$.
     - `stderr`: the standard error over probes, in nats; 0 for the exact trace, NaN (unknown) for a
         single probe.
+    - `solver_error`: how far the solver is off, in nats: `log_prob` less that of a `reference`,
+        with the same probes; NaN (unknown) without one.
     - `stats`: Diffrax's solver statistics, among them `num_steps`, `num_accepted_steps`,
         `num_rejected_steps`; and for an explicit solver `num_calls` of the velocity, each one
         network call with its derivative along each probe.
 
-    Of a batch ([`eqdiff.Batched`][]), `log_prob`, `latent` and `stderr` have a leading axis; the
-    steps were shared.
+    Of a batch ([`eqdiff.Batched`][]), all but `stats` have a leading axis; the steps were shared.
     """
 
     log_prob: Float[Array, "..."]
     latent: Example
     stderr: Float[Array, "..."]
+    solver_error: Float[Array, "..."]
     stats: dict[str, Any]
 
 
@@ -49,6 +51,7 @@ def log_likelihood(
     trace: AbstractTrace = Hutchinson(),
     key: Key | None = None,
     prior: Callable[[Example], Scalar] | None = None,
+    reference: ProbabilityFlow | None = None,
 ) -> LogLikelihood:
     r"""$\log p_{t_0}(x)$ under the probability flow, equation (1).
 
@@ -63,6 +66,8 @@ def log_likelihood(
     - `trace`: [`eqdiff.ExactTrace`][] or [`eqdiff.Hutchinson`][].
     - `key`: for the probes.
     - `prior`: $\log p_{t_1}$ of one example; by default the process's prior.
+    - `reference`: a flow of at most a tenth of the tolerance. The same is solved again with it, for
+        the `solver_error`; the likelihood returned is still that of `flow`.
 
     **Returns:** a [`eqdiff.LogLikelihood`][].
 
@@ -77,6 +82,27 @@ def log_likelihood(
     else:
         keys = None if key is None else jax.random.split(key, x.shape[0])
         probes = jax.vmap(lambda y, k: trace.probes(y, key=k))(x, keys)
+
+    if prior is None:
+        prior = denoiser.process.prior_log_prob
+    log_prob, latent, change, stats = _solved(denoiser, x, args, flow, trace, probes, prior)
+    solver_error = jnp.full_like(log_prob, jnp.nan)
+    if reference is not None:
+        solver_error = log_prob - _solved(denoiser, x, args, reference, trace, probes, prior)[0]
+    return LogLikelihood(log_prob, latent, each(trace.stderr)(change), solver_error, stats)
+
+
+def _solved(
+    denoiser: AbstractDenoiser,
+    x: Example,
+    args: Args,
+    flow: ProbabilityFlow,
+    trace: AbstractTrace,
+    probes: Any,
+    prior: Callable[[Example], Scalar],
+) -> tuple[Float[Array, "..."], Example, Float[Array, "..."], dict[str, Any]]:
+    """The log-density, the latent, the integral of (1) by each probe, and what it took."""
+    single, each = over_examples(denoiser)
 
     def estimates(x, probes):
         return trace.divergence(lambda y: y, x, probes)[1]
@@ -104,9 +130,8 @@ def log_likelihood(
     )
     assert solution.ys is not None
     latent, change = (leaf[-1] for leaf in solution.ys)
-    log_prior = each(denoiser.process.prior_log_prob if prior is None else prior)(latent)
     change = dim * change
-    log_prob = log_prior + jnp.mean(change, axis=-1)
+    log_prob = each(prior)(latent) + jnp.mean(change, axis=-1)
     # −∞ is a fair answer of a prior of one's own.
     log_prob = eqx.error_if(
         log_prob,
@@ -114,7 +139,7 @@ def log_likelihood(
         "log_likelihood: the log-density is NaN, though the solve succeeded. Look at "
         "prior(latent) and at the dtype's range.",
     )
-    return LogLikelihood(log_prob, latent, each(trace.stderr)(change), _stats(flow, solution))
+    return log_prob, latent, change, _stats(flow, solution)
 
 
 def _stats(flow: ProbabilityFlow, solution: diffrax.Solution) -> dict[str, Any]:

@@ -1,6 +1,11 @@
 """How good samples and likelihoods are. Classifiers need `pip install 'eqdiff[metrics]'`."""
 
 from ._bits import bound_bits as bound_bits, flow_bits as flow_bits
+from ._budget import (
+    bound_errors as bound_errors,
+    ErrorBudget as ErrorBudget,
+    flow_errors as flow_errors,
+)
 from ._classifier import ClassifierFeatures as ClassifierFeatures
 from ._features import (
     AbstractFeatures as AbstractFeatures,

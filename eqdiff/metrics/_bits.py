@@ -35,10 +35,12 @@ from ._mean import Mean, mean
 
 # Of low order and tolerance: a trained network is not smooth in time, and the error is far below
 # the standard errors quoted. See docs/adaptive-solves.md.
-_FLOW = ProbabilityFlow(diffrax.Bosh3(), rtol=1e-3, atol=1e-3)
+FLOW = ProbabilityFlow(diffrax.Bosh3(), rtol=1e-3, atol=1e-3)
 
 
-class _Bound(eqx.Module):
+class Bound(eqx.Module):
+    """The bound on one image and its standard error given the image."""
+
     denoiser: AbstractDenoiser
     levels: int = eqx.field(static=True)
     num_terms: int = eqx.field(static=True)
@@ -48,7 +50,7 @@ class _Bound(eqx.Module):
         chain = isinstance(process, Schedule)
         # Two draws of every step are the most that a chain has.
         terms = min(self.num_terms, 2 * process.num_steps) if chain else self.num_terms
-        return (variational_bound if chain else continuous_bound)(
+        found = (variational_bound if chain else continuous_bound)(
             self.denoiser,
             x,
             args,
@@ -58,7 +60,8 @@ class _Bound(eqx.Module):
             # One network call then has the shape of the flow's, and what a GPU's compiler finds
             # out about its convolutions serves both.
             chunk=1,
-        ).bits
+        )
+        return found.bits, found.stderr
 
 
 class _Flow(eqx.Module):
@@ -110,8 +113,9 @@ def bound_bits(
 
     **Raises:** as these functions.
     """
-    fn = _Bound(Clip(from_first_level(denoiser, levels)), levels, num_terms)
-    return _mean(fn, images, args, key, batch_size, mesh, progress)
+    fn = Bound(Clip(from_first_level(denoiser, levels)), levels, num_terms)
+    options = dict(key=key, batch_size=batch_size, mesh=mesh, progress=progress)
+    return mean(map_examples(fn, images, args, **options)[0])
 
 
 def flow_bits(
@@ -121,7 +125,7 @@ def flow_bits(
     *,
     levels: int = 256,
     dequantise: AbstractDequantisation | None = None,
-    flow: ProbabilityFlow = _FLOW,
+    flow: ProbabilityFlow = FLOW,
     key: Key,
     batch_size: int = 50,
     mesh: Mesh | None = None,
@@ -141,10 +145,5 @@ def flow_bits(
     """
     dequantise = GaussianDequantisation(levels) if dequantise is None else dequantise
     fn = _Flow(from_first_level(denoiser, levels), flow, dequantise)
-    return _mean(fn, images, args, key, batch_size, mesh, progress)
-
-
-def _mean(fn, images, args, key, batch_size, mesh, progress) -> Mean:
-    return mean(
-        map_examples(fn, images, args, key=key, batch_size=batch_size, mesh=mesh, progress=progress)
-    )
+    options = dict(key=key, batch_size=batch_size, mesh=mesh, progress=progress)
+    return mean(map_examples(fn, images, args, **options))
