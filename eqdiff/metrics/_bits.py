@@ -114,8 +114,7 @@ def bound_bits(
     **Raises:** as these functions.
     """
     fn = Bound(Clip(from_first_level(denoiser, levels)), levels, num_terms)
-    options = dict(key=key, batch_size=batch_size, mesh=mesh, progress=progress)
-    return mean(map_examples(fn, images, args, **options)[0])
+    return mean(_mapped(fn, images, args, key, batch_size, mesh, progress)[0])
 
 
 def flow_bits(
@@ -145,5 +144,10 @@ def flow_bits(
     """
     dequantise = GaussianDequantisation(levels) if dequantise is None else dequantise
     fn = _Flow(from_first_level(denoiser, levels), flow, dequantise)
-    options = dict(key=key, batch_size=batch_size, mesh=mesh, progress=progress)
-    return mean(map_examples(fn, images, args, **options))
+    return mean(_mapped(fn, images, args, key, batch_size, mesh, progress))
+
+
+def _mapped(fn, images, args, key, batch_size, mesh, progress) -> Any:
+    return map_examples(
+        fn, images, args, key=key, batch_size=batch_size, mesh=mesh, progress=progress
+    )

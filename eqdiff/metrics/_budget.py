@@ -107,7 +107,7 @@ class ErrorBudget(NamedTuple):
         """
         num = whole("ErrorBudget.table", "num", self.bits.num if num is None else num)
         nats = self.dim * math.log(2)
-        rows = [("source", "one image", "in nats", f"mean of {num}")]
+        rows: list[tuple[str, ...]] = [("source", "one image", "in nats", f"mean of {num}")]
         for name, part in (
             ("images", self.images),
             ("dequantisation", self.dequantisation),
