@@ -13,8 +13,17 @@ from ._features import (
     to_uint8 as to_uint8,
 )
 from ._frechet import frechet_distance as frechet_distance
+from ._inception_score import inception_score as inception_score
+from ._kernel import kernel_distance as kernel_distance
 from ._mean import Mean as Mean, mean as mean
 from ._moments import Moments as Moments
+from ._neighbours import (
+    density_coverage as density_coverage,
+    DensityCoverage as DensityCoverage,
+    nearest_neighbours as nearest_neighbours,
+    precision_recall as precision_recall,
+    PrecisionRecall as PrecisionRecall,
+)
 from ._quality import sample_quality as sample_quality, SampleQuality as SampleQuality
 from ._reference import read_moments as read_moments, write_moments as write_moments
 from ._table import table_bits as table_bits
