@@ -38,6 +38,7 @@ from ._gaussian import (
     discretised_gaussian_log_likelihood_exact as discretised_gaussian_log_likelihood_exact,
 )
 from ._guidance import (
+    AutoGuidance as AutoGuidance,
     Batched as Batched,
     Classifier as Classifier,
     ClassifierFree as ClassifierFree,
@@ -50,7 +51,10 @@ from ._guidance import (
     JacobianCovariance as JacobianCovariance,
     MeanShift as MeanShift,
     PosteriorGuidance as PosteriorGuidance,
+    ProjectedClassifierFree as ProjectedClassifierFree,
+    RescaledClassifierFree as RescaledClassifierFree,
     ZeroCovariance as ZeroCovariance,
+    ZeroStarClassifierFree as ZeroStarClassifierFree,
 )
 from ._likelihood import (
     AbstractDequantisation as AbstractDequantisation,

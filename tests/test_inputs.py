@@ -292,7 +292,11 @@ def test_what_is_not_a_count_is_refused(name, bad):
 NEITHER = {
     *("GaussianDenoiser", "GaussianMixtureDenoiser", "on", "stop_mean", "FixedArgs", "Batched"),
     *(
+        "AutoGuidance",
         "ClassifierFree",
+        "RescaledClassifierFree",
+        "ProjectedClassifierFree",
+        "ZeroStarClassifierFree",
         "ClassifierGuidance",
         "Clip",
         "DynamicThreshold",

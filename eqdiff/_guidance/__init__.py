@@ -1,3 +1,4 @@
+from .autoguidance import AutoGuidance as AutoGuidance
 from .base import FixedArgs as FixedArgs
 from .batched import (
     Batched as Batched,
@@ -26,3 +27,6 @@ from .linear import (
     transpose_of as transpose_of,
 )
 from .noise_conditional import Classifier as Classifier
+from .projected import ProjectedClassifierFree as ProjectedClassifierFree
+from .rescaled import RescaledClassifierFree as RescaledClassifierFree
+from .zero_star import ZeroStarClassifierFree as ZeroStarClassifierFree

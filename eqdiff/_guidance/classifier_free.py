@@ -13,13 +13,15 @@ conditional one, unguided**; Ho & Salimans (2022, equation 6) write
 $(1 + w)\,\hat\varepsilon_y - w\,\hat\varepsilon_\varnothing$ with $w = s - 1$.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from .._check import check_finite
 from .._denoiser import AbstractDenoiser, AbstractWrapper, Estimate
-from .._types import Args, Example, Key, Time
+from .._types import Args, Example, Key, Scalar, Time
 
 
 class ClassifierFree(AbstractWrapper):
@@ -57,13 +59,7 @@ class ClassifierFree(AbstractWrapper):
     def __call__(
         self, t: Time, x: Example, args: Args = None, *, key: Key | None = None
     ) -> Estimate:
-        if args is None:
-            raise ValueError(
-                "ClassifierFree guides towards args, but was given none: write sampler(denoiser, "
-                "x1, args), or use the denoiser unwrapped for unconditional samples."
-            )
-        given = self.denoiser(t, x, args, key=key)
-        null = self.denoiser(t, x, self.null, key=key)
+        given, null = both(self, t, x, args, key)
         scale = jnp.asarray(self.scale, x.dtype)
         # At scale 1 this is the conditional estimate to the last digit, which null + scale * (given
         # − null) is not.
@@ -71,3 +67,26 @@ class ClassifierFree(AbstractWrapper):
             lambda a, b: a + (scale - 1) * (a - b), (given.x0, given.noise), (null.x0, null.noise)
         )
         return Estimate(x0, noise, given.raw_variance)
+
+
+def both(
+    guidance: Any, t: Time, x: Example, args: Args, key: Key | None
+) -> tuple[Estimate, Estimate]:
+    """The estimates with the condition and with `guidance.null` in its place."""
+    if args is None:
+        raise ValueError(
+            f"{type(guidance).__name__} guides towards args, but was given none: write "
+            "sampler(denoiser, x1, args), or use the denoiser unwrapped for unconditional samples."
+        )
+    denoiser = guidance.denoiser
+    return denoiser(t, x, args, key=key), denoiser(t, x, guidance.null, key=key)
+
+
+def dot(a: Example, b: Example) -> Scalar:
+    """The inner product of two examples."""
+    return jnp.sum(a * b)
+
+
+def ratio(a: Scalar, b: Scalar) -> Scalar:
+    """a/b for b ≥ 0, and 0 for 0/0."""
+    return jnp.where(b > 0, a / jnp.where(b > 0, b, 1), 0)
