@@ -21,7 +21,7 @@ NAME = "eqdiff"
 # A room imports lower floors and the rooms listed before it on its own floor.
 FLOORS = (
     tuple("_types _check _deferred _linear_map _platform _require _gaussian _shown".split()),
-    ("_process", "nn", "_atomic", "_together"),
+    ("_process", "nn", "_atomic", "_download", "_together", "_torch_file"),
     ("_parameterisation", "_variance", "_timesteps"),
     ("_denoiser", "_analytic", "_predict", "_trace", "_guidance", "_term"),
     ("_loss", "_sampler", "_likelihood", "_bound"),
@@ -54,7 +54,7 @@ THIRD_PARTIES = {
     "PIL": (frozenset(), frozenset(("data",))),
     "sklearn": (frozenset(), frozenset(("data", "metrics"))),
     "tyro": (frozenset(), frozenset(("train",))),
-    "tqdm": (frozenset(), frozenset(("data", "train", "_chunks"))),
+    "tqdm": (frozenset(), frozenset(("_download", "data", "train", "_chunks"))),
     "safetensors": (frozenset(), frozenset(("_serialise", "interop"))),
     "msgpack": (frozenset(), frozenset(("interop",))),
     "torch": (frozenset(), frozenset(("interop",))),

@@ -290,7 +290,7 @@ def test_sizes_and_rates_are_bounded(tmp_path, monkeypatch):
             data.fetch_cifar10(tmp_path, progress=False, **options)
         assert list(tmp_path.iterdir()) == []
 
-    monkeypatch.setattr("eqdiff.data._download._WINDOW", 0.1)
+    monkeypatch.setattr("eqdiff._download._WINDOW", 0.1)
     with answer(OK + b"\r\n", *([b"x" * 10] * 99), pause=0.02) as url:
         refused("least rate of 5000 bytes/s", url=url, min_rate=5000.0)
     monkeypatch.setattr("eqdiff.data._cifar10._MOST_BYTES", 100_000)

@@ -10,6 +10,7 @@ levels and stay as they are. Everything here is NumPy: nothing touches an accele
 install 'eqdiff[data]'`.
 """
 
+from .._download import DownloadError as DownloadError
 from ._adapters import as_source as as_source, RandomAccessSource as RandomAccessSource
 from ._augment import AbstractAugmentation as AbstractAugmentation
 from ._cache import cached as cached, MappedSource as MappedSource
@@ -20,7 +21,6 @@ from ._cifar10 import (
 )
 from ._dataset import Dataset as Dataset
 from ._digits import digits as digits
-from ._download import DownloadError as DownloadError
 from ._edm_augment import EDMAugmentation as EDMAugmentation
 from ._folder import FolderSource as FolderSource, image_folder as image_folder
 from ._guess import TrainTestFolders as TrainTestFolders

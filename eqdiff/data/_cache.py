@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer, Shaped
 
+from .._download import cache_directory
 from .._require import require
 from ._adapters import RandomAccessSource
 from ._damaged import Skipping
 from ._dataset import Dataset
-from ._download import cache_directory
 from ._files import ZipMember
 from ._folder import FolderSource
 from ._source import AbstractSource, ArraySource, DamagedFileError

@@ -12,6 +12,7 @@ directory as it was.
 """
 
 import contextlib
+import hashlib
 import os
 import shutil
 import tempfile
@@ -19,8 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .._download import cache_directory, download as download_file, DownloadError, unpack
 from ._dataset import Dataset
-from ._download import cache_directory, download as download_file, DownloadError, unpack
 from ._source import ArraySource
 
 
@@ -177,6 +178,7 @@ def fetch_cifar10(
             found, size = download_file(
                 url,
                 archive,
+                digest=hashlib.md5(usedforsecurity=False),
                 timeout=timeout,
                 total_timeout=total_timeout,
                 min_rate=min_rate,

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..._shown import shortened, shown
-from ..files._records import Global, Instance, Refused, Tensor
-from ..files._torch import load_from_bytes, map_file
-from ..files._unpickle import plain, Unpickler
+from ..._torch_file._read import load_from_bytes, map_file
+from ..._torch_file._records import Global, Instance, Refused, Tensor
+from ..._torch_file._unpickle import plain, Unpickler
 
 
 _RECONSTRUCT = Global("torch_utils.persistence", "_reconstruct_persistent_obj")

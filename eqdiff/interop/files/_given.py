@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..._shown import shown
-from ._torch import read_torch, state_dict
+from ..._torch_file import read_torch, state_dict
 
 
 Given = str | os.PathLike | Mapping[str, Any]

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from ..._shown import shortened, shown
+from .._shown import shortened, shown
 
 
 class Refused(Exception):

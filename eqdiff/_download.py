@@ -7,7 +7,6 @@ their digest is known; and an archive is read as a stream that ends at a limit.
 
 import contextlib
 import gzip
-import hashlib
 import http.client
 import os
 import socket
@@ -20,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .._require import require
+from ._require import require
 
 
 _CHUNK = 1 << 16
@@ -106,10 +105,17 @@ def _length(response: Any, max_bytes: int) -> int | None:
 
 
 def _save(
-    response: Any, path: Path, *, max_bytes: int, min_rate: float, label: str, progress: bool
+    response: Any,
+    path: Path,
+    digest: Any,
+    *,
+    max_bytes: int,
+    min_rate: float,
+    label: str,
+    progress: bool,
 ) -> tuple[str, int]:
-    digest, size = hashlib.md5(usedforsecurity=False), 0
-    bar = require("tqdm", "eqdiff.data.fetch_cifar10", extra="data").tqdm(
+    size = 0
+    bar = require("tqdm", "A download", extra="data").tqdm(
         total=_length(response, max_bytes),
         desc=label,
         unit="B",
@@ -141,6 +147,7 @@ def download(
     url: str,
     path: Path,
     *,
+    digest: Any,
     timeout: float,
     total_timeout: float,
     min_rate: float,
@@ -150,7 +157,11 @@ def download(
 ) -> tuple[str, int]:
     """Saves what a URL gives.
 
-    **Returns:** its MD5 and size.
+    **Arguments:**
+
+    - `digest`: a new hash of `hashlib`, which is fed every byte.
+
+    **Returns:** its hexadecimal digest, and the size.
 
     **Raises:** [`eqdiff.data.DownloadError`][], with a reason that does not name the URL.
     """
@@ -160,6 +171,7 @@ def download(
                 found = _save(
                     response,
                     path,
+                    digest,
                     max_bytes=max_bytes,
                     min_rate=min_rate,
                     label=label,

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from ..._shown import reason, shortened, shown
+from .._shown import reason, shortened, shown
 from ._records import Global, Refused, Storage, STORAGES
 from ._unpickle import plain, Unpickler
 

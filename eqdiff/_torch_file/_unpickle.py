@@ -22,7 +22,7 @@ import pickletools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..._shown import reason, shortened, shown
+from .._shown import reason, shortened, shown
 from ._records import (
     CALLS,
     CONTAINERS,
