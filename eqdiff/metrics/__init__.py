@@ -13,6 +13,7 @@ from ._features import (
     to_uint8 as to_uint8,
 )
 from ._frechet import frechet_distance as frechet_distance
+from ._inception import inception_v3 as inception_v3, InceptionV3 as InceptionV3
 from ._inception_score import inception_score as inception_score
 from ._kernel import kernel_distance as kernel_distance
 from ._mean import Mean as Mean, mean as mean
@@ -26,4 +27,10 @@ from ._neighbours import (
 )
 from ._quality import sample_quality as sample_quality, SampleQuality as SampleQuality
 from ._reference import read_moments as read_moments, write_moments as write_moments
+from ._resize import (
+    AbstractResize as AbstractResize,
+    PillowBicubic as PillowBicubic,
+    PyTorchBilinear as PyTorchBilinear,
+    TensorFlowBilinear as TensorFlowBilinear,
+)
 from ._table import table_bits as table_bits

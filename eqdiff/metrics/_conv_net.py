@@ -41,7 +41,7 @@ class Conv(eqx.Module):
             feature_group_count=self.groups,
             precision=jax.lax.Precision.HIGHEST,
         )
-        return self.activation(y[0] + self.bias)
+        return self.activation(y[0] + self.bias[None, None, :])
 
 
 class Chain(eqx.Module):

@@ -188,10 +188,10 @@ def _build(
     arrays.take("fc.bias", 1008)
     arrays.finish()
     return InceptionV3(
-        resize,
-        weights,
-        Chain(early),
-        spatial_block,
-        Chain(late),
-        jnp.asarray(np.transpose(logits), jnp.float32),
+        resize=resize,
+        weights=weights,
+        early=Chain(early),
+        spatial_block=spatial_block,
+        late=Chain(late),
+        logits=jnp.asarray(np.transpose(logits), jnp.float32),
     )

@@ -25,7 +25,7 @@ class Average(eqx.Module):
 
     def __call__(self, x: Float32[Array, "h w c"]) -> Float32[Array, "h w c"]:
         for axis in (0, 1):
-            shape = x.shape[:axis] + (1,) + x.shape[axis + 1 :]
+            shape = (*x.shape[:axis], 1, *x.shape[axis + 1 :])
             edge = jnp.zeros(shape, x.dtype)
             before = jnp.concatenate([edge, jax.lax.slice_in_dim(x, 0, -1, axis=axis)], axis)
             after = jnp.concatenate([jax.lax.slice_in_dim(x, 1, None, axis=axis), edge], axis)

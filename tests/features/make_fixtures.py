@@ -13,7 +13,7 @@ hold shapes and answers alone.
   resizing, through pytorch-fid (`block0` to `block2` thinned out, `pool`, the first 7 channels of
   Mixed_6d). `full/<code>/<image>`: 2048 features with the resizing of TensorFlow (torch-fidelity),
   PyTorch (pytorch-fid) and Pillow (clean-FID's `make_resizer`, then torch-fidelity's network).
-  `full/logits`: torch-fidelity's `logits_unbiased`.
+  `full/logits`: torch-fidelity's `logits_unbiased`; `full/spatial`: Mixed_6d's first 7 channels.
 - `resize.npz`: `<code>/<image>`, in units of 8-bit grey levels, before scaling.
 """
 
@@ -83,26 +83,27 @@ def official_networks():
     return first, second, shapes
 
 
-def small_answers(net):
-    image = seeded.image(0, 3, 107, 91)
-    x = (torch.from_numpy(image)[None].double() - 128) / 128
-    seen = {}
-    handles = [
-        module.register_forward_hook(lambda m, i, o: seen.update(spatial=o[0, :7]))
-        for name, module in net.named_modules()
-        if name == "blocks.2.6"  # Mixed_6d
-    ]
+def run(net, x):
+    """pytorch-fid's network on pixels that are ready: its four outputs, and Mixed_6d's."""
+    seen = []
+    (block,) = (module for name, module in net.named_modules() if name == "blocks.2.6")
+    handle = block.register_forward_hook(lambda module, inputs, output: seen.append(output[0]))
     net.resize_input, net.normalize_input = False, False
-    blocks = net(x)
+    outputs = [output[0] for output in net(x)]
     net.resize_input, net.normalize_input = True, True
-    for handle in handles:
-        handle.remove()
+    handle.remove()
+    return *outputs, seen[0]
+
+
+def small_answers(net):
+    x = (torch.from_numpy(seeded.image(0, 3, 107, 91))[None].double() - 128) / 128
+    block0, block1, block2, pool, spatial = run(net, x)
     return {
-        "small/block0": blocks[0][0, ::8, ::4, ::4],
-        "small/block1": blocks[1][0, ::8, ::2, ::2],
-        "small/block2": blocks[2][0, ::8],
-        "small/spatial": seen["spatial"],
-        "small/pool": blocks[3][0, :, 0, 0],
+        "small/block0": block0[::8, ::4, ::4],
+        "small/block1": block1[::8, ::2, ::2],
+        "small/block2": block2[::8],
+        "small/spatial": spatial[:7],
+        "small/pool": pool[:, 0, 0],
     }
 
 
@@ -127,11 +128,11 @@ def full_answers(first, second):
         found[f"full/tensorflow/{name}"] = pool[0]
         found[f"full/logits/{name}"] = logits[0]
         found[f"full/pytorch/{name}"] = first(x.double() / 255)[3][0, :, 0, 0]
-        clean = torch.from_numpy(resized("pillow", image, (299, 299)))[None].double()
-        net = first
-        net.resize_input, net.normalize_input = False, False
-        found[f"full/pillow/{name}"] = net((clean - 128) / 128)[3][0, :, 0, 0]
-        net.resize_input, net.normalize_input = True, True
+        ready = torch.from_numpy(resized("pillow", image, (299, 299)))[None].double()
+        found[f"full/pillow/{name}"] = run(first, (ready - 128) / 128)[3][:, 0, 0]
+    ready = torch.from_numpy(resized("tensorflow", seeded.image(*FULL["small"]), (299, 299)))[None]
+    spatial = run(first, (ready.double() - 128) / 128)[4]
+    found["full/spatial/small"] = spatial[:7].permute(1, 2, 0).reshape(-1)
     return found
 
 
