@@ -187,7 +187,7 @@ def _build(
     # Not used: see equation (1).
     arrays.take("fc.bias", 1008)
     arrays.finish()
-    return InceptionV3(
+    return InceptionV3(  # pyright: ignore[reportCallIssue] (`name` is a property)
         resize=resize,
         weights=weights,
         early=Chain(early),
