@@ -36,6 +36,7 @@ from ._failures import FailedExamples as FailedExamples
 from ._gaussian import (
     discretised_gaussian_log_likelihood as discretised_gaussian_log_likelihood,
     discretised_gaussian_log_likelihood_exact as discretised_gaussian_log_likelihood_exact,
+    grid_gaussian_log_likelihood as grid_gaussian_log_likelihood,
 )
 from ._guidance import (
     AutoGuidance as AutoGuidance,
@@ -72,8 +73,11 @@ from ._loss import (
     AbstractWeighting as AbstractWeighting,
     bound_term as bound_term,
     classifier_loss as classifier_loss,
+    continuous_terms as continuous_terms,
+    ContinuousTerms as ContinuousTerms,
     EDMWeighting as EDMWeighting,
     implicit_score_matching as implicit_score_matching,
+    l_continuous as l_continuous,
     l_hybrid as l_hybrid,
     l_simple as l_simple,
     l_vlb as l_vlb,
@@ -82,6 +86,7 @@ from ._loss import (
     NoiseWeighting as NoiseWeighting,
     score_matching as score_matching,
     SigmoidWeighting as SigmoidWeighting,
+    variance_minimising as variance_minimising,
 )
 from ._map import (
     generate as generate,
@@ -109,6 +114,7 @@ from ._process import (
     EDMSDE as EDMSDE,
     karras_times as karras_times,
     KernelSDE as KernelSDE,
+    LearnedVPSDE as LearnedVPSDE,
     linear_schedule as linear_schedule,
     log_snr_times as log_snr_times,
     LogNoise as LogNoise,

@@ -13,11 +13,15 @@ $$P(x) = \Phi\!\left(\frac{x
   + h - \mu}{\varsigma}\right) - \Phi\!\left(\frac{x - h - \mu}{\varsigma}\right),
   \qquad h = \frac{1}{L - 1}, \tag{2}$$
 
-for $L$ equally spaced grey levels on $[-1, 1]$.
+for $L$ equally spaced grey levels on $[-1, 1]$; and under a Gaussian that knows nothing but the
+grid's values $v$ (Kingma et al. 2021, section 3.3),
+
+$$P(x) = \frac{e^{-(x - \mu)^2/2\varsigma^2}}{\sum_v e^{-(v - \mu)^2/2\varsigma^2}}. \tag{3}$$
 """
 
 import math
 
+import jax
 import jax.numpy as jnp
 from jax.scipy.special import log_ndtr
 from jaxtyping import Array, Float
@@ -132,3 +136,24 @@ def discretised_gaussian_log_likelihood_exact(
     below = log_ndtr(inverse_std * (x - mean + half))
     above = log_ndtr(-inverse_std * (x - mean - half))
     return jnp.where(x < -edge, below, jnp.where(x > edge, above, inside))
+
+
+def grid_gaussian_log_likelihood(
+    x: Example, mean: Example, log_std: Example, *, levels: int = 256
+) -> Example:
+    r"""Equation (3) in nats per element: which level it was, given it with Gaussian noise.
+
+    For all levels equally likely beforehand it is the posterior, so that nothing decodes
+    $x + \varsigma\varepsilon$ better without a network. Arguments as for
+    `discretised_gaussian_log_likelihood`, `mean` being the noisy value. Memory is `levels` times
+    that of `x`.
+
+    ??? cite "Reference"
+
+        Kingma, Salimans, Poole & Ho, *Variational Diffusion Models*, NeurIPS 2021, section 3.3.
+    """
+    grid = jnp.linspace(-1, 1, levels, dtype=x.dtype).reshape(*(1,) * x.ndim, levels)
+    x, mean, precision = (a[..., None] for a in (x, mean, jnp.exp(-2 * log_std)))
+    # The exponents less that of x itself, as a product, in which nothing cancels.
+    exponents = -0.5 * precision * (grid - x) * (grid + x - 2 * mean)
+    return -jax.nn.logsumexp(exponents, axis=-1)

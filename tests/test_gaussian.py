@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.integrate
+import scipy.special
 import scipy.stats
 from helpers import assert_golden, load_golden
 from toys import quick_jit
@@ -239,3 +240,16 @@ def test_tanh_approximation_differs_from_the_normal_by_at_most_2e4(x64):
     assert_golden(np.exp(log_p).astype(np.float32), PIECES, "approx_cdf/out")
     log_p = exact(jnp.full(z.shape, -1.0), jnp.asarray(half - 1 - z), jnp.zeros(z.shape))
     np.testing.assert_allclose(np.exp(log_p), scipy.stats.norm.cdf(z), rtol=1e-10, atol=1e-15)
+
+
+def test_the_posterior_of_the_grid_is_a_softmax(x64):
+    """Equation (3) by SciPy, which keeps float32's digits at a noise of 1e-3."""
+    mean, std = np.array([-0.93, 0.31, 1.4])[:, None], np.array([0.002, 0.1, 3.0])[:, None]
+    levels = grid(5)
+    truth = scipy.special.log_softmax(-((levels - mean) ** 2) / (2 * std**2), axis=1)
+    x, mean, log_std = (np.broadcast_to(a, truth.shape) for a in (levels, mean, np.log(std)))
+    for dtype, rtol in ((jnp.float64, 1e-12), (jnp.float32, 2e-6)):
+        given = (jnp.asarray(a, dtype) for a in (x, mean, log_std))
+        actual = eqd.grid_gaussian_log_likelihood(*given, levels=5)
+        assert actual.dtype == dtype
+        np.testing.assert_allclose(actual, truth, rtol=rtol, atol=rtol)

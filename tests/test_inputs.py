@@ -48,6 +48,11 @@ def predicted(x, denoiser=ORACLE):
     return eqd.predict(denoiser, 3, x, noise=jnp.asarray(NOISE, x.dtype))
 
 
+def continuous(x):
+    denoiser = eqd.on(ORACLE, eqd.VPSDE())
+    return eqd.predict(denoiser, 0.3, x, noise=jnp.asarray(NOISE, x.dtype))
+
+
 def sampled(sampler):
     return lambda x: sampler(ORACLE, x, key=KEY)
 
@@ -100,6 +105,8 @@ SCORES = {
     "bound_term": lambda x: eqd.bound_term(predicted(x), levels=LEVELS),
     "l_vlb": lambda x: eqd.l_vlb(predicted(x), levels=LEVELS),
     "l_hybrid": lambda x: eqd.l_hybrid(predicted(x, LEARNED), levels=LEVELS),
+    "l_continuous": lambda x: eqd.l_continuous(continuous(x), levels=LEVELS),
+    "continuous_terms": lambda x: eqd.continuous_terms(continuous(x), levels=LEVELS).bits,
     "variational_bound": lambda x: eqd.variational_bound(ORACLE, x, levels=LEVELS, key=KEY).bits,
     "continuous_bound": lambda x: (
         eqd.continuous_bound(ORACLE, x, levels=LEVELS, num_terms=4, key=KEY).bits
@@ -230,6 +237,7 @@ COUNTS = {
     "linear_schedule": lambda n: eqd.linear_schedule(n, beta_min=1e-6, beta_max=1e-3),
     "alpha_bar_schedule": lambda n: eqd.alpha_bar_schedule(lambda u: 1 - 0.9 * u, n),
     "discretise": lambda n: eqd.discretise(eqd.VPSDE(), n),
+    "LearnedVPSDE": lambda n: eqd.LearnedVPSDE(units=n),
     "uniform_times": lambda n: eqd.uniform_times(SCHEDULE, n),
     "quadratic_times": lambda n: eqd.quadratic_times(eqd.VPSDE(), n),
     "log_snr_times": lambda n: eqd.log_snr_times(eqd.VPSDE(), n),
@@ -336,12 +344,15 @@ NEITHER = {
         "LearnedRange",
         "discretised_gaussian_log_likelihood",
         "discretised_gaussian_log_likelihood_exact",
+        "grid_gaussian_log_likelihood",
+        "variance_minimising",
     ),
     # Wraps any function.
     "unchecked",
     # Records, made by the library alone.
     *(
         "BitsPerDim",
+        "ContinuousTerms",
         "Estimate",
         "FailedExamples",
         "LogLikelihood",

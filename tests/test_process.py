@@ -29,6 +29,7 @@ KERNEL = eqd.KernelSDE(
     t1=1.0,
     c_noise=lambda t: 999 * t,
 )
+LEARNED = eqd.LearnedVPSDE(units=12)
 SDES = {
     **GOLDEN,
     "odd VPSDE": eqd.VPSDE(0.3, 7.0, t0=1e-4, t1=0.9),
@@ -37,6 +38,7 @@ SDES = {
     "EDMSDE": EDM,
     "flow": FLOW,
     "kernel": KERNEL,
+    "learned": LEARNED,
     "schedule": SCHEDULE,
 }
 sdes = pytest.mark.parametrize("sde", SDES.values(), ids=SDES)

@@ -29,7 +29,8 @@ from jaxtyping import Array, Float
 
 from .._check import check_levels, whole
 from .._denoiser import AbstractDenoiser
-from .._gaussian import discretised_gaussian_log_likelihood, gaussian_kl, nats_to_bits
+from .._gaussian import discretised_gaussian_log_likelihood, nats_to_bits
+from .._loss import prior_kl
 from .._loss.discrete import Decoder
 from .._predict import predict
 from .._process import AbstractProcess
@@ -122,7 +123,7 @@ def continuous_bound(
     # Not for gradients: that of a square root at 0 is infinite.
     spread = jax.lax.stop_gradient(jnp.sum((pairs[:, 0] - pairs[:, 1]) ** 2) * (width / 2) ** 2 / 4)
     spread = spread + jax.lax.stop_gradient((nlls[-2] - nlls[-1]) ** 2 / 4)
-    prior = nats_to_bits(_prior(process, x0))
+    prior = nats_to_bits(prior_kl(process, x0))
     bits = prior + reconstruction + diffusion
     stderr = nats_to_bits(jnp.sqrt(spread))
     return ContinuousBound(bits, stderr, prior, reconstruction, diffusion, times[:-2], errors[:-2])
@@ -139,11 +140,3 @@ def _times(
     log_snr = low + width * (jnp.arange(strata, dtype=dtype)[:, None] + u)
     times = jax.vmap(process.time)(log_snr.reshape(-1)).astype(dtype)
     return jnp.clip(times, jnp.asarray(process.t0, dtype), jnp.asarray(process.t1, dtype)), width
-
-
-def _prior(process: AbstractProcess, x0: Example) -> Scalar:
-    """The KL divergence to the prior per dimension, in nats: both in units of its scale."""
-    alpha, sigma = process.levels(process.t1, like=x0)
-    scale = process.prior_scale().astype(x0.dtype)
-    log_variance = 2 * (jnp.log(sigma) - jnp.log(scale))
-    return jnp.mean(gaussian_kl(alpha * x0 / scale, log_variance, jnp.zeros_like(x0)))

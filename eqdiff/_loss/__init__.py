@@ -1,3 +1,10 @@
+from .bound import (
+    continuous_terms as continuous_terms,
+    ContinuousTerms as ContinuousTerms,
+    l_continuous as l_continuous,
+    prior_kl as prior_kl,
+    variance_minimising as variance_minimising,
+)
 from .classifier import classifier_loss as classifier_loss
 from .continuous import score_matching as score_matching
 from .discrete import (

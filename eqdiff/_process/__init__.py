@@ -16,6 +16,7 @@ from .discretisation import discretise as discretise
 from .edm import EDMSDE as EDMSDE
 from .exact import exactly as exactly
 from .kernel import KernelSDE as KernelSDE
+from .learned import LearnedVPSDE as LearnedVPSDE
 from .named import (
     alpha_bar_schedule as alpha_bar_schedule,
     cosine_schedule as cosine_schedule,

@@ -7,15 +7,11 @@ $$f = \frac{\dot\alpha}{\alpha}, \qquad
   g^2 = 2\sigma\dot\sigma - 2f\sigma^2 = -\sigma^2\dot\lambda. \tag{1}$$
 
 The derivatives are found by automatic differentiation. The inverse $t(\lambda)$ is found by
-bisection, which cannot fail for a monotone λ, and differentiated as an implicit function of λ and
-of whatever parameters θ the two functions hold,
-
-$$\mathrm dt = \frac{\mathrm d\lambda
-  - \partial_\theta\lambda_t\,\mathrm d\theta}{\dot\lambda_t}. \tag{2}$$
+bisection and differentiated as an implicit function (`_inverse.py`).
 
 Nothing is known of λ but its values, whose difference cancels over a short step. There
 
-$$\lambda_s - \lambda_t = -\int_s^t \dot\lambda_\tau\,\mathrm d\tau \tag{3}$$
+$$\lambda_s - \lambda_t = -\int_s^t \dot\lambda_\tau\,\mathrm d\tau \tag{2}$$
 
 is found by Gauss–Legendre quadrature instead.
 """
@@ -31,6 +27,7 @@ from jaxtyping import Array
 
 from .._check import check_positive, is_traced, known_number
 from .._types import Scalar, Time
+from ._inverse import Curve, derivative, inverse
 from .base import AbstractProcess, as_time
 
 
@@ -106,7 +103,7 @@ class KernelSDE(AbstractProcess):
         s, t = as_time(s), as_time(t)
         signal, noise = self.alpha(s) / self.alpha(t), self.sigma(t) / self.sigma(s)
         direct = 2 * (jnp.log(signal) + jnp.log(noise))
-        # Equation (3). Where it is used (a fall of 0.45 in float32, 0.17 in float64) five nodes are
+        # Equation (2). Where it is used (a fall of 0.45 in float32, 0.17 in float64) five nodes are
         # exact to rounding, and the difference has lost no more than a digit elsewhere.
         middle, half = 0.5 * (s + t), 0.5 * (t - s)
         slopes = jax.vmap(self._log_snr_dot)(middle + half * jnp.asarray(_NODES, t.dtype))
@@ -122,17 +119,17 @@ class KernelSDE(AbstractProcess):
         """
         log_snr = jnp.asarray(log_snr)
         ends = (jnp.asarray(end).astype(log_snr.dtype) for end in (self.t0, self.t1))
-        return _inverse(_Curve(_closed(self.log_snr, log_snr), *ends), log_snr)
+        return inverse(Curve(_closed(self.log_snr, log_snr), *ends), log_snr)
 
     def c_noise(self, t: Time) -> Scalar:
         t = as_time(t)
         return 1000 * t / self.t1 if self._c_noise is None else _value("c_noise", self._c_noise, t)
 
     def alpha_dot(self, t: Time) -> Scalar:
-        return _derivative(self.alpha, t)
+        return derivative(self.alpha, t)
 
     def sigma_dot(self, t: Time) -> Scalar:
-        return _derivative(self.sigma, t)
+        return derivative(self.sigma, t)
 
     def prior_scale(self) -> Scalar:
         return self.sigma(self.t1) if self._prior_scale is None else as_time(self._prior_scale)
@@ -145,11 +142,6 @@ def _value(name: str, function: Callable, t: Scalar) -> Scalar:
             f"KernelSDE: {name}(t) returned shape {value.shape} for a 0-d t, expected one number."
         )
     return value.astype(t.dtype)
-
-
-def _derivative(function: Callable[[Scalar], Scalar], t: Time) -> Scalar:
-    t = as_time(t)
-    return jax.jvp(function, (t,), (jnp.ones_like(t),))[1]
 
 
 def _closed(function: Callable, like: Scalar) -> Callable:
@@ -191,49 +183,3 @@ def _check(process: KernelSDE) -> None:
             f"at t = {times[i]:g} to {log_snr[i + 1]:g} at t = {times[i + 1]:g}. Time runs from "
             "data at t0 to noise at t1."
         )
-
-
-class _Curve(eqx.Module):
-    """λ(t) on an interval."""
-
-    log_snr: Callable[[Scalar], Scalar]
-    low: Array
-    high: Array
-
-
-def _bisect(curve: _Curve, value: Scalar) -> Scalar:
-    """Halves [t0, t1] until no number lies between its ends: the precision of t, however small t
-    is.
-    """
-
-    def unfinished(state):
-        left, middle, right = state
-        return (left < middle) & (middle < right)
-
-    def halve(state):
-        left, middle, right = state
-        above = curve.log_snr(middle) > value
-        left, right = jnp.where(above, middle, left), jnp.where(above, right, middle)
-        return left, 0.5 * (left + right), right
-
-    start = (curve.low, 0.5 * (curve.low + curve.high), curve.high)
-    left, _, right = jax.lax.while_loop(unfinished, halve, start)
-    # One of two neighbours: the one that fits better.
-    miss = [jnp.abs(curve.log_snr(end) - value) for end in (left, right)]
-    return jnp.where(miss[0] <= miss[1], left, right)
-
-
-@eqx.filter_custom_jvp
-def _inverse(curve: _Curve, value: Scalar) -> Scalar:
-    return _bisect(curve, value)
-
-
-@_inverse.def_jvp
-def _(primals, tangents):
-    (curve, value), (curve_dot, value_dot) = primals, tangents
-    t = _inverse(curve, value)
-    rise = jnp.zeros_like(value) if value_dot is None else value_dot
-    if any(leaf is not None for leaf in jax.tree.leaves(curve_dot)):
-        _, moved = eqx.filter_jvp(lambda c: c.log_snr(t), (curve,), (curve_dot,))
-        rise = rise - moved
-    return t, rise / _derivative(curve.log_snr, t)

@@ -22,6 +22,7 @@ from .._process import (
     AbstractProcess,
     CosineVPSDE,
     EDMSDE,
+    LearnedVPSDE,
     LogNoise,
     RectifiedFlow,
     ScaledTime,
@@ -60,7 +61,7 @@ _CLASSES = {
     f"eqdiff.{cls.__name__}": cls
     for cls in (
         *(VPSDE, VESDE, SubVPSDE, CosineVPSDE, EDMSDE, RectifiedFlow),
-        Schedule,
+        *(LearnedVPSDE, Schedule),
         *(
             PredictNoise,
             PredictData,
