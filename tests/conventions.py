@@ -51,7 +51,7 @@ THIRD_PARTIES = {
     "wandb": (frozenset(), frozenset(("train",))),
     "matplotlib": (frozenset(), frozenset(("train",))),
     "grain": (frozenset(), frozenset(("data",))),
-    "PIL": (frozenset(), frozenset(("data",))),
+    "PIL": (frozenset(), frozenset(("data", "metrics"))),
     "sklearn": (frozenset(), frozenset(("data", "metrics"))),
     "tyro": (frozenset(), frozenset(("train",))),
     "tqdm": (frozenset(), frozenset(("_download", "data", "train", "_chunks"))),

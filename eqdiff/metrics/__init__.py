@@ -33,4 +33,5 @@ from ._resize import (
     PyTorchBilinear as PyTorchBilinear,
     TensorFlowBilinear as TensorFlowBilinear,
 )
+from ._samples import read_samples as read_samples
 from ._table import table_bits as table_bits
