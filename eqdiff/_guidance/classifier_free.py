@@ -76,7 +76,8 @@ def both(
     if args is None:
         raise ValueError(
             f"{type(guidance).__name__} guides towards args, but was given none: write "
-            "sampler(denoiser, x1, args), or use the denoiser unwrapped for unconditional samples."
+            "sampler(denoiser, x1, args) or log_likelihood(denoiser, x, args), or use the denoiser "
+            "unwrapped where nothing conditions it."
         )
     denoiser = guidance.denoiser
     return denoiser(t, x, args, key=key), denoiser(t, x, guidance.null, key=key)

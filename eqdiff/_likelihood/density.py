@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._check import of
 from .._denoiser import AbstractDenoiser
 from .._guidance import over_examples
-from .._sampler import error_norm, integrate, ProbabilityFlow
+from .._sampler import AbstractSampler, error_norm, integrate, ProbabilityFlow
 from .._sampler.base import check_call
 from .._sampler.cost import is_counted, solve_stats
 from .._term import augmented_flow
@@ -57,8 +58,10 @@ def log_likelihood(
 
     **Arguments:**
 
-    - `denoiser`: any denoiser. With an [`eqdiff.Batched`][] one, `x` and `args` are a batch, solved
-        with shared steps so that every example meets the tolerance.
+    - `denoiser`: any denoiser. Of a guided one it is the density of the flow that its guidance
+        makes: the posterior where the guidance is exact, as Bayes' rule at scale 1 is, and not the
+        normalised $p(x)\,p(y|x)^s$ at another scale. With an [`eqdiff.Batched`][] one, `x` and
+        `args` are a batch, solved with shared steps so that every example meets the tolerance.
     - `x`: one example, at time $t_0$.
     - `args`: what conditions the network.
     - `flow`: the solver, its tolerances and its adjoint: see [`eqdiff.ProbabilityFlow`][]. The
@@ -75,6 +78,12 @@ def log_likelihood(
     key, the network has no forward-mode derivative, or the derivative of the solve needs another
     adjoint. A runtime error if `x` is not finite, or `max_steps` were not enough.
     """
+    if isinstance(denoiser, AbstractSampler):
+        raise ValueError(
+            f"log_likelihood takes a denoiser, but was given the sampler {of(denoiser)}, whose "
+            "samples have no known density. For data that were measured write "
+            "log_likelihood(PosteriorGuidance(denoiser, y, operator, std), x)."
+        )
     check_call("log_likelihood", denoiser, x)
     single, each = over_examples(denoiser)
     if single is denoiser:

@@ -6,6 +6,12 @@ from ._budget import (
     ErrorBudget as ErrorBudget,
     flow_errors as flow_errors,
 )
+from ._calibration import (
+    Calibration as Calibration,
+    calibration as calibration,
+    calibration_ranks as calibration_ranks,
+    posterior_ranks as posterior_ranks,
+)
 from ._classifier import ClassifierFeatures as ClassifierFeatures
 from ._features import (
     AbstractFeatures as AbstractFeatures,
