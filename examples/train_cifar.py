@@ -21,8 +21,9 @@ NOTED = ("process", "preset", "num_timesteps", "data_dir", "image_size", "image_
 
 
 def main(
-    process: Literal["cosine", "linear", "vp", "sub-vp", "ve", "edm", "flow"] = "cosine",
-    preset: Literal["iddpm", "ddpmpp", "ddpmpp-deep", "ncsnpp", "ncsnpp-deep", "edm"] | None = None,
+    process: Literal["cosine", "linear", "vp", "sub-vp", "ve", "edm", "flow", "learned"] = "cosine",
+    preset: Literal["iddpm", "ddpmpp", "ddpmpp-deep", "ncsnpp", "ncsnpp-deep", "edm", "vdm"]
+    | None = None,
     small: bool | None = None,
     num_timesteps: int | None = None,
     dataset: Literal["cifar10", "digits", "folder"] | None = None,
@@ -56,10 +57,11 @@ def main(
     pictures, checkpoints, model.safetensors (for sample.py and likelihood.py) and report.md.
 
     Args:
-        process: the chain of Improved DDPM on one of its schedules, trained with L_hybrid; or an
-            SDE of Song et al., EDM's, or a rectified flow, trained by score matching.
+        process: the chain of Improved DDPM on one of its schedules, trained with L_hybrid; an SDE
+            of Song et al., EDM's, or a rectified flow, trained by score matching; or a learned
+            one, trained for the likelihood.
         preset: network and numbers of a paper, from eqdiff.train.recipes. Default: iddpm for the
-            chain, ncsnpp for ve, ddpmpp for vp and sub-vp, edm for edm and flow.
+            chain, ncsnpp for ve, ddpmpp for vp and sub-vp, vdm for learned, and edm.
         small: the preset in a size for a CPU. Default: for digits, and where there is no GPU.
         num_timesteps: of the chain. Default: 4000, and 1000 if small.
         dataset: default: CIFAR-10 on a GPU, otherwise digits. folder: your images, in --data-dir.
@@ -99,7 +101,8 @@ def main(
     images, classes = data.held_out(eval_images)
     labels = classes if conditional else None
     small = (found == "digits" or not gpu) if small is None else small
-    options: dict[str, Any] = dict(num_timesteps=num_timesteps, small=small, example=data.shape)
+    options: dict[str, Any] = dict(num_timesteps=num_timesteps, small=small)
+    options |= dict(example=data.shape, levels=data.levels)
     recipe = eqd.train.recipes.named(process, preset, **options).changed(change)
     dtype = compute_dtype or ("bfloat16" if gpu else "float32")
 
@@ -109,8 +112,12 @@ def main(
         if isinstance(recipe.process, eqd.Schedule):
             simple, vlb = eqd.l_simple(p), eqd.l_vlb(eqd.stop_mean(p), levels=data.levels)
             return simple + 1e-3 * vlb, {"simple": simple, "vlb": vlb}
+        if isinstance(recipe.process, eqd.LearnedVPSDE):
+            return eqd.l_continuous(p, levels=data.levels), {"simple": eqd.l_simple(p)}
         return eqd.score_matching(p, recipe.weighting), {"simple": eqd.l_simple(p)}
 
+    if isinstance(recipe.process, eqd.LearnedVPSDE):
+        loss_fn = eqd.variance_minimising(loss_fn)
     net_key, key, eval_key = jax.random.split(jax.random.key(seed), 3)
     options = dict(num_classes=num_classes, compute_dtype=jnp.dtype(dtype), key=net_key)
     net, optimiser = recipe.network(data.shape, **options), recipe.optimiser()
@@ -159,7 +166,7 @@ def draw(recipe, most, denoiser, num, data, num_classes, key, mesh, path):
 
 
 def report(run, state, data, bound, flow, samples, classes):
-    bits = [("of", "bits/dim"), ("variational bound", bound), ("probability flow", flow)]
+    bits: list[Any] = [("of", "bits/dim"), ("variational bound", bound), ("probability flow", flow)]
     tables: dict[str, Any] = {f"{bound.num} held-out images": bits}
     values: dict[str, Any] = dict(bound=bound, flow=flow)
     if data.name == "digits":
@@ -167,6 +174,9 @@ def report(run, state, data, bound, flow, samples, classes):
         real = (data.normalise(x), labels), data.held_out()
         quality = eqd.metrics.sample_quality(samples, classes, *real, levels=data.levels)
         values["quality"], tables["Samples"] = quality, quality.table()
+        coded = dict[str, Any](train_labels=labels, labels=real[1][1], levels=data.levels)
+        values["table"] = eqd.metrics.table_bits(real[0][0], real[1][0], **coded)
+        bits.append(("independent pixels of each class, counted", values["table"]))
     eqd.train.write_report(run, state, title=f"A model of {data.name}", tables=tables, **values)
     print(f"Bound {bound}, flow {flow} bits/dim. Report and pictures: {run.folder / 'report.md'}")
 

@@ -10,7 +10,8 @@ therefore begin at the time $t_0$ with
 
 $$\frac{\sigma_{t_0}}{\alpha_{t_0}} = 0.4\cdot\frac{2}{L-1}, \tag{1}$$
 
-the level at which the cosine schedule of 4000 steps begins, or where the process does, if later.
+the level at which the cosine schedule of 4000 steps begins, or where the process does, if later. A
+learned process begins where it has learned to.
 """
 
 from typing import Any
@@ -27,7 +28,7 @@ from .._denoiser import AbstractDenoiser, on
 from .._guidance import Clip
 from .._likelihood import AbstractDequantisation, bits_per_dim, GaussianDequantisation
 from .._map import map_examples
-from .._process import Schedule
+from .._process import LearnedVPSDE, Schedule
 from .._sampler import ProbabilityFlow
 from .._types import Key
 from ._mean import Mean, mean
@@ -76,9 +77,9 @@ class _Flow(eqx.Module):
 
 
 def from_first_level(denoiser: AbstractDenoiser, levels: int) -> AbstractDenoiser:
-    """The denoiser on the interval that begins at equation (1); a schedule's is left as it is."""
+    """The denoiser on the interval that begins at equation (1); a schedule's or a learned process's is as it is."""
     process = denoiser.process
-    if isinstance(process, Schedule):
+    if isinstance(process, Schedule | LearnedVPSDE):
         return denoiser
     start = process.time(jnp.asarray(-2 * np.log(0.8 / (levels - 1))))
     t0 = max(float(process.t0), float(start))

@@ -18,7 +18,7 @@ from jaxtyping import PyTree
 from .._denoiser import CNoise, Denoiser
 from .._loss import AbstractWeighting, NoiseWeighting
 from .._parameterisation import AbstractParameterisation, PredictNoise
-from .._process import AbstractProcess, Schedule
+from .._process import AbstractProcess, LearnedVPSDE, Schedule
 from .._sampler import AbstractSampler
 from .._timesteps import AbstractTimesteps
 from .._types import Key
@@ -64,14 +64,14 @@ class Recipe:
 
     **Fields:**
 
-    - `process`: what adds the noise.
+    - `process`: what adds the noise. An [`eqdiff.LearnedVPSDE`][] is trained with the network.
     - `parameterisation`, `variance`, `c_noise`: as for [`eqdiff.Denoiser`][].
     - `style`, `embed`, `shape`: the network's, as for [`eqdiff.nn.UNet`][]. The channels, classes
         and number of levels in `shape` are replaced by what the data ask for.
     - `by_sigma`: whether the network's output is divided by σ ([`eqdiff.nn.DividedBySigma`][]).
     - `timesteps`: how times are drawn.
-    - `weighting`: of score matching, on a process that is no schedule; those are trained with
-        [`eqdiff.l_hybrid`][].
+    - `weighting`: of score matching. A schedule is trained with [`eqdiff.l_hybrid`][] instead, a
+        learned process with [`eqdiff.l_continuous`][].
     - `sampler`: the paper's sampler, as a function of the number of steps.
     - `sample_steps`: the paper's number.
     - `batch_size`, `num_steps`, `learning_rate`, `warmup`, `grad_clip`, `ema`, `horizontal_flip`:
@@ -162,7 +162,8 @@ class Recipe:
         compute_dtype: Any = jnp.float32,
         key: Key,
     ) -> PyTree:
-        """A new network for examples of this shape.
+        """A new network for examples of this shape; a denoiser that holds it and the process, where
+        the process is learned.
 
         Levels whose sides would be odd or below four are left out.
 
@@ -192,10 +193,14 @@ class Recipe:
             # One program: a network made piece by piece compiles hundreds.
             return UNet(shape, self.style, self.embed, compute_dtype=compute_dtype, key=key)
 
-        return DividedBySigma(build(key)) if self.by_sigma else build(key)
+        net = DividedBySigma(build(key)) if self.by_sigma else build(key)
+        return self._denoiser(net) if isinstance(self.process, LearnedVPSDE) else net
 
     def denoiser(self, net: PyTree) -> Denoiser:
-        """The network with this recipe's meaning."""
+        """The network with this recipe's meaning; one that is a denoiser already, as it is."""
+        return net if isinstance(net, Denoiser) else self._denoiser(net)
+
+    def _denoiser(self, net: PyTree) -> Denoiser:
         return Denoiser(
             net,
             self.process,
@@ -234,7 +239,7 @@ class Recipe:
         style = dataclasses.replace(
             self.style, norm=dataclasses.replace(self.style.norm, groups=8), dropout=0.0
         )
-        mult = (1, 2, 2, 2)[: len(self.shape.channel_mult)]
+        mult = (1, 2, 2, 2)[: max(2, len(self.shape.channel_mult))]
         shape = dataclasses.replace(self.shape, channels=32, num_res_blocks=1, channel_mult=mult)
         return dataclasses.replace(
             self,

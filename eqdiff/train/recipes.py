@@ -6,6 +6,7 @@ r"""The training configurations of the papers for CIFAR-10, for any process.
 | `ddpmpp` | DDPM++, 62 M | VP, sub-VP | 1.3 M | 128 | 2e-4 | Euler–Maruyama |
 | `ncsnpp` | NCSN++, 63 M | VE | 1.3 M | 128 | 2e-4 | predictor–corrector |
 | `edm` | EDM's DDPM++, 56 M | EDM's | 390 k | 512 | 1e-3 | Heun's method |
+| `vdm` | VDM's, at one resolution, NN M | a learned one | 10 M | 128 | 2e-4 | ancestral, 1000 steps |
 
 DDPM++ and NCSN++ are also there `deep`: 107 and 108 million parameters, 950,000 steps.
 
@@ -15,7 +16,8 @@ twice as large: `VESDE(0.02, 100.0)`.
 Each takes the process that it is to train on; how the network's output is read, and how samples
 are drawn, follow the process: ε on schedules, VP and sub-VP, a score on VE for the networks that
 know σ, $\varepsilon - x_0$ on a rectified flow, and otherwise EDM's preconditioning. A schedule
-has a learned variance, and is trained with L_hybrid.
+has a learned variance, and is trained with L_hybrid. A learned process
+([`eqdiff.LearnedVPSDE`][]) is trained with the network, on the variational bound.
 """
 
 import functools
@@ -33,6 +35,7 @@ from .._process import (
     AbstractProcess,
     cosine_schedule,
     EDMSDE,
+    LearnedVPSDE,
     linear_schedule,
     RectifiedFlow,
     Schedule,
@@ -43,6 +46,7 @@ from .._process import (
 from .._sampler import (
     AbstractSampler,
     Ancestral,
+    DDIM,
     EulerMaruyama,
     Langevin,
     PredictorCorrector,
@@ -61,6 +65,7 @@ def named(
     preset: str | None = None,
     *,
     example: tuple[int, ...] = (3, 32, 32),
+    levels: int = 256,
     num_timesteps: int | None = None,
     small: bool = False,
 ) -> Recipe:
@@ -68,10 +73,12 @@ def named(
 
     **Arguments:**
 
-    - `process`: `"cosine"`, `"linear"`, `"vp"`, `"sub-vp"`, `"ve"`, `"edm"` or `"flow"`.
-    - `preset`: `"iddpm"`, `"ddpmpp"`, `"ddpmpp-deep"`, `"ncsnpp"`, `"ncsnpp-deep"` or `"edm"`; by
-        default the one whose paper has the process.
+    - `process`: `"cosine"`, `"linear"`, `"vp"`, `"sub-vp"`, `"ve"`, `"edm"`, `"flow"` or
+        `"learned"`.
+    - `preset`: `"iddpm"`, `"ddpmpp"`, `"ddpmpp-deep"`, `"ncsnpp"`, `"ncsnpp-deep"`, `"edm"` or
+        `"vdm"`; by default the one whose paper has the process.
     - `example`: the shape of an example. VE's largest noise is about the distance of two of them.
+    - `levels`: the number of grey levels. A learned process begins at 0.4 of their distance.
     - `num_timesteps`: of a schedule; by default 4000, and 1000 if small.
     - `small`: whether to take [`eqdiff.train.Recipe.small`][].
 
@@ -87,6 +94,7 @@ def named(
         "ve": ("ncsnpp", lambda: VESDE(0.02, 100 * math.sqrt(math.prod(example) / 3072))),
         "edm": ("edm", EDMSDE),
         "flow": ("edm", RectifiedFlow),
+        "learned": ("vdm", lambda: _learned(levels)),
     }
     presets = {
         "iddpm": iddpm,
@@ -95,6 +103,7 @@ def named(
         "ncsnpp": ncsnpp,
         "ncsnpp-deep": functools.partial(ncsnpp, deep=True),
         "edm": edm,
+        "vdm": vdm,
     }
     if process not in processes or (preset is not None and preset not in presets):
         raise ValueError(
@@ -179,6 +188,35 @@ def edm(process: AbstractProcess) -> Recipe:
     )
 
 
+def vdm(process: AbstractProcess) -> Recipe:
+    """Variational diffusion models' configuration for CIFAR-10, for a likelihood (Kingma et al.
+    2021, appendix B), without weight decay.
+
+    One resolution, 32 blocks, and attention in the middle.
+
+    **Arguments:**
+
+    - `process`: the paper's is `LearnedVPSDE()` with ends that are learned, for which write arrays.
+    """
+    return Recipe(
+        process=process,
+        style=styles.ddpm(dropout=0.1),
+        embed=embeddings.iddpm(),
+        shape=UNetShape(num_res_blocks=32, channel_mult=(1,), attention_downsamples=()),
+        num_steps=10_000_000,
+        warmup=100,
+        grad_clip=None,
+        horizontal_flip=False,
+        **_reading(process),
+    )
+
+
+def _learned(levels: int) -> AbstractProcess:
+    """A learned process that begins at the level of bound_bits."""
+    first = -2 * math.log(0.4 * 2 / (levels - 1))
+    return LearnedVPSDE(jnp.asarray(first), jnp.asarray(-5.0))
+
+
 def _score_sde(process: AbstractProcess, style: Style, deep: bool) -> Recipe:
     reading = _reading(process)
     embed = embeddings.score_sde()
@@ -209,6 +247,8 @@ def _reading(process: AbstractProcess) -> dict[str, Any]:
             sampler=Ancestral,
             sample_steps=process.num_steps,
         )
+    if isinstance(process, LearnedVPSDE):
+        return dict(timesteps=LowDiscrepancy(process), sampler=_ddpm, sample_steps=1000)
     if isinstance(process, RectifiedFlow):
         return dict(
             timesteps=LogitNormal(process),
@@ -226,6 +266,11 @@ def _reading(process: AbstractProcess) -> dict[str, Any]:
             sample_steps=1000 if corrects else 18,
         )
     return dict(timesteps=LowDiscrepancy(process), sampler=_predictor, sample_steps=1000)
+
+
+def _ddpm(num_steps: int) -> AbstractSampler:
+    # What ancestral sampling is on a process without steps of its own.
+    return DDIM(num_steps, eta=1.0)
 
 
 def _heun(num_steps: int) -> AbstractSampler:
