@@ -1,7 +1,4 @@
-"""Trains, samples and scores a diffusion model of images: `python examples/train_cifar.py`.
-
-Improved DDPM's chain, Song et al.'s SDEs, EDM, rectified flow (`--process`). Made to be copied.
-"""
+"""Trains, samples and scores a diffusion model of images. Made to be copied."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -21,9 +18,8 @@ NOTED = ("process", "preset", "num_timesteps", "data_dir", "image_size", "image_
 
 
 def main(
-    process: Literal["cosine", "linear", "vp", "sub-vp", "ve", "edm", "flow", "learned"] = "cosine",
-    preset: Literal["iddpm", "ddpmpp", "ddpmpp-deep", "ncsnpp", "ncsnpp-deep", "edm", "vdm"]
-    | None = None,
+    process: eqd.train.recipes.Process = "cosine",
+    preset: eqd.train.recipes.Preset | None = None,
     small: bool | None = None,
     num_timesteps: int | None = None,
     dataset: Literal["cifar10", "digits", "folder"] | None = None,
@@ -57,9 +53,8 @@ def main(
     pictures, checkpoints, model.safetensors (for sample.py and likelihood.py) and report.md.
 
     Args:
-        process: the chain of Improved DDPM on one of its schedules, trained with L_hybrid; an SDE
-            of Song et al., EDM's, or a rectified flow, trained by score matching; or a learned
-            one, trained for the likelihood.
+        process: a schedule of Improved DDPM, trained with L_hybrid; an SDE of Song et al., EDM's or
+            a rectified flow, by score matching; or one that is learned, for the likelihood.
         preset: network and numbers of a paper, from eqdiff.train.recipes. Default: iddpm for the
             chain, ncsnpp for ve, ddpmpp for vp and sub-vp, vdm for learned, and edm.
         small: the preset in a size for a CPU. Default: for digits, and where there is no GPU.
@@ -101,20 +96,13 @@ def main(
     images, classes = data.held_out(eval_images)
     labels = classes if conditional else None
     small = (found == "digits" or not gpu) if small is None else small
-    options: dict[str, Any] = dict(num_timesteps=num_timesteps, small=small)
-    options |= dict(example=data.shape, levels=data.levels)
-    recipe = eqd.train.recipes.named(process, preset, **options).changed(change)
+    options: dict[str, Any] = dict(num_timesteps=num_timesteps, small=small, levels=data.levels)
+    recipe = eqd.train.recipes.named(process, preset, example=data.shape, **options).changed(change)
     dtype = compute_dtype or ("bfloat16" if gpu else "float32")
 
     def loss_fn(net, t, x0, args, *, key):  # one example; only `net` is differentiated
-        args = args if conditional else None
-        p = eqd.predict(recipe.denoiser(net), t, x0, args, key=key)
-        if isinstance(recipe.process, eqd.Schedule):
-            simple, vlb = eqd.l_simple(p), eqd.l_vlb(eqd.stop_mean(p), levels=data.levels)
-            return simple + 1e-3 * vlb, {"simple": simple, "vlb": vlb}
-        if isinstance(recipe.process, eqd.LearnedVPSDE):
-            return eqd.l_continuous(p, levels=data.levels), {"simple": eqd.l_simple(p)}
-        return eqd.score_matching(p, recipe.weighting), {"simple": eqd.l_simple(p)}
+        p = eqd.predict(recipe.denoiser(net), t, x0, args if conditional else None, key=key)
+        return recipe.loss(p, levels=data.levels)  # L_hybrid, score matching, or the bound
 
     if isinstance(recipe.process, eqd.LearnedVPSDE):
         loss_fn = eqd.variance_minimising(loss_fn)
@@ -174,9 +162,8 @@ def report(run, state, data, bound, flow, samples, classes):
         real = (data.normalise(x), labels), data.held_out()
         quality = eqd.metrics.sample_quality(samples, classes, *real, levels=data.levels)
         values["quality"], tables["Samples"] = quality, quality.table()
-        coded = dict[str, Any](train_labels=labels, labels=real[1][1], levels=data.levels)
-        values["table"] = eqd.metrics.table_bits(real[0][0], real[1][0], **coded)
-        bits.append(("independent pixels of each class, counted", values["table"]))
+        values["table"] = eqd.metrics.table_bits(*real, levels=data.levels)
+        bits.append(("a table of pixels for each class", values["table"]))
     eqd.train.write_report(run, state, title=f"A model of {data.name}", tables=tables, **values)
     print(f"Bound {bound}, flow {flow} bits/dim. Report and pictures: {run.folder / 'report.md'}")
 

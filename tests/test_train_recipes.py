@@ -21,8 +21,8 @@ SIZES = {
     ("ve", "ncsnpp-deep"): 107.6,
     ("edm", "edm"): 55.7,
 }
-NAMES = ("cosine", "linear", "vp", "sub-vp", "ve", "edm", "flow")
-PRESETS = ("iddpm", "ddpmpp", "ncsnpp", "edm")
+NAMES = ("cosine", "linear", "vp", "sub-vp", "ve", "edm", "flow", "learned")
+PRESETS = ("iddpm", "ddpmpp", "ncsnpp", "edm", "vdm")
 
 
 def shapes(recipe, example, **options):
@@ -68,12 +68,38 @@ def test_every_network_goes_with_every_process(name, preset):
         t, _ = recipe.timesteps.sample(recipe.timesteps.init(), 1, key=key)
         p = eqd.predict(recipe.denoiser(net), t[0], jnp.zeros((1, 8, 8)), 3, key=key)
         sample = recipe.sampler(3)(recipe.denoiser(net), jnp.zeros((1, 8, 8)), 3, key=key)
-        chain = isinstance(recipe.process, eqd.Schedule)
-        loss = eqd.l_hybrid(p) if chain else eqd.score_matching(p, recipe.weighting)
-        return loss, sample
+        return recipe.loss(p)[0], sample
 
     out, sample = eqx.filter_eval_shape(loss, net, jax.random.key(0))
     assert out.shape == () and sample.shape == (1, 8, 8)
+
+
+def test_the_loss_follows_the_process(getkey):
+    """L_hybrid, score matching, or the bound; a learned process is trained with its network."""
+    for name in ("cosine", "vp", "edm", "learned"):
+        recipe = recipes.named(name, example=(1, 8, 8), levels=17, num_timesteps=None, small=True)
+        make = eqx.filter_jit(lambda key, r=recipe: r.network((1, 8, 8), key=key))
+        net = make(getkey())
+        denoiser = recipe.denoiser(net)
+        x0 = jnp.zeros((1, 8, 8))
+        t = jnp.int32(3) if name == "cosine" else jnp.asarray(denoiser.process.t1 / 2)
+
+        @eqx.filter_jit
+        def both(denoiser, key, recipe=recipe, name=name, t=t, x0=x0):
+            p = eqd.predict(denoiser, t, x0, key=key)
+            expected = {
+                "cosine": lambda: eqd.l_hybrid(p, levels=17),
+                "vp": lambda: eqd.score_matching(p),
+                "edm": lambda: eqd.score_matching(p, eqd.EDMWeighting()),
+                "learned": lambda: eqd.l_continuous(p, levels=17),
+            }[name]()
+            return recipe.loss(p, levels=17), expected
+
+        (loss, terms), expected = both(denoiser, getkey())
+        assert np.isclose(loss, expected, rtol=1e-5) and "simple" in terms
+        assert (net is denoiser) == (name == "learned")
+    first = denoiser.process.sigma(0.0) / denoiser.process.alpha(0.0)
+    assert np.isclose(first, 0.4 * 2 / 16, rtol=1e-5)
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -77,7 +77,9 @@ class _Flow(eqx.Module):
 
 
 def from_first_level(denoiser: AbstractDenoiser, levels: int) -> AbstractDenoiser:
-    """The denoiser on the interval that begins at equation (1); a schedule's or a learned process's is as it is."""
+    """The denoiser on the interval that begins at equation (1); that of a schedule or of a learned
+    process is left as it is.
+    """
     process = denoiser.process
     if isinstance(process, Schedule | LearnedVPSDE):
         return denoiser

@@ -18,36 +18,35 @@ from ._mean import Mean, mean
 
 
 def table_bits(
-    train: Float[np.ndarray, "m ..."],
-    images: Float[np.ndarray, "n ..."],
+    train: tuple[Float[np.ndarray, "m ..."], Int[np.ndarray, " m"] | None],
+    test: tuple[Float[np.ndarray, "n ..."], Int[np.ndarray, " n"] | None],
     *,
-    train_labels: Int[np.ndarray, " m"] | None = None,
-    labels: Int[np.ndarray, " n"] | None = None,
     levels: int = 256,
 ) -> Mean:
     """The bits/dim of images under independent tables of pixels, equation (1).
 
     **Arguments:**
 
-    - `train`: the images that are counted, on the grid of `levels` in [−1, 1].
-    - `images`: those that are coded, held out, on the same grid.
-    - `train_labels`, `labels`: their classes, for a table of each class; both or neither.
+    - `train`: the images that are counted, on the grid of `levels` in [−1, 1], and their classes;
+        `None` for one table of all.
+    - `test`: the images that are coded, held out, on the same grid, and their classes or `None`.
     - `levels`: the number of grey levels $L$.
 
-    **Returns:** an [`eqdiff.metrics.Mean`][] over `images`.
+    **Returns:** an [`eqdiff.metrics.Mean`][] over the test images.
 
-    **Raises:** `ValueError` for images of unequal shape or off the grid, for labels of one set
+    **Raises:** `ValueError` for images of unequal shape or off the grid, for classes of one set
     alone, and for a class that has no training image.
     """
+    (seen_images, train_labels), (images, labels) = train, test
     if (train_labels is None) != (labels is None):
-        raise ValueError("table_bits: expected both train_labels and labels, or neither.")
-    if len(train) == 0 or np.shape(train)[1:] != np.shape(images)[1:]:
+        raise ValueError("table_bits: expected classes of both sets, or None for both.")
+    if len(seen_images) == 0 or np.shape(seen_images)[1:] != np.shape(images)[1:]:
         raise ValueError(
-            "table_bits: expected training images, and images of the same shape, got "
-            f"{np.shape(train)} and {np.shape(images)}."
+            "table_bits: expected training images, and test images of the same shape, got "
+            f"{np.shape(seen_images)} and {np.shape(images)}."
         )
-    counted, coded = _levels(train, levels), _levels(images, levels)
-    of_train = np.zeros(len(train), int) if train_labels is None else np.asarray(train_labels)
+    counted, coded = _levels(seen_images, levels), _levels(images, levels)
+    of_train = np.zeros(len(seen_images), int) if train_labels is None else np.asarray(train_labels)
     of_coded = np.zeros(len(images), int) if labels is None else np.asarray(labels)
     if len(of_train) != len(counted) or len(of_coded) != len(coded):
         raise ValueError("table_bits: expected a label for each image.")

@@ -16,12 +16,20 @@ import optax
 from jaxtyping import PyTree
 
 from .._denoiser import CNoise, Denoiser
-from .._loss import AbstractWeighting, NoiseWeighting
+from .._loss import (
+    AbstractWeighting,
+    l_continuous,
+    l_simple,
+    l_vlb,
+    NoiseWeighting,
+    score_matching,
+)
 from .._parameterisation import AbstractParameterisation, PredictNoise
+from .._predict import Prediction, stop_mean
 from .._process import AbstractProcess, LearnedVPSDE, Schedule
 from .._sampler import AbstractSampler
 from .._timesteps import AbstractTimesteps
-from .._types import Key
+from .._types import Key, Scalar
 from .._variance import AbstractVariance, FixedLarge
 from ..nn import DividedBySigma, Embedding, Style, UNet, UNetShape
 from ._ema import AbstractEMA, EMAWarmup, HalfLife
@@ -70,8 +78,7 @@ class Recipe:
         and number of levels in `shape` are replaced by what the data ask for.
     - `by_sigma`: whether the network's output is divided by σ ([`eqdiff.nn.DividedBySigma`][]).
     - `timesteps`: how times are drawn.
-    - `weighting`: of score matching. A schedule is trained with [`eqdiff.l_hybrid`][] instead, a
-        learned process with [`eqdiff.l_continuous`][].
+    - `weighting`: of score matching, for processes that are neither a schedule nor learned.
     - `sampler`: the paper's sampler, as a function of the number of steps.
     - `sample_steps`: the paper's number.
     - `batch_size`, `num_steps`, `learning_rate`, `warmup`, `grad_clip`, `ema`, `horizontal_flip`:
@@ -208,6 +215,27 @@ class Recipe:
             variance=self.variance,
             c_noise=self.c_noise,
         )
+
+    def loss(
+        self, prediction: Prediction, *, levels: int = 256
+    ) -> tuple[Scalar, dict[str, Scalar]]:
+        """The loss of one prediction, and terms to log.
+
+        [`eqdiff.l_hybrid`][] on a schedule; [`eqdiff.l_continuous`][] on a learned process;
+        [`eqdiff.score_matching`][] on any other.
+
+        **Arguments:**
+
+        - `prediction`: of `denoiser(net)`, from [`eqdiff.predict`][].
+        - `levels`: the number of grey levels, of which only score matching knows nothing.
+        """
+        simple = l_simple(prediction)
+        if isinstance(self.process, Schedule):
+            vlb = l_vlb(stop_mean(prediction), levels=levels)
+            return simple + 1e-3 * vlb, {"simple": simple, "vlb": vlb}
+        if isinstance(self.process, LearnedVPSDE):
+            return l_continuous(prediction, levels=levels), {"simple": simple}
+        return score_matching(prediction, self.weighting), {"simple": simple}
 
     def optimiser(self, num_steps: int | None = None) -> optax.GradientTransformation:
         """Adam with a linear warm-up, clipped.

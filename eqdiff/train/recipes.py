@@ -6,7 +6,7 @@ r"""The training configurations of the papers for CIFAR-10, for any process.
 | `ddpmpp` | DDPM++, 62 M | VP, sub-VP | 1.3 M | 128 | 2e-4 | Euler–Maruyama |
 | `ncsnpp` | NCSN++, 63 M | VE | 1.3 M | 128 | 2e-4 | predictor–corrector |
 | `edm` | EDM's DDPM++, 56 M | EDM's | 390 k | 512 | 1e-3 | Heun's method |
-| `vdm` | VDM's, at one resolution, NN M | a learned one | 10 M | 128 | 2e-4 | ancestral, 1000 steps |
+| `vdm` | VDM's, of one resolution, 31 M | a learned one | 10 M | 128 | 2e-4 | ancestral |
 
 DDPM++ and NCSN++ are also there `deep`: 107 and 108 million parameters, 950,000 steps.
 
@@ -23,7 +23,7 @@ has a learned variance, and is trained with L_hybrid. A learned process
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import diffrax
 import jax.numpy as jnp
@@ -60,9 +60,13 @@ from ._ema import EMAWarmup, HalfLife
 from ._recipe import Recipe as Recipe
 
 
+Process = Literal["cosine", "linear", "vp", "sub-vp", "ve", "edm", "flow", "learned"]
+Preset = Literal["iddpm", "ddpmpp", "ddpmpp-deep", "ncsnpp", "ncsnpp-deep", "edm", "vdm"]
+
+
 def named(
-    process: str,
-    preset: str | None = None,
+    process: Process | str,
+    preset: Preset | str | None = None,
     *,
     example: tuple[int, ...] = (3, 32, 32),
     levels: int = 256,
@@ -73,10 +77,8 @@ def named(
 
     **Arguments:**
 
-    - `process`: `"cosine"`, `"linear"`, `"vp"`, `"sub-vp"`, `"ve"`, `"edm"`, `"flow"` or
-        `"learned"`.
-    - `preset`: `"iddpm"`, `"ddpmpp"`, `"ddpmpp-deep"`, `"ncsnpp"`, `"ncsnpp-deep"`, `"edm"` or
-        `"vdm"`; by default the one whose paper has the process.
+    - `process`: one of `Process`.
+    - `preset`: one of `Preset`; by default the one whose paper has the process.
     - `example`: the shape of an example. VE's largest noise is about the distance of two of them.
     - `levels`: the number of grey levels. A learned process begins at 0.4 of their distance.
     - `num_timesteps`: of a schedule; by default 4000, and 1000 if small.
