@@ -163,7 +163,7 @@ def report(run, state, data, bound, flow, samples, classes):
         quality = eqd.metrics.sample_quality(samples, classes, *real, levels=data.levels)
         values["quality"], tables["Samples"] = quality, quality.table()
         values["table"] = eqd.metrics.table_bits(*real, levels=data.levels)
-        bits.append(("a table of pixels for each class", values["table"]))
+        bits.append(("all of them, by a table of pixels for each class", values["table"]))
     eqd.train.write_report(run, state, title=f"A model of {data.name}", tables=tables, **values)
     print(f"Bound {bound}, flow {flow} bits/dim. Report and pictures: {run.folder / 'report.md'}")
 
