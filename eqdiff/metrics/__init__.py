@@ -13,6 +13,7 @@ from ._calibration import (
     posterior_ranks as posterior_ranks,
 )
 from ._classifier import ClassifierFeatures as ClassifierFeatures
+from ._compare import compare as compare, Comparison as Comparison
 from ._features import (
     AbstractFeatures as AbstractFeatures,
     extract as extract,

@@ -65,6 +65,16 @@ class ClassifierFeatures:
             h = np.maximum(h @ weights + bias, 0)
         return h
 
+    def probabilities(self, features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n classes"]:
+        """The probability of each class, of the features of each image."""
+        logits = np.asarray(features) @ self._classifier.coefs_[-1]
+        logits = logits + self._classifier.intercepts_[-1]
+        if logits.shape[1] == 1:
+            # Of two classes, the second alone.
+            logits = np.concatenate([np.zeros_like(logits), logits], axis=1)
+        likely = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return likely / likely.sum(axis=1, keepdims=True)
+
 
 def _flat(images: Shaped[np.ndarray, "n ..."]) -> Float[np.ndarray, "n d"]:
     images = np.asarray(images, np.float64)
