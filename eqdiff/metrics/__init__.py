@@ -14,6 +14,10 @@ from ._calibration import (
 )
 from ._classifier import ClassifierFeatures as ClassifierFeatures
 from ._compare import compare as compare, Comparison as Comparison
+from ._efficientnet import (
+    efficientnet_lite0 as efficientnet_lite0,
+    EfficientNetLite as EfficientNetLite,
+)
 from ._features import (
     AbstractFeatures as AbstractFeatures,
     extract as extract,

@@ -29,9 +29,9 @@ from jaxtyping import Array, Float, Float32, Shaped
 
 from .._torch_file import read_torch, state_dict
 from ._conv_net import Arrays, Chain, Parallel
-from ._features import AbstractFeatures, to_uint8
+from ._features import AbstractFeatures
 from ._inception_blocks import Average, block_a, block_b, block_c, block_d, block_e, Maximum, stem
-from ._resize import AbstractResize, TensorFlowBilinear
+from ._resize import AbstractResize, TensorFlowBilinear, three_channels
 from ._weight_file import checked, digest_of_arrays, fetch, find, Published, torch_hub
 
 
@@ -82,12 +82,7 @@ class InceptionV3(AbstractFeatures):
 
     def prepare(self, image: Shaped[Array, "channels height width"]) -> Float32[Array, "299 299 3"]:
         """What the network sees of an image: 8 bits, three channels, 299×299 pixels, scaled."""
-        if image.ndim != 3 or image.shape[0] not in (1, 3):
-            raise ValueError(
-                "InceptionV3 got an image of shape "
-                f"{image.shape}, expected (1, height, width) or (3, height, width)."
-            )
-        x = jnp.broadcast_to(to_uint8(image), (3, *image.shape[1:]))
+        x = three_channels(image, "InceptionV3")
         return jnp.moveaxis(self.resize(x, _SIZE), 0, -1)
 
     def pool(self, x: Float32[Array, "height width 3"]) -> Float32[Array, "2048"]:

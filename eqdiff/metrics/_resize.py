@@ -24,7 +24,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float32, UInt8
+from jaxtyping import Array, Float32, Shaped, UInt8
+
+from ._features import to_uint8
 
 
 class AbstractResize(eqx.Module):
@@ -95,8 +97,29 @@ class PillowBicubic(AbstractResize):
     def __call__(
         self, image: UInt8[Array, "channels height width"], size: tuple[int, int]
     ) -> Float32[Array, "channels new_height new_width"]:
-        x = jnp.clip(_resized(image.astype(jnp.float32), size, _pillow), 0, 255)
-        return (x - 128) / 128
+        return (bicubic(image, size) - 128) / 128
+
+
+def bicubic(
+    image: UInt8[Array, "channels height width"], size: tuple[int, int]
+) -> Float32[Array, "channels new_height new_width"]:
+    """Pillow's bicubic resizing, in grey levels."""
+    return jnp.clip(_resized(image.astype(jnp.float32), size, _pillow), 0, 255)
+
+
+def three_channels(
+    image: Shaped[Array, "channels height width"], network: str
+) -> UInt8[Array, "3 height width"]:
+    """An image as networks of photographs take it: of 8 bits, grey in all three channels.
+
+    **Raises:** `ValueError` for neither one nor three channels.
+    """
+    if image.ndim != 3 or image.shape[0] not in (1, 3):
+        raise ValueError(
+            f"{network} got an image of shape {image.shape}, expected (1, height, width) or "
+            "(3, height, width)."
+        )
+    return jnp.broadcast_to(to_uint8(image), (3, *image.shape[1:]))
 
 
 def _resized(image, size, matrix):

