@@ -27,7 +27,6 @@ class Conv(eqx.Module):
     bias: Float32[Array, " o"]
     stride: int = eqx.field(static=True)
     padding: str = eqx.field(static=True)
-    groups: int = eqx.field(static=True)
     activation: Callable[[Array], Array] = eqx.field(static=True)
 
     def __call__(self, x: Float32[Array, "h w _"]) -> Float32[Array, "h2 w2 o"]:
@@ -38,10 +37,34 @@ class Conv(eqx.Module):
             (self.stride, self.stride),
             self.padding,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=self.groups,
             precision=jax.lax.Precision.HIGHEST,
         )
         return self.activation(y[0] + self.bias[None, None, :])
+
+
+class Depthwise(eqx.Module):
+    """A convolution of each channel by itself, padded as TensorFlow's "SAME"."""
+
+    kernel: Float32[Array, "kh kw c"]
+    bias: Float32[Array, " c"]
+    stride: int = eqx.field(static=True)
+    activation: Callable[[Array], Array] = eqx.field(static=True)
+
+    def __call__(self, x: Float32[Array, "h w c"]) -> Float32[Array, "h2 w2 c"]:
+        # A sum over shifted images: ten times as fast on CPUs as a grouped convolution.
+        size, stride = self.kernel.shape[0], self.stride
+        rows, columns = (-(-n // stride) for n in x.shape[:2])
+        pads = [
+            max((new - 1) * stride + size - old, 0)
+            for new, old in zip((rows, columns), x.shape[:2], strict=True)
+        ]
+        x = jnp.pad(x, (*((pad // 2, pad - pad // 2) for pad in pads), (0, 0)))
+        y = self.bias[None, None, :]
+        for i in range(size):
+            for j in range(size):
+                shifted = x[i : i + (rows - 1) * stride + 1, j : j + (columns - 1) * stride + 1]
+                y = y + shifted[::stride, ::stride] * self.kernel[i, j][None, None, :]
+        return self.activation(y)
 
 
 class Chain(eqx.Module):
@@ -107,7 +130,6 @@ class Arrays:
         *,
         stride: int = 1,
         padding: str = "SAME",
-        groups: int = 1,
         activation: Callable[[Array], Array] = jax.nn.relu,
     ) -> Conv:
         """Equation (1).
@@ -117,6 +139,26 @@ class Arrays:
         - `conv`, `norm`: what the names of both layers begin with.
         - `shape`: of the weight, (out, in, height, width).
         """
+        kernel, bias = self._folded(conv, norm, shape)
+        return Conv(jnp.transpose(kernel, (2, 3, 1, 0)), bias, stride, padding, activation)
+
+    def depthwise(
+        self,
+        conv: str,
+        norm: str,
+        channels: int,
+        size: int,
+        *,
+        stride: int,
+        activation: Callable[[Array], Array],
+    ) -> Depthwise:
+        """Equation (1) for a weight of shape (channels, 1, size, size)."""
+        kernel, bias = self._folded(conv, norm, (channels, 1, size, size))
+        return Depthwise(jnp.transpose(kernel[:, 0], (1, 2, 0)), bias, stride, activation)
+
+    def _folded(
+        self, conv: str, norm: str, shape: tuple[int, int, int, int]
+    ) -> tuple[Array, Array]:
         weight = self.take(f"{conv}.weight", *shape)
         gamma, beta, mean, var = (
             self.take(f"{norm}.{part}", shape[0])
@@ -124,15 +166,8 @@ class Arrays:
         )
         self._left.pop(f"{norm}.num_batches_tracked", None)
         gain = gamma / np.sqrt(var + self._eps)
-        kernel = np.transpose(weight * gain[:, None, None, None], (2, 3, 1, 0))
-        return Conv(
-            jnp.asarray(kernel, jnp.float32),
-            jnp.asarray(beta - gain * mean, jnp.float32),
-            stride,
-            padding,
-            groups,
-            activation,
-        )
+        kernel, bias = weight * gain[:, None, None, None], beta - gain * mean
+        return jnp.asarray(kernel, jnp.float32), jnp.asarray(bias, jnp.float32)
 
     def finish(self) -> None:
         """**Raises:** `ValueError` if something is left."""

@@ -173,12 +173,12 @@ def _block(
             arrays.conv(f"{name}._expand_conv", f"{name}._bn0", shape, activation=jax.nn.relu6)
         )
     layers.append(
-        arrays.conv(
+        arrays.depthwise(
             f"{name}._depthwise_conv",
             f"{name}._bn1",
-            (wide, 1, stage.kernel, stage.kernel),
+            wide,
+            stage.kernel,
             stride=stride,
-            groups=wide,
             activation=jax.nn.relu6,
         )
     )
