@@ -27,7 +27,7 @@ import eqdiff as eqd
 def main(
     what: Positional[Path],
     reference: Path,
-    features: Literal["inception", "inception-clean", "classifier"] | None = None,
+    features: Literal["inception", "inception-clean", "efficientnet", "classifier"] | None = None,
     weights: Path | None = None,
     num: int | None = None,
     sampler: Literal["recipe", "ancestral", "ddim", "pc", "heun", "ode", "sde"] = "recipe",
@@ -55,9 +55,10 @@ def main(
             of images.
         features: the network that looks at images. inception makes the numbers of papers (with
             resizing as in the original FID, ADM and EDM), inception-clean those of clean-FID;
-            classifier is a perceptron trained on the reference's classes. Default: classifier for
-            digits, otherwise inception.
-        weights: Inception's weight file. Default: that in the cache, or it is downloaded.
+            efficientnet is not FID's network and compares models of one data set without any
+            download; classifier is a perceptron trained on the reference's classes. Default:
+            classifier for digits, otherwise inception.
+        weights: the network's weight file. Default: that in the cache, or it is downloaded.
         num: how many samples. Default: of a model as many as the reference has, at most 50,000 (the
             number in papers); otherwise all.
         sampler: as in sample.py.
@@ -112,6 +113,8 @@ def main(
     notes = [*dict.fromkeys(str(w.message) for w in caught)]
     if real.images is None:
         notes.append("statistics have the Fréchet distance alone: the others need images.")
+    if features == "efficientnet":
+        notes.append("no published number compares: this is not FID's network.")
     known = {"what": str(what), "num": len(images), "sampled": sampled}
     known["reference"] = {"name": real.name, "num": real.num, "digest": real.digest}
     known["features"] = getattr(network, "name", f"perceptron trained on {real.name}")
@@ -184,6 +187,7 @@ def make_features(name: str | None, weights: Path | None, real: Real, shape: tup
     make = {
         "inception": lambda: metrics.inception_v3(weights),
         "inception-clean": lambda: metrics.inception_v3(weights, resize=metrics.PillowBicubic()),
+        "efficientnet": lambda: metrics.efficientnet_lite0(weights),
     }
     network = make[name]()
     if (stored := real.moments) is not None:

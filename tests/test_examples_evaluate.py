@@ -51,6 +51,16 @@ def means(monkeypatch):
     )
 
 
+def test_another_network_is_not_taken_for_fid_s(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(eqd.metrics, "efficientnet_lite0", lambda weights: Means())
+    images = np.random.RandomState(0).randint(0, 256, (12, 3, 6, 6)).astype(np.uint8)
+    eqd.data.write_npz(tmp_path / "images.npz", images)
+    path = tmp_path / "images.npz"
+    found = evaluated(path, path, features="efficientnet", neighbours=0)
+    assert found["features"] == "means" and found["metrics"]["samples"]["inception_score"] is None
+    assert "not FID's network" in capsys.readouterr().out
+
+
 @pytest.fixture(scope="module")
 def digits():
     """Held-out digits as 8-bit images, and their classes."""

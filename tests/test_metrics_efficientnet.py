@@ -28,8 +28,8 @@ def check(net, image, name):
     assert pool.dtype == jnp.float32
     assert np.abs(pool - expected).max() < 1e-5 * np.abs(expected).max()
     probabilities = np.asarray(jax.nn.softmax(jnp.asarray(ANSWERS[f"{name}/logits"])))
-    np.testing.assert_allclose(net.probabilities(pool), probabilities, rtol=1e-3, atol=1e-6)
-    both = net.probabilities(jnp.stack([pool, 0 * pool]))
+    np.testing.assert_allclose(net.class_probabilities(pool), probabilities, rtol=1e-3, atol=1e-6)
+    both = net.class_probabilities(jnp.stack([pool, 0 * pool]))
     np.testing.assert_allclose(both[0], probabilities, rtol=1e-3, atol=1e-6)
 
 

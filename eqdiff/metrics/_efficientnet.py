@@ -92,8 +92,11 @@ class EfficientNetLite(AbstractFeatures):
         x = (jnp.moveaxis(x, 0, -1) - 127) / 128
         return jnp.mean(self.layers(x), axis=(0, 1))
 
-    def probabilities(self, pool: Float[Array, "*n 1280"]) -> Float32[Array, "*n 1000"]:
-        """The probabilities of ImageNet's classes from features, of one image or many."""
+    def class_probabilities(self, pool: Float[Array, "*n 1280"]) -> Float32[Array, "*n 1000"]:
+        """The probabilities of ImageNet's classes from features, of one image or many.
+
+        Not those of Inception Scores, whence the other name.
+        """
         x = jnp.asarray(pool, jnp.float32)
         logits = jnp.matmul(x, self.matrix, precision=jax.lax.Precision.HIGHEST)
         return jax.nn.softmax(logits + self.bias.reshape((1,) * (x.ndim - 1) + (-1,)))
