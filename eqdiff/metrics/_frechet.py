@@ -6,9 +6,10 @@ with these moments (Dowson & Landau 1982; Heusel et al. 2017 with Inception feat
 $$d^2 = \|\mu_1 - \mu_2\|^2
   + \operatorname{tr}\left(C_1 + C_2 - 2\,(C_1^{1/2} C_2 C_1^{1/2})^{1/2}\right). \tag{1}$$
 
-The trace of the root is the sum of the singular values of $C_1^{1/2}C_2^{1/2}$, and is computed so:
-no root of a non-symmetric matrix, no imaginary parts, and nothing added to the diagonal where there
-are fewer images than features. The estimate is biased upwards by an amount that falls like $1/n$,
+With any factors $C_i = L_i L_i^\top$ the trace of the root is the sum of the singular values of
+$L_1^\top L_2$, and is computed so: no root of a non-symmetric matrix, no imaginary parts, and
+nothing added to the diagonal where there are fewer images than features. Where published code,
+which takes the root of $C_1 C_2$, loses digits of an ill-conditioned product, this does not. The estimate is biased upwards by an amount that falls like $1/n$,
 so compare only distances from equally many samples, ideally next to the distance of as many real
 images.
 """
@@ -103,15 +104,18 @@ def remarks(moments1: Moments, moments2: Moments) -> list[str]:
 
 def distance(moments1: Moments, moments2: Moments) -> float:
     """Equation (1)."""
-    root1, root2 = _root(moments1.covariance), _root(moments2.covariance)
-    # tr C is the squared Frobenius norm of its root.
-    traces = np.sum(root1**2) + np.sum(root2**2)
-    cross = np.linalg.svd(root1 @ root2, compute_uv=False).sum()
+    factor1, factor2 = _factor(moments1.covariance), _factor(moments2.covariance)
+    # tr C is the squared Frobenius norm of its factor.
+    traces = np.sum(factor1**2) + np.sum(factor2**2)
+    cross = np.linalg.svd(factor1.T @ factor2, compute_uv=False).sum()
     means = np.sum((moments1.mean - moments2.mean) ** 2)
     return float(max(means + traces - 2 * cross, 0.0))
 
 
-def _root(covariance: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d d"]:
-    values, vectors = np.linalg.eigh(covariance)
-    # Rounding may leave eigenvalues a little below zero if there are fewer images than features.
-    return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+def _factor(covariance: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d d"]:
+    try:
+        return np.linalg.cholesky(covariance)
+    except np.linalg.LinAlgError:
+        # No full rank. Rounding may leave eigenvalues a little below zero.
+        values, vectors = np.linalg.eigh(covariance)
+        return vectors * np.sqrt(np.maximum(values, 0))
