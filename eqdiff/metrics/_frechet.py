@@ -9,9 +9,9 @@ $$d^2 = \|\mu_1 - \mu_2\|^2
 With any factors $C_i = L_i L_i^\top$ the trace of the root is the sum of the singular values of
 $L_1^\top L_2$, and is computed so: no root of a non-symmetric matrix, no imaginary parts, and
 nothing added to the diagonal where there are fewer images than features. Where published code,
-which takes the root of $C_1 C_2$, loses digits of an ill-conditioned product, this does not. The estimate is biased upwards by an amount that falls like $1/n$,
-so compare only distances from equally many samples, ideally next to the distance of as many real
-images.
+which takes the root of $C_1 C_2$, loses digits of an ill-conditioned product, this does not. The
+estimate is biased upwards by an amount that falls like $1/n$, so compare only distances from
+equally many samples, ideally next to the distance of as many real images.
 """
 
 import warnings
