@@ -66,6 +66,7 @@ from ._likelihood import (
     LogisticNoise as LogisticNoise,
     LogLikelihood as LogLikelihood,
     slerp as slerp,
+    TruncatedNormalDequantisation as TruncatedNormalDequantisation,
     UniformDequantisation as UniformDequantisation,
     VariationalDequantisation as VariationalDequantisation,
 )
@@ -87,6 +88,7 @@ from ._loss import (
     score_matching as score_matching,
     SigmoidWeighting as SigmoidWeighting,
     variance_minimising as variance_minimising,
+    VelocityWeighting as VelocityWeighting,
 )
 from ._map import (
     generate as generate,
@@ -167,6 +169,7 @@ from ._timesteps import (
     LowDiscrepancy as LowDiscrepancy,
     SmoothedSecondMoment as SmoothedSecondMoment,
     Uniform as Uniform,
+    VelocityImportance as VelocityImportance,
 )
 from ._trace import (
     AbstractTrace as AbstractTrace,

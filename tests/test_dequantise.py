@@ -55,6 +55,48 @@ def test_gaussian_dequantisation_bounds_the_truth(t0, gap, x64):
         assert TABLE.reshape(9) @ (truth - bounds.mean(1)) > 0.01
 
 
+@pytest.mark.parametrize("t0", [2e-3, 0.06, 0.9])
+def test_truncated_normal_dequantisation_averages_to_the_bin(t0, x64):
+    """E exp(log p + c) is the integral of p over the image's cell, whatever the noise; log p + c is
+    hardly spread where the spikes are apart, where Gaussian and uniform noise are.
+    """
+    denoiser = on_grid(t0)
+    process = denoiser.process
+    alpha, sigma = float(process.alpha(t0)), float(process.sigma(t0))
+    # Of the mixture on the grid, by its distribution function on cells of width 1.
+    edges = np.array([-1.5, -0.5, 0.5, 1.5])
+    cdf = stats.norm.cdf(alpha * (edges[:, None] - LEVELS) / sigma)
+    inside = np.diff(cdf, axis=0)
+    truth = inside @ TABLE @ inside.T
+    n = 4000
+    images = jnp.repeat(jnp.asarray(GRID), n, axis=0)
+
+    def bounds(dequantise):
+        def one(image, key):
+            y, offset = dequantise(denoiser, image, key=key)
+            return denoiser.log_prob(t0, y) + offset, y
+
+        keys = jax.random.split(jax.random.key(0), 9 * n)
+        values, y = quick_jit(jax.vmap(one))(images, keys)
+        return np.asarray(values).reshape(9, n), y
+
+    values, y = bounds(eqd.TruncatedNormalDequantisation(levels=3))
+    assert np.all(np.abs(y / alpha - images) < 0.5 + 1e-9)
+    mean, stderr = np.exp(values).mean(1), np.exp(values).std(1) / n**0.5
+    assert np.all(np.abs(mean - truth.reshape(9)) < 4 * stderr + 1e-9)
+    assert np.all(stderr < 0.05 * truth.reshape(9)), "the comparison has teeth"
+    gaussian, _ = bounds(eqd.GaussianDequantisation(levels=3))
+    if t0 < 0.01:
+        assert values.std(1).max() < 1e-6 < 0.5 < gaussian.std(1).min()
+        np.testing.assert_allclose(truth, TABLE, rtol=1e-9)
+    if t0 > 0.5:
+        # So much wider than a level that z is uniform: the offset is log α for each element.
+        _, offset = eqd.TruncatedNormalDequantisation(levels=3)(
+            denoiser, jnp.zeros(2), key=jax.random.key(0)
+        )
+        np.testing.assert_allclose(offset, 2 * np.log(alpha), atol=1e-4)
+
+
 @pytest.mark.slow
 def test_gaussian_dequantisation_through_the_flow(x64):
     """Bits/dim of images of one kind, by the solver, against −log₂ P / D."""
@@ -158,7 +200,14 @@ def test_bits_per_dim_is_made_of_its_parts(getkey, x64):
     np.testing.assert_allclose(found.stderr, found.likelihood.stderr / (2 * np.log(2)), rtol=1e-12)
 
 
-@pytest.mark.parametrize("cls", [eqd.UniformDequantisation, eqd.GaussianDequantisation])
+ON_GRIDS = [
+    eqd.UniformDequantisation,
+    eqd.GaussianDequantisation,
+    eqd.TruncatedNormalDequantisation,
+]
+
+
+@pytest.mark.parametrize("cls", ON_GRIDS)
 def test_dequantisations_refuse_nonsense(cls, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     for levels in (1, 0, 256.0, True):
@@ -289,8 +338,7 @@ def test_noise_models_that_do_not_fit_are_refused(getkey):
 
 
 DEQUANTISATIONS = [
-    eqd.UniformDequantisation,
-    eqd.GaussianDequantisation,
+    *ON_GRIDS,
     lambda **grid: eqd.VariationalDequantisation(
         eqd.LogisticNoise(lambda image: jnp.zeros(2 * image.size)), **grid
     ),

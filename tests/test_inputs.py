@@ -102,6 +102,7 @@ CALLS = {
 SCORES = {
     "bits_per_dim": scored(eqd.GaussianDequantisation(LEVELS)),
     "bits_per_dim, uniform": scored(eqd.UniformDequantisation(LEVELS)),
+    "bits_per_dim, truncated": scored(eqd.TruncatedNormalDequantisation(LEVELS)),
     "bound_term": lambda x: eqd.bound_term(predicted(x), levels=LEVELS),
     "l_vlb": lambda x: eqd.l_vlb(predicted(x), levels=LEVELS),
     "l_hybrid": lambda x: eqd.l_hybrid(predicted(x, LEARNED), levels=LEVELS),
@@ -271,6 +272,7 @@ COUNTS = {
     "optimal_timesteps": lambda n: eqd.optimal_timesteps(
         eqd.pairwise_terms(ORACLE, GRID[None], [1, 4, 7], levels=LEVELS, key=KEY), n
     ),
+    "TruncatedNormalDequantisation": lambda n: eqd.TruncatedNormalDequantisation(n),
     "UniformDequantisation": lambda n: eqd.UniformDequantisation(n),
     "GaussianDequantisation": lambda n: eqd.GaussianDequantisation(n),
 }
@@ -318,6 +320,7 @@ NEITHER = {
         "MinSNRWeighting",
         "NoiseWeighting",
         "SigmoidWeighting",
+        "VelocityWeighting",
     ),
     *("EDMPreconditioning", "PredictData", "PredictFlow", "PredictNoise", "PredictScore"),
     *(
@@ -335,6 +338,7 @@ NEITHER = {
         "load_model",
         "save_model",
         "LikelihoodImportance",
+        "VelocityImportance",
         "LogitNormal",
         "LogNormal",
         "LowDiscrepancy",

@@ -276,11 +276,32 @@ def test_sigmoid_weighting_is_one_integral_for_every_process(x64):
     np.testing.assert_allclose(eqd.SigmoidWeighting(60.0).on_noise(p, t), bound, rtol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("process", "parameterisation", "square"),
+    [
+        (eqd.VPSDE(), eqd.PredictVelocity(), 1.0),
+        (eqd.LearnedVPSDE(), eqd.PredictVelocity(), 1.0),
+        (eqd.RectifiedFlow(), eqd.PredictFlow(), 2.0),
+        (eqd.EDMSDE(), eqd.PredictNoise(), 1.0),
+    ],
+    ids=["vp", "learned", "flow", "edm"],
+)
+def test_velocity_weighting_is_l_simple_of_the_normalised_velocity(
+    process, parameterisation, square, getkey, x64
+):
+    x0, noise, output = jax.random.normal(getkey(), (3, 4))
+    denoiser = eqd.Denoiser(lambda *_, key: output, process, parameterisation)
+    for t in (0.1, 0.7):
+        p = eqd.predict(denoiser, t, x0, noise=noise)
+        actual = eqd.score_matching(p, eqd.VelocityWeighting())
+        np.testing.assert_allclose(actual, eqd.l_simple(p) / square, rtol=1e-9)
+
+
 @pytest.mark.parametrize("process", [eqd.VPSDE(), eqd.RectifiedFlow()], ids=["vp", "flow"])
 def test_weightings_are_finite_and_accurate_in_float32(process, x64):
     weightings = (
         *(eqd.NoiseWeighting(), eqd.EDMWeighting(), eqd.MinSNRWeighting()),
-        *(eqd.LikelihoodWeighting(), eqd.SigmoidWeighting(1.0)),
+        *(eqd.LikelihoodWeighting(), eqd.SigmoidWeighting(1.0), eqd.VelocityWeighting()),
     )
     ends = jnp.asarray([process.t0, process.t1, 0.5 * process.t1], jnp.float32)
     run = quick_jit(jax.vmap(lambda t: [w.on_noise(process, t) for w in weightings]))

@@ -59,6 +59,9 @@ _BUILD = {
     "dhariwal_unet": lambda key: _flags.edm_dhariwal(
         **_SMALL, channels_per_head=4, augment_size=2, key=key
     ),
+    "FourierFeatures": lambda key: nn.FourierFeatures(
+        nn.MLP(14, 2, width=4, depth=1, key=key), levels=17, octaves=3
+    ),
     "DiT": lambda key: nn.DiT(2, 2, 2, 8, 1, 2, num_classes=3, key=key),
 }
 

@@ -27,8 +27,11 @@ from .density import log_likelihood as log_likelihood, LogLikelihood as LogLikel
 from .dequantise import (
     AbstractDequantisation as AbstractDequantisation,
     GaussianDequantisation as GaussianDequantisation,
-    LogisticNoise as LogisticNoise,
+    TruncatedNormalDequantisation as TruncatedNormalDequantisation,
     UniformDequantisation as UniformDequantisation,
-    VariationalDequantisation as VariationalDequantisation,
 )
 from .latent import slerp as slerp
+from .variational import (
+    LogisticNoise as LogisticNoise,
+    VariationalDequantisation as VariationalDequantisation,
+)

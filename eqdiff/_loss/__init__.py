@@ -21,4 +21,5 @@ from .weighting import (
     MinSNRWeighting as MinSNRWeighting,
     NoiseWeighting as NoiseWeighting,
     SigmoidWeighting as SigmoidWeighting,
+    VelocityWeighting as VelocityWeighting,
 )

@@ -28,6 +28,7 @@ cotangent of η is multiplied by $2L$, example by example, and nothing is comput
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -63,7 +64,7 @@ class ContinuousTerms(eqx.Module):
 def continuous_terms(
     prediction: Prediction,
     *,
-    levels: int = 256,
+    levels: int | None = 256,
     decoder: Decoder = grid_gaussian_log_likelihood,
 ) -> ContinuousTerms:
     r"""The terms of [`eqdiff.l_continuous`][], to be logged one by one. Arguments and errors as
@@ -71,7 +72,8 @@ def continuous_terms(
     """
     p, owner = prediction, "continuous_terms"
     process = p.process
-    levels = whole(owner, "levels", levels, least=2, remedy=" 8-bit images have 256.")
+    if levels is not None:
+        levels = whole(owner, "levels", levels, least=2, remedy=" 8-bit images have 256.")
     if isinstance(process, Schedule):
         raise ValueError(
             f"{owner}: the process is a Schedule, whose times are whole, and (2) takes them "
@@ -79,19 +81,22 @@ def continuous_terms(
             "continuous time."
         )
     check_precision(owner, p.x0)
-    if not is_traced(p.x0):
+    if levels is not None and not is_traced(p.x0):
         # Traced data, as in training, pass: a check at run time would cost each step its share.
         check_levels(f"{owner}(levels={levels})", p.x0, levels)
     dtype = p.x0.dtype
     rate = ((process.diffusion(p.t) / process.sigma(p.t)) ** 2).astype(dtype)
     length = jnp.asarray(process.t1 - process.t0).astype(dtype)
     diffusion = 0.5 * length * rate * jnp.mean((p.estimate.noise - p.noise) ** 2)
-    # From the noise of the prediction: the terms need not be independent for their sum to be
-    # unbiased.
-    log_std = -0.5 * process.log_snr(jnp.asarray(process.t0, dtype))
-    log_std = jnp.broadcast_to(log_std.astype(dtype), p.x0.shape)
-    rescaled = p.x0 + jnp.exp(log_std) * p.noise
-    reconstruction = -jnp.mean(decoder(p.x0, rescaled, log_std, levels=levels))
+    log_std = -0.5 * process.log_snr(jnp.asarray(process.t0, dtype)).astype(dtype)
+    if levels is None:
+        reconstruction = log_std + 0.5 * math.log(2 * math.pi * math.e)
+    else:
+        # From the noise of the prediction: the terms need not be independent for their sum to be
+        # unbiased.
+        rescaled = p.x0 + jnp.exp(log_std) * p.noise
+        log_std = jnp.broadcast_to(log_std, p.x0.shape)
+        reconstruction = -jnp.mean(decoder(p.x0, rescaled, log_std, levels=levels))
     terms = prior_kl(process, p.x0), reconstruction, diffusion
     return ContinuousTerms(*map(nats_to_bits, terms))
 
@@ -99,7 +104,7 @@ def continuous_terms(
 def l_continuous(
     prediction: Prediction,
     *,
-    levels: int = 256,
+    levels: int | None = 256,
     decoder: Decoder = grid_gaussian_log_likelihood,
 ) -> Scalar:
     r"""An unbiased estimate of the variational bound in continuous time, equation (2), in bits per
@@ -107,9 +112,10 @@ def l_continuous(
 
     What [`eqdiff.l_vlb`][] is for a schedule, for any other process. Draw the times uniformly
     ([`eqdiff.LowDiscrepancy`][], [`eqdiff.Uniform`][]). Prior and reconstruction have a gradient
-    only where the ends of the log-SNR are learned ([`eqdiff.LearnedVPSDE`][]); with other times,
-    such as those of [`eqdiff.LikelihoodImportance`][], their weights multiply these two as well,
-    which leaves the mean as it is.
+    only where the ends of the log-SNR are learned ([`eqdiff.LearnedVPSDE`][]) or the data are. The
+    weights of other times, such as those of [`eqdiff.LikelihoodImportance`][], multiply these two
+    as well, which leaves the mean as it is but not the variance: on an
+    [`eqdiff.LearnedVPSDE`][], trained or not, uniform times are importance-sampled already.
 
     For the bound of a trained model, with a standard error, see [`eqdiff.continuous_bound`][].
 
@@ -117,8 +123,11 @@ def l_continuous(
 
     - `prediction`: made on a process in continuous time.
     - `levels`: the number of grey levels of the data, which lie on $-1, -1 + 2/(L-1), \dots, 1$.
-    - `decoder`: $\log P(x_0|x_{t_0})$ of each element, given $x_0$, $x_{t_0}/\alpha_{t_0}$,
-        $\log(\sigma_{t_0}/\alpha_{t_0})$ and `levels`.
+        `None` for continuous data such as dequantised images: then it is their *density* that is
+        bounded, with $\mathcal N(x_{t_0}/\alpha_{t_0}, \sigma_{t_0}^2/\alpha_{t_0}^2)$ in the
+        reconstruction, whose mean is known.
+    - `decoder`: for levels, $\log P(x_0|x_{t_0})$ of each element, given $x_0$,
+        $x_{t_0}/\alpha_{t_0}$, $\log(\sigma_{t_0}/\alpha_{t_0})$ and `levels`.
 
     **Raises:** `ValueError` for a schedule, fewer than two levels, data in half precision, and
     known data with values on none of the levels.

@@ -155,6 +155,30 @@ class SigmoidWeighting(AbstractWeighting):
         return jax.nn.sigmoid(jnp.asarray(self.bias, log_snr.dtype) - log_snr) * decay
 
 
+class VelocityWeighting(AbstractWeighting):
+    r"""Every time counts the same in the velocity of the path from data to noise, in units of its
+    own size: $\|\hat u - u\|^2$ for $u = \dot x_t/\sqrt{\dot\alpha^2 + \dot\sigma^2}$ with
+    $\dot x_t = \dot\alpha x_0 + \dot\sigma\varepsilon$.
+
+    On ε it is $(\sigma\dot\lambda/2)^2/(\dot\alpha^2 + \dot\sigma^2)$. Under VP $u = v$ and that is
+    $1/\alpha^2$, so that the loss is [`eqdiff.l_simple`][] of a network that predicts $v$; under
+    rectified flow $u = (\varepsilon - x_0)/\sqrt2$, that of one that predicts the flow; under VE
+    $u = \varepsilon$. Under VP it is also what the weights of [`eqdiff.VelocityImportance`][] make
+    of [`eqdiff.LikelihoodWeighting`][], up to a constant. Infinite where no signal is left.
+
+    ??? cite "Reference"
+
+        Zheng, Lu, Chen & Zhu, *Improved Techniques for Maximum Likelihood Estimation for Diffusion
+        ODEs*, ICML 2023, section 4.
+    """
+
+    def on_noise(self, process: AbstractProcess, t: Time) -> Scalar:
+        sigma, alpha_dot, sigma_dot = process.sigma(t), process.alpha_dot(t), process.sigma_dot(t)
+        # σλ̇/2, of either sign; both terms have the same one.
+        slope = sigma_dot - alpha_dot * (sigma / process.alpha(t))
+        return (slope / jnp.hypot(alpha_dot, sigma_dot)) ** 2
+
+
 def _decay(process: AbstractProcess, t: Time) -> Scalar:
     """(g/σ)², which is −dλ/dt."""
     return (process.diffusion(t) / process.sigma(t)) ** 2

@@ -49,8 +49,8 @@ class LearnedVPSDE(AbstractProcess):
 
     ??? cite "Reference"
 
-        Kingma, Salimans, Poole & Ho, *Variational Diffusion Models*, NeurIPS 2021, section 4 and
-        appendix H.
+        Kingma, Salimans, Poole & Ho, *Variational Diffusion Models*, NeurIPS 2021, section 3.2
+        and appendix H.
     """
 
     log_snr_max: float | Array

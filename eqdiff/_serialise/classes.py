@@ -45,7 +45,7 @@ FORMAT_VERSION = 4
 
 _NETWORKS = (
     *(nn.UNet, nn.UNetClassifier, nn.NCSNv2, nn.DiT, nn.MLP),
-    *(nn.SuperResolution, nn.Centred, nn.DividedBySigma),
+    *(nn.SuperResolution, nn.Centred, nn.DividedBySigma, nn.FourierFeatures),
     *(nn.UNetShape, nn.Style, nn.Embedding, nn.FusedAttention, nn.PlainAttention),
     *(nn.AttentionPool, nn.AveragePool, nn.SpatialPool),
 )

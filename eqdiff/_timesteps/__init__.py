@@ -3,6 +3,7 @@ from .importance import (
     LikelihoodImportance as LikelihoodImportance,
     LogitNormal as LogitNormal,
     LogNormal as LogNormal,
+    VelocityImportance as VelocityImportance,
 )
 from .second_moment import LossSecondMoment as LossSecondMoment
 from .smoothed import SmoothedSecondMoment as SmoothedSecondMoment

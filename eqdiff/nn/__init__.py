@@ -10,6 +10,7 @@ from ._condition import Conditions as Conditions
 from ._dit import DiT as DiT
 from ._embedding import Embedding as Embedding
 from ._ends import Centred as Centred, DividedBySigma as DividedBySigma
+from ._fourier import FourierFeatures as FourierFeatures
 from ._mlp import MLP as MLP
 from ._ncsnv2 import NCSNv2 as NCSNv2
 from ._pool import (
