@@ -140,7 +140,8 @@ class Arrays:
         - `shape`: of the weight, (out, in, height, width).
         """
         kernel, bias = self._folded(conv, norm, shape)
-        return Conv(jnp.transpose(kernel, (2, 3, 1, 0)), bias, stride, padding, activation)
+        kernel = jnp.asarray(np.transpose(kernel, (2, 3, 1, 0)))
+        return Conv(kernel, bias, stride, padding, activation)
 
     def depthwise(
         self,
@@ -154,11 +155,12 @@ class Arrays:
     ) -> Depthwise:
         """Equation (1) for a weight of shape (channels, 1, size, size)."""
         kernel, bias = self._folded(conv, norm, (channels, 1, size, size))
-        return Depthwise(jnp.transpose(kernel[:, 0], (1, 2, 0)), bias, stride, activation)
+        kernel = jnp.asarray(np.transpose(kernel[:, 0], (1, 2, 0)))
+        return Depthwise(kernel, bias, stride, activation)
 
     def _folded(
         self, conv: str, norm: str, shape: tuple[int, int, int, int]
-    ) -> tuple[Array, Array]:
+    ) -> tuple[np.ndarray, Array]:
         weight = self.take(f"{conv}.weight", *shape)
         gamma, beta, mean, var = (
             self.take(f"{norm}.{part}", shape[0])
@@ -167,7 +169,8 @@ class Arrays:
         self._left.pop(f"{norm}.num_batches_tracked", None)
         gain = gamma / np.sqrt(var + self._eps)
         kernel, bias = weight * gain[:, None, None, None], beta - gain * mean
-        return jnp.asarray(kernel, jnp.float32), jnp.asarray(bias, jnp.float32)
+        # Its axes are put in order by NumPy, which compiles nothing.
+        return kernel.astype(np.float32), jnp.asarray(bias.astype(np.float32))
 
     def finish(self) -> None:
         """**Raises:** `ValueError` if something is left."""
