@@ -87,6 +87,15 @@ SMALLER = {
         "denoiser, 1000": "denoiser, 4",
         "process, 1000": "process, 20",
     },
+    "docs/simulators.md": {
+        "range(4000)": "range(2)",
+        "simulate(512)": "simulate(4)",
+        "simulate(500)": "simulate(3)",
+        "DDIM(100": "DDIM(2",
+        "num_draws=39": "num_draws=3",
+        "(4, 2, 128, 2": "(4, 2, 8, 1",
+        "1000": "3",
+    },
     "docs/training.md": {"steps=1500": "steps=2", "steps=2000": "steps=3"},
 }
 
@@ -104,7 +113,7 @@ SLOW = frozenset(
     f"docs/{page}.md"
     for page in (
         *("adaptive-solves", "controllable", "flow-matching", "getting-started", "index"),
-        *("training", "extending", "api/bound", "api/likelihood", "api/nn"),
+        *("training", "extending", "simulators", "api/bound", "api/likelihood", "api/nn"),
     )
 ) | {"README.md"}
 
