@@ -54,8 +54,8 @@ def bits_per_dim(
     - `image`: one image on the dequantisation's levels.
     - `args`: what conditions the network.
     - `dequantise`: [`eqdiff.UniformDequantisation`][] or [`eqdiff.VariationalDequantisation`][] for
-        a network trained on dequantised data, [`eqdiff.GaussianDequantisation`][] for one trained
-        on grid values.
+        a network trained on dequantised data, [`eqdiff.TruncatedNormalDequantisation`][] or
+        [`eqdiff.GaussianDequantisation`][] for one trained on grid values.
     - `key`: for the dequantisation and the probes.
     - `flow`, `trace`, `prior`, `reference`: as for [`eqdiff.log_likelihood`][].
 
