@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from likelihood import held_out, score
 from sample import classes, load, load_file, make_sampler
@@ -58,7 +59,8 @@ def main(
             efficientnet is not FID's network and compares models of one data set without any
             download; classifier is a perceptron trained on the reference's classes. Default:
             classifier for digits, otherwise inception.
-        weights: the network's weight file. Default: that in the cache, or it is downloaded.
+        weights: the network's weight file. Default: Inception's is that in the cache, or is
+            downloaded; EfficientNet's is that of its package.
         num: how many samples. Default: of a model as many as the reference has, at most 50,000 (the
             number in papers); otherwise all.
         sampler: as in sample.py.
@@ -233,8 +235,9 @@ def measure(network, real: Real, images, folder, neighbours, options):
     if real.held_out is not None:
         judged["held-out images"] = real.held_out[: len(images)]
     columns, seen = {}, {name: look(pixels) for name, pixels in judged.items()}
+    scores = hasattr(network, "probabilities")
     for name, values in seen.items():
-        p = getattr(network, "probabilities", lambda values: None)(values)
+        p = network.probabilities(jnp.asarray(values)) if scores else None
         columns[name] = eqd.metrics.compare(known, values, probabilities=p)
         if real.moments is not None and real.moments.mean.shape == values.shape[1:]:
             distance = eqd.metrics.frechet_distance(real.moments, values)

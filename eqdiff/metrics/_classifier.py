@@ -3,7 +3,7 @@
 import warnings
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import ArrayLike, Float, Int, Shaped
 
 from .._require import require
 
@@ -65,7 +65,7 @@ class ClassifierFeatures:
             h = np.maximum(h @ weights + bias, 0)
         return h
 
-    def probabilities(self, features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n classes"]:
+    def probabilities(self, features: Float[ArrayLike, "n d"]) -> Float[np.ndarray, "n classes"]:
         """The probability of each class, of the features of each image."""
         logits = np.asarray(features) @ self._classifier.coefs_[-1]
         logits = logits + self._classifier.intercepts_[-1]

@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import ArrayLike, Float
 
 from ._frechet import frechet_distance
 from ._inception_score import inception_score
@@ -64,7 +64,7 @@ def compare(
     real: Float[np.ndarray, "m d"] | Moments,
     generated: Float[np.ndarray, "n d"],
     *,
-    probabilities: Float[np.ndarray, "n classes"] | None = None,
+    probabilities: Float[ArrayLike, "n classes"] | None = None,
 ) -> Comparison:
     """Every metric of one set of generated images, each with its published settings.
 
