@@ -70,6 +70,7 @@ SMALLER = {
         "data.test, 100": "data.test, 2",
         "data.train, 64": "data.train, 4",
     },
+    "docs/likelihoods.md": {"held_out(50)": "held_out(4)"},
     "docs/averages.md": {"optax.adam(1e-3), 1600": "optax.adam(1e-3), 32"},
     "docs/api/bound.md": {"num_terms=64": "num_terms=8", "(128,)": "(12,)"},
     "docs/api/denoisers.md": {"(50,)": "(5,)"},
@@ -113,7 +114,16 @@ SLOW = frozenset(
     f"docs/{page}.md"
     for page in (
         *("adaptive-solves", "controllable", "flow-matching", "getting-started", "index"),
-        *("training", "extending", "simulators", "api/bound", "api/likelihood", "api/nn"),
+        *(
+            "training",
+            "extending",
+            "simulators",
+            "likelihoods",
+            "evaluate",
+            "api/bound",
+            "api/likelihood",
+            "api/nn",
+        ),
     )
 ) | {"README.md"}
 
