@@ -240,7 +240,9 @@ def measure(network, real: Real, images, folder, neighbours, options):
         p = network.probabilities(jnp.asarray(values)) if scores else None
         columns[name] = eqd.metrics.compare(known, values, probabilities=p)
         if real.moments is not None and real.moments.mean.shape == values.shape[1:]:
-            distance = eqd.metrics.frechet_distance(real.moments, values)
+            own = {"features": getattr(network, "name", None), "size": images.shape[2:]}
+            moments = eqd.metrics.Moments.of(values, **own)
+            distance = eqd.metrics.frechet_distance(real.moments, moments)
             columns[name] = columns[name]._replace(frechet=distance)
     if real.images is not None and neighbours:
         first = next(iter(seen.values()))[:neighbours]

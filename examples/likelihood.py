@@ -19,8 +19,9 @@ import eqdiff as eqd
 def main(
     run: Positional[Path],
     num: int = 200,
+    parts: int = 20,
     bound_terms: int = 64,
-    dequantise: Literal["gaussian", "uniform"] = "gaussian",
+    dequantise: Literal["gaussian", "truncated", "uniform"] = "gaussian",
     tolerance: float = 1e-3,
     batch_size: int = 50,
     seed: int = 0,
@@ -33,9 +34,12 @@ def main(
     Args:
         run: folder that train_cifar.py wrote, or a model file (.safetensors) of eqdiff.save_model.
         num: how many held-out images.
+        parts: of how many the uncertainty is taken apart, into images, dequantisation, probes and
+            the solver; 0 for none.
         bound_terms: terms of the variational bound per image, at least 2, an even number.
-        dequantise: for the probability flow: gaussian for networks trained on the grid of pixel
-            values (what train_cifar.py trains), uniform for ones trained on dequantised data.
+        dequantise: for the probability flow: gaussian or truncated (normal) for networks trained on
+            the grid of pixel values (what train_cifar.py trains), uniform for ones trained on
+            dequantised data.
         tolerance: relative and absolute, of the flow's solver.
         batch_size: images at once.
         seed: of times, noise and probes.
@@ -43,11 +47,17 @@ def main(
         data_dir: where the data are, if not where training found them.
         image_size: of a model file and --dataset folder: the side that images are resized to.
     """
+    if parts and not 4 <= parts:
+        raise ValueError(f"--parts {parts}: expected 0, or at least 4 images.")
     if num < 2:
         raise ValueError(f"--num {num}: expected at least 2, for a standard error.")
     denoiser, settings = load_for_data(run, dataset, image_size)
     data, images, labels = held_out(settings, num, data_dir)
-    make = {"gaussian": eqd.GaussianDequantisation, "uniform": eqd.UniformDequantisation}
+    make = {
+        "gaussian": eqd.GaussianDequantisation,
+        "truncated": eqd.TruncatedNormalDequantisation,
+        "uniform": eqd.UniformDequantisation,
+    }
     found = score(
         denoiser,
         data,
@@ -64,6 +74,13 @@ def main(
     print(f"{len(images)} held-out images of {data.name}, {data.levels} grey levels")
     print(f"variational bound  {bound} bits/dim ({bound_terms} terms an image; ± standard error)")
     print(f"probability flow   {flow} bits/dim ({dequantise} dequantisation)")
+    if parts:
+        print(f"Which part of the uncertainty of the flow is what, from {parts} images:")
+        some = images[:parts], None if labels is None else labels[:parts]
+        flow_of = eqd.ProbabilityFlow(diffrax.Bosh3(), rtol=tolerance, atol=tolerance)
+        options = {"levels": data.levels, "batch_size": batch_size, "progress": True}
+        options |= {"dequantise": make[dequantise](data.levels), "flow": flow_of}
+        print(eqd.metrics.flow_errors(denoiser, *some, key=jax.random.key(seed + 1), **options))
     print(json.dumps({"bound": bound.value, "flow": flow.value}))
 
 

@@ -74,7 +74,7 @@ def main(
         max_spoilt: how many steps may have a loss that is no number; they change nothing.
         skip_damaged: how many damaged files may be replaced by their neighbours.
         log_every: steps between lines of metrics.jsonl.
-        save_every: steps between checkpoints, pictures and held-out bits/dim; at most a quarter.
+        save_every: steps between checkpoints, pictures and scores; at most a quarter.
         tensorboard: also write TensorBoard event files.
         wandb: also send metrics to this project of Weights & Biases.
         eval_images: held-out images that the report scores.
@@ -108,7 +108,7 @@ def main(
         loss_fn = eqd.variance_minimising(loss_fn)
     net_key, key, eval_key = jax.random.split(jax.random.key(seed), 3)
     options = dict(num_classes=num_classes, compute_dtype=jnp.dtype(dtype), key=net_key)
-    net, optimiser = recipe.network(data.shape, **options), recipe.optimiser()
+    net, optimiser = recipe.network(data.shape, levels=data.levels, **options), recipe.optimiser()
     start = eqd.train.init(net, optimiser, timesteps=recipe.timesteps, ema=(recipe.ema,), key=key)
     mesh = eqd.train.data_mesh(shards=shards) if jax.device_count() > 1 or shards > 1 else None
     step = eqd.train.make_step(loss_fn, optimiser, mesh=mesh, accumulate=accumulate)
@@ -125,31 +125,31 @@ def main(
     total, scored = recipe.num_steps, dict[str, Any](levels=data.levels, key=eval_key, mesh=mesh)
     log_every, save_every = min(log_every, -(-total // 100)), min(save_every, -(-total // 4))
     every = dict[str, Any](log_every=log_every, save_every=save_every, max_spoilt=max_spoilt)
-    state, bound = start, None
+    state, bound, given = start, None, (data, num_classes, eval_key, mesh, folder)
     with eqd.train.Run(folder, settings, **options) as run:
         for state in eqd.train.fit(step, start, batches, num_steps=total, run=run, **every):
             denoiser = recipe.denoiser(state.ema_net())
             if eqd.train.is_writer():
                 eqd.save_model(folder / "model.safetensors", denoiser, overwrite=True)
-            picture = folder / "samples" / f"step_{int(state.step):08d}.png"
-            draw(recipe, 50, denoiser, 40, data, num_classes, eval_key, mesh, picture)
+            picture = f"samples/step_{int(state.step):08d}.png"
+            shown = draw(recipe, 50, denoiser, 100, *given, picture)
             bound = eqd.metrics.bound_bits(denoiser, images, labels, **scored)
-            run.record(state, score=float(bound.value), bound=bound.value)
+            also = dict(frechet=judge(data, *shown)[0].frechet) if data.name == "digits" else {}
+            run.record(state, score=float(bound.value), bound=bound.value, **also)
         denoiser = recipe.denoiser(state.ema_net())
         flow = eqd.metrics.flow_bits(denoiser, images, labels, **scored, progress=True)
-        given = data, num_classes, eval_key, mesh, folder / "samples.png"
-        drawn = draw(recipe, recipe.sample_steps, denoiser, eval_samples, *given)
+        drawn = draw(recipe, recipe.sample_steps, denoiser, eval_samples, *given, "samples.png")
         report(run, state, data, bound, flow, *drawn)
 
 
-def draw(recipe, most, denoiser, num, data, num_classes, key, mesh, path):
+def draw(recipe, most, denoiser, num, data, num_classes, key, mesh, folder, name):
     """Samples by at most so many steps, and their classes; a picture of the first hundred."""
     sampler = recipe.sampler(min(most, recipe.sample_steps))
     classes = None if num_classes is None else np.arange(num, dtype=np.int32) % num_classes
-    options = dict[str, Any](args=classes, key=key, batch_size=100, mesh=mesh, progress=num > 40)
+    options = dict[str, Any](args=classes, key=key, batch_size=100, mesh=mesh, progress=num > 100)
     samples = eqd.generate(sampler, eqd.Clip(denoiser), num, data.shape, **options)
     if eqd.train.is_writer():
-        eqd.data.write_grid(path, samples[:100], levels=data.levels, columns=10)
+        eqd.data.write_grid(folder / name, samples[:100], levels=data.levels, columns=10)
     return samples, classes
 
 
@@ -158,14 +158,19 @@ def report(run, state, data, bound, flow, samples, classes):
     tables: dict[str, Any] = {f"{bound.num} held-out images": bits}
     values: dict[str, Any] = dict(bound=bound, flow=flow)
     if data.name == "digits":
-        x, labels = data.train.take(np.arange(len(data.train)))
-        real = (data.normalise(x), labels), data.held_out()
-        quality = eqd.metrics.sample_quality(samples, classes, *real, levels=data.levels)
+        quality, values["table"] = judge(data, samples, classes)
         values["quality"], tables["Samples"] = quality, quality.table()
-        values["table"] = eqd.metrics.table_bits(*real, levels=data.levels)
         bits.append(("all of them, by a table of pixels for each class", values["table"]))
     eqd.train.write_report(run, state, title=f"A model of {data.name}", tables=tables, **values)
     print(f"Bound {bound}, flow {flow} bits/dim. Report and pictures: {run.folder / 'report.md'}")
+
+
+def judge(data, samples, classes):
+    """The quality of samples of a small data set, and the bits/dim of a table of its pixels."""
+    x, labels = data.train.take(np.arange(len(data.train)))
+    real = (data.normalise(x), labels), data.held_out()
+    quality = eqd.metrics.sample_quality(samples, classes, *real, levels=data.levels)
+    return quality, eqd.metrics.table_bits(*real, levels=data.levels)
 
 
 def load_data(dataset, directory, image_size, channels) -> eqd.data.Dataset:

@@ -31,7 +31,7 @@ from .._sampler import AbstractSampler
 from .._timesteps import AbstractTimesteps
 from .._types import Key, Scalar
 from .._variance import AbstractVariance, FixedLarge
-from ..nn import DividedBySigma, Embedding, Style, UNet, UNetShape
+from ..nn import DividedBySigma, Embedding, FourierFeatures, Style, UNet, UNetShape
 from ._ema import AbstractEMA, EMAWarmup, HalfLife
 
 
@@ -77,6 +77,7 @@ class Recipe:
     - `style`, `embed`, `shape`: the network's, as for [`eqdiff.nn.UNet`][]. The channels, classes
         and number of levels in `shape` are replaced by what the data ask for.
     - `by_sigma`: whether the network's output is divided by σ ([`eqdiff.nn.DividedBySigma`][]).
+    - `octaves`: of Fourier features of the input ([`eqdiff.nn.FourierFeatures`][]); 0 for none.
     - `timesteps`: how times are drawn.
     - `weighting`: of score matching, for processes that are neither a schedule nor learned.
     - `sampler`: the paper's sampler, as a function of the number of steps.
@@ -98,6 +99,7 @@ class Recipe:
     variance: AbstractVariance = FixedLarge()
     c_noise: CNoise | None = None
     by_sigma: bool = False
+    octaves: int = 0
     weighting: AbstractWeighting = NoiseWeighting()
     batch_size: int = 128
     num_steps: int = 500_000
@@ -166,6 +168,7 @@ class Recipe:
         example: tuple[int, ...],
         *,
         num_classes: int | None = None,
+        levels: int = 256,
         compute_dtype: Any = jnp.float32,
         key: Key,
     ) -> PyTree:
@@ -179,6 +182,7 @@ class Recipe:
         - `example`: `(channels, length)`, `(channels, height, width)` or `(channels, depth, height,
             width)`.
         - `num_classes`, `compute_dtype`: as for [`eqdiff.nn.UNet`][].
+        - `levels`: the number of grey levels, which Fourier features are made for.
         - `key`: a PRNG key.
         """
         channels, *sides = example
@@ -187,7 +191,7 @@ class Recipe:
         larger = max(1, max(sides[-2:]) // 32)
         shape = dataclasses.replace(
             self.shape,
-            in_channels=channels,
+            in_channels=channels * (1 + 2 * self.octaves),
             out_channels=2 * channels if self.variance.learned else channels,
             channel_mult=mult,
             attention_downsamples=tuple(larger * n for n in self.shape.attention_downsamples),
@@ -200,7 +204,11 @@ class Recipe:
             # One program: a network made piece by piece compiles hundreds.
             return UNet(shape, self.style, self.embed, compute_dtype=compute_dtype, key=key)
 
-        net = DividedBySigma(build(key)) if self.by_sigma else build(key)
+        net = build(key)
+        if self.octaves:
+            net = FourierFeatures(net, levels, self.octaves)
+        if self.by_sigma:
+            net = DividedBySigma(net)
         return self._denoiser(net) if isinstance(self.process, LearnedVPSDE) else net
 
     def denoiser(self, net: PyTree) -> Denoiser:

@@ -194,12 +194,14 @@ def vdm(process: AbstractProcess) -> Recipe:
     """Variational diffusion models' configuration for CIFAR-10, for a likelihood (Kingma et al.
     2021, appendix B), without weight decay.
 
-    One resolution, 32 blocks, and attention in the middle.
+    One resolution, 32 blocks, and attention in the middle; the network sees Fourier features of its
+    input, but where its parameterisation scales that.
 
     **Arguments:**
 
     - `process`: the paper's is `LearnedVPSDE()` with ends that are learned, for which write arrays.
     """
+    reading = _reading(process)
     return Recipe(
         process=process,
         style=styles.ddpm(dropout=0.1),
@@ -209,7 +211,8 @@ def vdm(process: AbstractProcess) -> Recipe:
         warmup=100,
         grad_clip=None,
         horizontal_flip=False,
-        **_reading(process),
+        octaves=0 if "parameterisation" in reading else 2,
+        **reading,
     )
 
 
