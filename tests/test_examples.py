@@ -28,7 +28,7 @@ def run(folder, process, *, change=SMALL, **options):
         change=change,
         run_dir=folder,
         eval_images=3,
-        eval_samples=20,
+        eval_samples=40,
         **options,
     )
     return json.loads((folder / "report.json").read_text())
@@ -41,7 +41,7 @@ def test_a_run_ends_in_a_report_and_may_be_continued(tmp_path, process, capsys):
     assert report["step"] == 5 and report["seconds"]["images"] == 20
     for name in ("bound", "flow"):
         assert np.isfinite(report[name]["value"]) and report[name]["num"] == 3
-    assert report["quality"]["num"] == 20 and 0 <= report["quality"]["accuracy"] <= 1
+    assert report["quality"]["num"] == 40 and 0 <= report["quality"]["accuracy"] <= 1
     for name in ("report.md", "samples.png", "loss.png", "model.safetensors"):
         assert (tmp_path / name).stat().st_size > 0
     assert [p.name for p in sorted((tmp_path / "samples").iterdir())][-1] == "step_00000005.png"

@@ -94,6 +94,18 @@ def test_noise_and_missing_classes_are_far_from_digits(digits):
     np.testing.assert_array_equal(again(held_out), real)
 
 
+def test_ctrl_c_while_it_is_trained_is_not_swallowed(monkeypatch):
+    """scikit-learn catches it, warns, and goes on with what it has."""
+    from sklearn.neural_network import _multilayer_perceptron as module
+
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "gen_batches", stop)
+    with pytest.raises(KeyboardInterrupt):
+        eqd.metrics.ClassifierFeatures(np.eye(4), np.arange(4) % 2, max_epochs=2)
+
+
 def test_one_class_is_no_classifier():
     with pytest.raises(ValueError, match="at least two classes, got one"):
         eqd.metrics.ClassifierFeatures(np.zeros((4, 1, 2, 2)), np.zeros(4, int))

@@ -46,7 +46,12 @@ class ClassifierFeatures:
         with warnings.catch_warnings():
             # The features matter, not the last digit of the loss.
             warnings.simplefilter("ignore", exceptions.ConvergenceWarning)
-            self._classifier.fit(_flat(images), labels)
+            # scikit-learn takes Ctrl-C for "that is enough", but whoever pressed it wants to stop.
+            warnings.filterwarnings("error", "Training interrupted", UserWarning)
+            try:
+                self._classifier.fit(_flat(images), labels)
+            except UserWarning as error:
+                raise KeyboardInterrupt from error
 
     def accuracy(self, images: Shaped[np.ndarray, "n ..."], labels: Int[np.ndarray, " n"]) -> float:
         """The share of images that are classified as their label.
