@@ -34,8 +34,8 @@ def main(
     Args:
         run: folder that train_cifar.py wrote, or a model file (.safetensors) of eqdiff.save_model.
         num: how many held-out images.
-        parts: of how many the uncertainty is taken apart, into images, dequantisation, probes and
-            the solver; 0 for none.
+        parts: of how many, four or more, the uncertainty is taken apart, into images,
+            dequantisation, probes and the solver; 0 for none.
         bound_terms: terms of the variational bound per image, at least 2, an even number.
         dequantise: for the probability flow: gaussian or truncated (normal) for networks trained on
             the grid of pixel values (what train_cifar.py trains), uniform for ones trained on
@@ -74,7 +74,8 @@ def main(
     print(f"{len(images)} held-out images of {data.name}, {data.levels} grey levels")
     print(f"variational bound  {bound} bits/dim ({bound_terms} terms an image; ± standard error)")
     print(f"probability flow   {flow} bits/dim ({dequantise} dequantisation)")
-    if parts:
+    if parts and len(images) >= 4:
+        parts = min(parts, len(images))
         print(f"Which part of the uncertainty of the flow is what, from {parts} images:")
         some = images[:parts], None if labels is None else labels[:parts]
         flow_of = eqd.ProbabilityFlow(diffrax.Bosh3(), rtol=tolerance, atol=tolerance)

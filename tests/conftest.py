@@ -7,6 +7,7 @@ Compiled programs are kept in `.pytest_cache` and shared by the processes of a r
 takes less than half the time. `pytest --cache-clear` forgets them.
 """
 
+import gc
 import os
 
 
@@ -60,3 +61,19 @@ def x64():
     """For tests whose truth needs float64: skipped in the float32 leg of the suite."""
     if not X64:
         pytest.skip("its truth needs float64 (EQDIFF_TEST_X64=0)")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_maps():
+    """Every compiled program takes a dozen of the 65,530 memory maps that Linux gives a process;
+    without one more, XLA ends in a segmentation fault. So they are given back between files.
+    """
+    yield
+    try:
+        with open("/proc/self/maps", "rb") as maps:
+            number = sum(1 for _ in maps)
+    except OSError:  # Not Linux.
+        return
+    if number > 30_000:
+        jax.clear_caches()
+        gc.collect()
