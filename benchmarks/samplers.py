@@ -91,7 +91,11 @@ def families() -> tuple[Family, ...]:
             n, churn=40.0, churn_min=0.05, churn_max=50.0, noise=1.003), half),
         Family("DDIM", eqd.DDIM, STEPS),
         Family("StochasticHeun, no churn", eqd.StochasticHeun, half[:-2]),
+        Family("SDEDPMSolverPP", eqd.SDEDPMSolverPP, (*fewer, 200)),
         Family("DPMSolverPP", eqd.DPMSolverPP, (*fewer, 200)),
+        Family("DPMSolverPP, order 3", lambda n: eqd.DPMSolverPP(n, order=3), (*fewer, 200)),
+        Family("UniPC", eqd.UniPC, (*fewer, 200)),
+        Family("UniPC, order 3", lambda n: eqd.UniPC(n, order=3), (*fewer, 200)),
         Family("ProbabilityFlow, Tsit5, adaptive", lambda tol: eqd.ProbabilityFlow(
             rtol=tol, atol=tol), tolerances),
         Family("ProbabilityFlow, Tsit5, Karras times", lambda n: eqd.ProbabilityFlow(
@@ -160,9 +164,9 @@ def measure(num: int, chosen: Iterable[Family]) -> tuple[list[Row], tuple[float,
         bar.set_postfix_str(f"{family.name} {setting}")
         sampler = family.make(setting)
         samples, calls = run(sampler, discrete if family.on_schedule else exact, x1)
-        deterministic = isinstance(sampler, (eqd.ProbabilityFlow, eqd.DPMSolverPP)) or not getattr(
-            sampler, "random", True
-        )
+        deterministic = isinstance(
+            sampler, (eqd.ProbabilityFlow, eqd.DPMSolverPP, eqd.UniPC)
+        ) or not getattr(sampler, "random", True)
         path = (
             float(np.sqrt(np.mean(np.sum((samples - truth) ** 2, -1)))) if deterministic else None
         )

@@ -155,9 +155,11 @@ from ._sampler import (
     Replace as Replace,
     ReverseDiffusion as ReverseDiffusion,
     ReverseSDE as ReverseSDE,
+    SDEDPMSolverPP as SDEDPMSolverPP,
     Step as Step,
     StochasticHeun as StochasticHeun,
     Trajectory as Trajectory,
+    UniPC as UniPC,
 )
 from ._serialise import load_model as load_model, save_model as save_model
 from ._timesteps import (

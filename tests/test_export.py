@@ -24,9 +24,11 @@ CHAINS = {
     "Ancestral": (eqd.Ancestral(4), SCHEDULE),
     "StochasticHeun": (eqd.StochasticHeun(3, churn=10.0), VP),
     "PredictorCorrector": (eqd.PredictorCorrector(3), VP),
+    "SDEDPMSolverPP": (eqd.SDEDPMSolverPP(3), VP),
 }
 SOLVES = {
     "DPMSolverPP": (eqd.DPMSolverPP(4), VP),
+    "UniPC": (eqd.UniPC(4, order=3), VP),
     "ProbabilityFlow": (eqd.ProbabilityFlow(diffrax.Heun(), num_steps=3), VP),
     "ReverseSDE": (eqd.ReverseSDE(diffrax.Euler(), num_steps=3), VP),
 }

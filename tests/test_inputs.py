@@ -85,6 +85,8 @@ CALLS = {
     "Ancestral": sampled(eqd.Ancestral(2)),
     "StochasticHeun": sampled(eqd.StochasticHeun(2)),
     "DPMSolverPP": sampled(eqd.DPMSolverPP(2)),
+    "UniPC": sampled(eqd.UniPC(2)),
+    "SDEDPMSolverPP": sampled(eqd.SDEDPMSolverPP(2)),
     "PredictorCorrector": sampled(eqd.PredictorCorrector(2)),
     "ProbabilityFlow": sampled(FLOW),
     "ProbabilityFlow.encode": lambda x: FLOW.encode(ORACLE, x),
@@ -157,6 +159,7 @@ def test_numpy_arrays_are_examples_too(name):
 # Where the state of a solve or a chain would lose the steps near the data, or a score its digits.
 FULL_PRECISION = {
     *("DDIM", "DDIM.encode", "Ancestral", "StochasticHeun", "DPMSolverPP", "PredictorCorrector"),
+    *("UniPC", "SDEDPMSolverPP"),
     *("ProbabilityFlow", "ProbabilityFlow.encode", "ProbabilityFlow.decode", "ReverseSDE"),
     *("log_likelihood", *SCORES),
 }
@@ -249,6 +252,8 @@ COUNTS = {
     "Ancestral": eqd.Ancestral,
     "StochasticHeun": eqd.StochasticHeun,
     "DPMSolverPP": eqd.DPMSolverPP,
+    "UniPC": eqd.UniPC,
+    "SDEDPMSolverPP": eqd.SDEDPMSolverPP,
     "PredictorCorrector": eqd.PredictorCorrector,
     "ProbabilityFlow": lambda n: eqd.ProbabilityFlow(num_steps=n),
     "ReverseSDE": lambda n: eqd.ReverseSDE(num_steps=n),

@@ -63,6 +63,8 @@ CHAINS = [
     (eqd.StochasticHeun(1), 1),
     (eqd.DPMSolverPP(5), 5),
     (eqd.DPMSolverPP(1), 1),
+    (eqd.UniPC(5, order=3), 5),
+    (eqd.SDEDPMSolverPP(5), 5),
     (eqd.ProbabilityFlow(diffrax.Euler(), num_steps=3), 4),
     (eqd.ProbabilityFlow(diffrax.Heun(), times=np.array([0.9, 0.5, 0.1])), 5),
     (eqd.ProbabilityFlow(diffrax.Tsit5(), num_steps=3), 20),

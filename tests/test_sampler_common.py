@@ -18,6 +18,7 @@ MEAN, STD = np.array([0.5, -1.0]), np.array([0.3, 1.2])
 X1 = np.array([0.7, -1.3])
 SCHEDULE = eqd.linear_schedule(1000)
 CHAINS = [eqd.Ancestral, eqd.DDIM, eqd.StochasticHeun, eqd.PredictorCorrector, eqd.DPMSolverPP]
+CHAINS += [eqd.UniPC, eqd.SDEDPMSolverPP]
 SOLVES = [eqd.ProbabilityFlow, eqd.ReverseSDE]
 every = pytest.mark.parametrize("make", CHAINS + SOLVES)
 

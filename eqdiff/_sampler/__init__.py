@@ -25,9 +25,11 @@ from .predictors import (
     EulerMaruyama as EulerMaruyama,
     ReverseDiffusion as ReverseDiffusion,
 )
+from .sde_dpm import SDEDPMSolverPP as SDEDPMSolverPP
 from .solve import (
     error_norm as error_norm,
     integrate as integrate,
     ProbabilityFlow as ProbabilityFlow,
     ReverseSDE as ReverseSDE,
 )
+from .unipc import UniPC as UniPC

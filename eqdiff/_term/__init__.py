@@ -48,3 +48,4 @@ from .sde import (
     reverse_drift as reverse_drift,
     reverse_sde as reverse_sde,
 )
+from .unipc import DPMSolverPP3M as DPMSolverPP3M, UniPC as UniPC
