@@ -45,6 +45,7 @@ from ._guidance import (
     ClassifierFree as ClassifierFree,
     ClassifierGuidance as ClassifierGuidance,
     Clip as Clip,
+    ClipDataAlone as ClipDataAlone,
     DynamicThreshold as DynamicThreshold,
     FixedArgs as FixedArgs,
     GuidanceInterval as GuidanceInterval,

@@ -314,6 +314,7 @@ NEITHER = {
         "ZeroStarClassifierFree",
         "ClassifierGuidance",
         "Clip",
+        "ClipDataAlone",
         "DynamicThreshold",
         "GuidanceInterval",
         "MeanShift",

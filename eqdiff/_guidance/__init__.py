@@ -10,7 +10,7 @@ from .classifier import (
     MeanShift as MeanShift,
 )
 from .classifier_free import ClassifierFree as ClassifierFree
-from .clip import Clip as Clip
+from .clip import Clip as Clip, ClipDataAlone as ClipDataAlone
 from .dynamic_threshold import DynamicThreshold as DynamicThreshold
 from .interval import GuidanceInterval as GuidanceInterval
 from .inverse import (
