@@ -6,6 +6,7 @@ flags.
 """
 
 import dataclasses
+import warnings
 from pathlib import Path
 from typing import Literal
 
@@ -101,7 +102,14 @@ def two_sample_test(real, drawn) -> float:
     order = np.random.default_rng(0).permutation(len(pairs))
     learn, test = order[: len(real)], order[len(real) :]
     classifier = MLPClassifier((64, 64), early_stopping=True, random_state=0)
-    return float(classifier.fit(pairs[learn], kind[learn]).score(pairs[test], kind[test]))
+    with warnings.catch_warnings():
+        # scikit-learn takes Ctrl-C for "that is enough".
+        warnings.filterwarnings("error", "Training interrupted", UserWarning)
+        try:
+            classifier.fit(pairs[learn], kind[learn])
+        except UserWarning as error:
+            raise KeyboardInterrupt from error
+    return float(classifier.score(pairs[test], kind[test]))
 
 
 def main(config: Config) -> None:
