@@ -80,6 +80,7 @@ SMALLER = {
         "arange(16) < 8": "arange(4) < 2",
         "(20": "(2",
     },
+    "docs/inverse-problems.md": {"(3, 16, 16)": "(3, 4, 4)", "(20": "(2"},
     "docs/many-samples.md": {"50_000": "40"},
     "docs/flow-matching.md": {"range(5000)": "range(2)", "1000, (2,)": "4, (2,)"},
     "docs/getting-started.md": {
@@ -117,6 +118,7 @@ SLOW = frozenset(
         *(
             "training",
             "extending",
+            "inverse-problems",
             "simulators",
             "likelihoods",
             "evaluate",
