@@ -96,6 +96,14 @@ from ._map import (
     generate_to as generate_to,
     map_examples as map_examples,
 )
+from ._measurement import (
+    AbstractMeasurementNoise as AbstractMeasurementNoise,
+    CorrelatedNoise as CorrelatedNoise,
+    GaussianNoise as GaussianNoise,
+    Linearised as Linearised,
+    Measurement as Measurement,
+    PoissonNoise as PoissonNoise,
+)
 from ._parameterisation import (
     AbstractParameterisation as AbstractParameterisation,
     EDMPreconditioning as EDMPreconditioning,

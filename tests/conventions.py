@@ -22,7 +22,7 @@ NAME = "eqdiff"
 FLOORS = (
     tuple("_types _check _deferred _linear_map _platform _require _gaussian _shown".split()),
     ("_process", "nn", "_atomic", "_download", "_together", "_torch_file"),
-    ("_parameterisation", "_variance", "_timesteps"),
+    ("_parameterisation", "_variance", "_timesteps", "_measurement"),
     ("_denoiser", "_analytic", "_predict", "_trace", "_guidance", "_term"),
     ("_loss", "_sampler", "_likelihood", "_bound"),
     ("_store", "_failures", "_writer", "_chunks", "_share", "_map", "_serialise", "terms"),

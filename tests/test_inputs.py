@@ -97,6 +97,7 @@ CALLS = {
     "Inpaint": constrained(lambda x: eqd.Inpaint(x, np.eye(2, 3) > 0)),
     "Colourise": lambda x: eqd.Colourise(x).known(jnp.zeros((3, 2, 3))),
     "Replace": constrained(lambda x: eqd.Replace(x, lambda y: y)),
+    "Measurement": lambda x: eqd.Measurement(NOISE, lambda y: y, 0.1).log_prob(x),
     "PosteriorGuidance": lambda x: (
         eqd.PosteriorGuidance(ORACLE, x, lambda y: y, 0.1)(3, jnp.zeros(GRID.shape)).x0
     ),
@@ -319,6 +320,7 @@ NEITHER = {
         "GuidanceInterval",
         "MeanShift",
     ),
+    *("GaussianNoise", "CorrelatedNoise", "PoissonNoise"),
     *("ZeroCovariance", "LogisticNoise", "VariationalDequantisation"),
     *(
         "EDMWeighting",
@@ -365,6 +367,7 @@ NEITHER = {
         "ContinuousTerms",
         "Estimate",
         "FailedExamples",
+        "Linearised",
         "LogLikelihood",
         "PairwiseTerms",
         "Prediction",

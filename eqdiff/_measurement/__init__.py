@@ -1,0 +1,7 @@
+from .measurement import Linearised as Linearised, Measurement as Measurement
+from .noise import (
+    AbstractMeasurementNoise as AbstractMeasurementNoise,
+    CorrelatedNoise as CorrelatedNoise,
+    GaussianNoise as GaussianNoise,
+    PoissonNoise as PoissonNoise,
+)
