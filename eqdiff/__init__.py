@@ -7,7 +7,7 @@ import importlib
 from importlib.metadata import version as _version
 from typing import TYPE_CHECKING
 
-from . import nn as nn, terms as terms
+from . import nn as nn, operators as operators, terms as terms
 from ._analytic import (
     GaussianDenoiser as GaussianDenoiser,
     GaussianMixtureDenoiser as GaussianMixtureDenoiser,
@@ -103,6 +103,14 @@ from ._measurement import (
     Linearised as Linearised,
     Measurement as Measurement,
     PoissonNoise as PoissonNoise,
+)
+from ._padding import (
+    AbstractPadding as AbstractPadding,
+    LatLonPadding as LatLonPadding,
+    MixedPadding as MixedPadding,
+    PeriodicPadding as PeriodicPadding,
+    ReflectingPadding as ReflectingPadding,
+    ZeroPadding as ZeroPadding,
 )
 from ._parameterisation import (
     AbstractParameterisation as AbstractParameterisation,

@@ -20,9 +20,9 @@ NAME = "eqdiff"
 
 # A room imports lower floors and the rooms listed before it on its own floor.
 FLOORS = (
-    tuple("_types _check _deferred _linear_map _platform _require _gaussian _shown".split()),
+    (*"_types _check _deferred _linear_map _padding _platform _require _gaussian _shown".split(),),
     ("_process", "nn", "_atomic", "_download", "_together", "_torch_file"),
-    ("_parameterisation", "_variance", "_timesteps", "_measurement"),
+    ("_parameterisation", "_variance", "_timesteps", "_measurement", "operators"),
     ("_denoiser", "_analytic", "_predict", "_trace", "_guidance", "_term"),
     ("_loss", "_sampler", "_likelihood", "_bound"),
     ("_store", "_failures", "_writer", "_chunks", "_share", "_map", "_serialise", "terms"),
@@ -30,13 +30,12 @@ FLOORS = (
 )
 # Rooms that may import less than their place allows.
 NARROWER = {
-    "_process": frozenset(FLOORS[0]),
-    "nn": frozenset(FLOORS[0]),
+    **dict.fromkeys(("_process", "nn", "operators"), frozenset(FLOORS[0])),
     "terms": frozenset(("_term",)),
 }
 NAMESPACES = (
     *("nn", "nn.styles", "nn.embeddings", "nn.presets"),
-    *("terms", "train", "data", "metrics", "interop"),
+    *("operators", "terms", "train", "data", "metrics", "interop"),
 )
 STRANGERS = frozenset(("train", "data", "metrics", "interop"))
 

@@ -321,6 +321,7 @@ NEITHER = {
         "MeanShift",
     ),
     *("GaussianNoise", "CorrelatedNoise", "PoissonNoise"),
+    *("LatLonPadding", "MixedPadding", "PeriodicPadding", "ReflectingPadding", "ZeroPadding"),
     *("ZeroCovariance", "LogisticNoise", "VariationalDequantisation"),
     *(
         "EDMWeighting",
