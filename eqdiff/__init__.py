@@ -145,9 +145,11 @@ from ._process import (
     schedule_times as schedule_times,
     section_timesteps as section_timesteps,
     SubVPSDE as SubVPSDE,
+    trailing_times as trailing_times,
     uniform_times as uniform_times,
     VESDE as VESDE,
     VPSDE as VPSDE,
+    zero_terminal_snr as zero_terminal_snr,
 )
 from ._sampler import (
     AbstractChain as AbstractChain,

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from ._check import check_example
-from ._parameterisation import AbstractParameterisation, PredictNoise
+from ._parameterisation import AbstractParameterisation, check_readable, PredictNoise
 from ._process import AbstractProcess, check_time
 from ._types import Args, Example, Key, Network, Scalar, Time
 from ._variance import AbstractVariance, FixedLarge
@@ -152,7 +152,11 @@ class Denoiser(AbstractDenoiser):
             has variance outputs.
         - `c_noise`: the network's time input as a function of the process and $t$; by default the
             process's own ($1000\,t/T$ for a schedule, $999\,t$ for VP, $\log\sigma$ for VE).
+
+        **Raises:** `ValueError` for [`eqdiff.PredictNoise`][] or [`eqdiff.PredictScore`][] on a
+        schedule of zero terminal SNR.
         """
+        check_readable(parameterisation, process)
         self.net, self.process, self.parameterisation = net, process, parameterisation
         self.variance, self.c_noise = variance, c_noise
 
@@ -161,6 +165,7 @@ class Denoiser(AbstractDenoiser):
     ) -> Estimate:
         check_example("The denoiser", x)
         check_time(self.process, t)
+        check_readable(self.parameterisation, self.process)
         c_noise = time_input(self.process, self.c_noise, t, like=x)
         c_in = self.parameterisation.c_in(self.process, t).astype(x.dtype)
         output = self.net(c_noise, c_in * x, args, key=key)

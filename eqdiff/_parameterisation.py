@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ._check import check_positive
-from ._process import AbstractProcess, require_schedule
+from ._process import AbstractProcess, check_signal, require_schedule
 from ._types import Example, Scalar, Time
 
 
@@ -47,6 +47,14 @@ class AbstractParameterisation(eqx.Module):
     @abc.abstractmethod
     def target(self, process: AbstractProcess, t: Time, x0: Example, noise: Example) -> Example:
         r"""The output that would give $(x_0, \varepsilon)$: what the network regresses on."""
+
+
+def check_readable(parameterisation: AbstractParameterisation, process: AbstractProcess) -> None:
+    """Raises `ValueError` where x̂0 would be a division by α = 0."""
+    if isinstance(parameterisation, (PredictNoise, PredictScore)):
+        name = type(parameterisation).__name__
+        instead = "Train with PredictVelocity(), PredictData() or PredictFlow()."
+        check_signal(process, f"{name}()", "the noise alone does not tell x0", instead)
 
 
 class PredictNoise(AbstractParameterisation):

@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from ._process import Schedule
+from ._process import check_signal, Schedule
 from ._process._table import Table
 from ._types import Example, Time
 
@@ -86,8 +86,15 @@ def reverse_step(schedule: Schedule, t: Time) -> ReverseStep:
 def noise_coefficient(
     beta: Float[np.ndarray, "..."], alpha_bar: Float[np.ndarray, "..."]
 ) -> Float[np.ndarray, "..."]:
-    r"""$c$ of equation (2), float64."""
-    return beta / np.sqrt((1 - alpha_bar) * (1 - beta))
+    r"""$c$ of equation (2), float64; infinite for a rate of 1."""
+    with np.errstate(divide="ignore"):
+        return beta / np.sqrt((1 - alpha_bar) * (1 - beta))
+
+
+def check_noise_error(schedule: Schedule, owner: str) -> None:
+    """Raises `ValueError` for a schedule that ends without signal, where $c_t^2 e_t$ is ∞ · 0."""
+    why = "the error of a noise that is known does not tell how uncertain x0 is"
+    check_signal(schedule, owner, why, "Write FixedSmall(), or train with LearnedRange().")
 
 
 class AbstractVariance(eqx.Module):
@@ -230,6 +237,7 @@ class AnalyticVariance(AbstractVariance):
                 "no steps. Write AncestralPredictor(eqdiff.FixedSmall()), or build the denoiser "
                 "on the schedule."
             )
+        check_noise_error(step.schedule, "AnalyticVariance")
         last = int(np.max(step.schedule.timesteps))
         if last >= self.noise_error.size:
             raise ValueError(

@@ -244,6 +244,7 @@ COUNTS = {
     "discretise": lambda n: eqd.discretise(eqd.VPSDE(), n),
     "LearnedVPSDE": lambda n: eqd.LearnedVPSDE(units=n),
     "uniform_times": lambda n: eqd.uniform_times(SCHEDULE, n),
+    "trailing_times": lambda n: eqd.trailing_times(eqd.VPSDE(), n),
     "quadratic_times": lambda n: eqd.quadratic_times(eqd.VPSDE(), n),
     "log_snr_times": lambda n: eqd.log_snr_times(eqd.VPSDE(), n),
     "karras_times": lambda n: eqd.karras_times(eqd.VPSDE(), n),
@@ -341,7 +342,7 @@ NEITHER = {
         "RectifiedFlow",
         "SubVPSDE",
     ),
-    *("VESDE", "VPSDE", "LogNoise", "ScaledTime", "Schedule", "respace"),
+    *("VESDE", "VPSDE", "LogNoise", "ScaledTime", "Schedule", "respace", "zero_terminal_snr"),
     *("AncestralPredictor", "DiffraxPredictor", "EulerMaruyama", "ReverseDiffusion"),
     *(
         "load_model",

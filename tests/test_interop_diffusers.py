@@ -151,13 +151,16 @@ def test_schedulers():
     np.testing.assert_allclose(sigmoid[0], 1e-4 + 0.0199 / (1 + np.exp(6)), rtol=1e-12)
     np.testing.assert_allclose(sigmoid[0] + sigmoid[-1], 0.0201, rtol=1e-12)
     assert load(trained_betas=[0.1, 0.2]).process.num_steps == 2
+    ending = load(rescale_betas_zero_snr=True, prediction_type="v_prediction").process
+    assert ending == eqd.zero_terminal_snr(load().process)
     assert load(prediction_type="sample").parameterisation == eqd.PredictData()
     assert load(variance_type="fixed_small_log").variance == eqd.FixedSmall()
     for problem, options in {
         "variance_type='learned'": dict(variance_type="learned"),
         "prediction_type='flow'": dict(prediction_type="flow"),
         "beta_schedule='cos'": dict(beta_schedule="cos"),
-        "rescale_betas_zero_snr=True": dict(rescale_betas_zero_snr=True),
+        # Noise alone does not tell x0 at its end.
+        "PredictNoise(): at t = 99 of Schedule no signal": dict(rescale_betas_zero_snr=True),
         "returns 2 channels for 2, expected 4": dict(variance_type="learned_range"),
     }.items():
         assert problem in _message(lambda options=options: load(**options))

@@ -307,8 +307,9 @@ def test_alpha_bar_schedule_makes_the_cosine_and_any_other(x64):
 
 
 REFUSED = [
-    (lambda: eqd.linear_schedule(20), r"betas\[19\] = 1 "),
-    (lambda: eqd.linear_schedule(10), "more than 20 steps"),
+    (lambda: eqd.linear_schedule(19), r"betas\[18\] = 1.05263 "),
+    (lambda: eqd.Schedule(np.array([1.0, 0.5])), r"betas\[0\] = 1 "),
+    (lambda: eqd.linear_schedule(10), "at least 20 steps"),
     (lambda: eqd.linear_schedule(0), "positive whole number"),
     (lambda: eqd.alpha_bar_schedule(lambda u: 1 + u, 5), "must be positive and decreasing"),
     (lambda: eqd.alpha_bar_schedule(lambda u: 0.5 - u, 5), r"alpha_bar\(3/5\)"),

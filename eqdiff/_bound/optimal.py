@@ -33,7 +33,7 @@ from .._check import whole
 from .._denoiser import AbstractDenoiser
 from .._process import require_schedule, Schedule
 from .._types import Args, Key
-from .._variance import AnalyticVariance
+from .._variance import AnalyticVariance, check_noise_error
 from .chunks import check_batch, in_chunks, mean_over_images
 from .pairwise import PairwiseTerms
 from .terms import errors, predict_at
@@ -145,6 +145,7 @@ def analytic_variance(
         Diffusion Probabilistic Models*, ICLR 2022.
     """
     schedule = require_schedule(denoiser.process, "analytic_variance")
+    check_noise_error(schedule, "analytic_variance")
     check_batch("analytic_variance", data, args, 2)
     power, _ = _moments(denoiser, data, args, key, chunk)
     data_variance = float(jnp.mean(jnp.var(data, axis=0, ddof=1)))
@@ -175,6 +176,7 @@ def optimal_variance(
         Diffusion Probabilistic Models*, ICML 2022.
     """
     schedule = require_schedule(denoiser.process, "optimal_variance")
+    check_noise_error(schedule, "optimal_variance")
     check_batch("optimal_variance", data, args, 1)
     _, noise_error = _moments(denoiser, data, args, key, chunk)
     return _variance_of(schedule, np.asarray(noise_error, np.float64))

@@ -96,7 +96,7 @@ def _edges(schedule: Schedule, grid: Int[np.ndarray, " M"]) -> _Edges:
     start = np.broadcast_to(schedule.alpha_bar[grid][:, None], (grid.size, grid.size))
     later = np.arange(grid.size)[:, None] > np.arange(grid.size)
     # Where there is no edge, the end is put somewhere between the start and the data.
-    end = np.where(later, start.T, np.sqrt(start))
+    end = np.where(later, start.T, 0.5 * (1 + start))
     beta = 1 - start / end
     posterior = beta * (1 - end) / (1 - start)
     timestep = np.broadcast_to(schedule.timesteps[grid][:, None], start.shape)

@@ -11,7 +11,7 @@ $\nabla\log p_t \mathrel{+}= (\alpha/\sigma^2)\,\delta$.
 """
 
 from .._denoiser import AbstractDenoiser, AbstractWrapper, Estimate
-from .._process import has_no_signal
+from .._process import has_no_signal, without_signal
 from .._types import Args, Example, Key, Time
 
 
@@ -43,13 +43,11 @@ class FixedArgs(AbstractWrapper):
 
 
 def refuse_no_signal(owner: str, denoiser: AbstractDenoiser, why: str) -> None:
-    """Raises `ValueError` for a process whose end has α = 0, where `why`. A traced process is not
-    checked.
+    """Raises `ValueError` for a process that has a time of α = 0, where `why`. A traced process is
+    not checked.
     """
-    process = denoiser.process
-    if has_no_signal(process):
-        name = type(process).__name__
+    if has_no_signal(denoiser.process):
+        where, remedy = without_signal(denoiser.process)
         raise ValueError(
-            f"{owner}: {name} has no signal at its end t1 = {process.t1} (alpha = 0), where {why}. "
-            f"Write {name}(t1=0.999)."
+            f"{owner}: {where}, where {why}. {remedy}, and eqdiff.on(denoiser, process)."
         )

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 
 from .._predict import Prediction
 from .._types import Scalar
-from .weighting import AbstractWeighting, NoiseWeighting
+from .weighting import AbstractWeighting, NoiseWeighting, weight
 
 
 def score_matching(
@@ -43,5 +43,5 @@ def score_matching(
     $D/2$ times this).
     """
     p = prediction
-    factor = weighting.on_noise(p.process, p.t).astype(p.x.dtype)
+    factor = weight(weighting, p.process, p.t).astype(p.x.dtype)
     return factor * jnp.mean((p.estimate.noise - p.noise) ** 2)

@@ -28,7 +28,7 @@ from .._denoiser import AbstractDenoiser
 from .._process import check_time
 from .._trace import AbstractTrace, ExactTrace
 from .._types import Args, Example, Key, Scalar, Time
-from .weighting import AbstractWeighting, NoiseWeighting
+from .weighting import AbstractWeighting, NoiseWeighting, weight
 
 
 def implicit_score_matching(
@@ -67,5 +67,5 @@ def implicit_score_matching(
     noise, divergence = trace.divergence(lambda y: denoiser(t, y, args).noise, x, probes)
     # σ² tr∇s: in units of ε no score, large where σ is small, is formed.
     trace_of_score = -denoiser.process.sigma(t).astype(x.dtype) * divergence
-    factor = weighting.on_noise(denoiser.process, t).astype(x.dtype)
+    factor = weight(weighting, denoiser.process, t).astype(x.dtype)
     return factor * (jnp.sum(noise**2) + 2 * jnp.mean(trace_of_score)) / x.size

@@ -18,14 +18,15 @@ $x_0$ is multiplied by $\sigma^2/\alpha^2 = e^{-\lambda_t}$, the inverse signal-
 """
 
 import abc
+import math
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .._check import check_positive
-from .._process import AbstractProcess
+from .._check import check_positive, is_traced, known_number, of
+from .._process import AbstractProcess, check_signal, is_whole, Schedule
 from .._types import Scalar, Time
 
 
@@ -35,6 +36,21 @@ class AbstractWeighting(eqx.Module):
     @abc.abstractmethod
     def on_noise(self, process: AbstractProcess, t: Time) -> Scalar:
         r"""$\lambda(t)/\sigma_t^2$: the factor of $\|\hat\varepsilon - \varepsilon\|^2$."""
+
+
+def weight(weighting: AbstractWeighting, process: AbstractProcess, t: Time) -> Scalar:
+    r"""`weighting.on_noise`, a `ValueError` where a step without signal would be given one that is
+    infinite: the noise is known there, and its error times that $0\cdot\infty$.
+    """
+    if isinstance(process, Schedule) and process.ends_without_signal and is_whole(t):
+        last = process.num_steps - 1
+        if is_traced(t) or int(t) == last:
+            with jax.ensure_compile_time_eval():
+                at_end = known_number(weighting.on_noise(process, last))
+            if at_end == math.inf:
+                why = "it is infinite where the noise tells nothing of x0"
+                check_signal(process, of(weighting), why, "Write l_simple(prediction).")
+    return weighting.on_noise(process, t)
 
 
 class NoiseWeighting(AbstractWeighting):

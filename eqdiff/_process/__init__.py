@@ -2,9 +2,12 @@ from .base import (
     AbstractProcess as AbstractProcess,
     as_time as as_time,
     has_no_signal as has_no_signal,
+    with_signal as with_signal,
+    without_signal as without_signal,
 )
 from .c_noise import LogNoise as LogNoise, ScaledTime as ScaledTime
 from .checks import (
+    check_signal as check_signal,
     check_time as check_time,
     described as described,
     known_to_differ as known_to_differ,
@@ -33,7 +36,9 @@ from .times import (
     quadratic_times as quadratic_times,
     schedule_times as schedule_times,
     time_at as time_at,
+    trailing_times as trailing_times,
     uniform_times as uniform_times,
 )
 from .ve import VESDE as VESDE
 from .vp import VPSDE as VPSDE
+from .zero_snr import zero_terminal_snr as zero_terminal_snr

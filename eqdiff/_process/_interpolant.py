@@ -1,6 +1,7 @@
 r"""A smooth monotone curve through numbers known at whole times.
 
-On each unit interval the curve is a cubic, $y(i + u) = y_i + u(c_1 + u(c_2 + u c_3))$. Where the
+On each unit interval the curve is $y(i + u) = y_i + u(c_1 + u(c_2 + u c_3)) + 2\log(1 - c_4 u)$: a
+cubic with $c_4 = 0$, but on the last interval of a log-SNR that ends in $-\infty$. Where the
 cubic spline through all numbers (not-a-knot ends) is monotone between each two of them, it is the
 curve: its second derivative is continuous, which solvers of high order rely on. Where the spline
 overshoots, as at the kinks of a schedule respaced in sections, the curve is Steffen's (1990): the
@@ -27,10 +28,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 
-def cubics(y: Float[np.ndarray, " T"]) -> Float[np.ndarray, "pieces 4"]:
-    """The coefficients $(y_i, c_1, c_2, c_3)$ on each unit interval, in float64."""
+def cubics(y: Float[np.ndarray, " T"]) -> Float[np.ndarray, "pieces 5"]:
+    """The coefficients $(y_i, c_1, c_2, c_3, 0)$ on each unit interval, in float64."""
     if y.size == 1:
-        return np.array([[y[0], 0.0, 0.0, 0.0]])
+        return np.array([[y[0], 0.0, 0.0, 0.0, 0.0]])
     if y.size >= 4:
         smooth = _from_slopes(y, _spline_slopes(y))
         if _is_monotone(smooth):
@@ -38,35 +39,48 @@ def cubics(y: Float[np.ndarray, " T"]) -> Float[np.ndarray, "pieces 4"]:
     return _from_slopes(y, _steffen_slopes(y))
 
 
-def evaluate(u: Float[Array, ""], c: Float[Array, "4"]) -> Float[Array, ""]:
-    """The rise of a cubic above its first coefficient."""
-    return u * (c[1] + u * (c[2] + u * c[3]))
+def evaluate(u: Float[Array, ""], c: Float[Array, "5"]) -> Float[Array, ""]:
+    """The rise of a piece above its first coefficient."""
+    return u * (c[1] + u * (c[2] + u * c[3])) + 2 * jnp.log(left_of(u, c))
 
 
-def rise(u: Float[Array, ""], v: Float[Array, ""], c: Float[Array, "4"]) -> Float[Array, ""]:
-    """The rise of a cubic from u to v, which does not cancel where they are close."""
-    return (v - u) * (c[1] + c[2] * (u + v) + c[3] * (u * u + u * v + v * v))
+def rise(u: Float[Array, ""], v: Float[Array, ""], c: Float[Array, "5"]) -> Float[Array, ""]:
+    """The rise of a piece from u to v, which does not cancel where they are close."""
+    cubic = (v - u) * (c[1] + c[2] * (u + v) + c[3] * (u * u + u * v + v * v))
+    return cubic + 2 * jnp.log1p(jnp.maximum(c[4] * (u - v) / left_of(u, c), -1))
 
 
-def slope(u: Float[Array, ""], c: Float[Array, "4"]) -> Float[Array, ""]:
-    """The slope of a cubic."""
+def left_of(u: Float[Array, ""], c: Float[Array, "5"]) -> Float[Array, ""]:
+    """$1 - c_4 u$, 0 at an end that is at $-\\infty$. Beyond it by rounding, it is that end."""
+    return jnp.maximum(1 - c[4] * u, 0)
+
+
+def cubic_slope(u: Float[Array, ""], c: Float[Array, "5"]) -> Float[Array, ""]:
+    """The slope of a piece without its logarithm."""
     return c[1] + u * (2 * c[2] + u * 3 * c[3])
+
+
+def slope(u: Float[Array, ""], c: Float[Array, "5"]) -> Float[Array, ""]:
+    """The slope of a piece."""
+    return cubic_slope(u, c) - 2 * c[4] / left_of(u, c)
 
 
 def halves(
     table: Float[np.ndarray, " n"], dtype: np.dtype
 ) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
     """A float64 table as the sum of two of a lower precision, so that differences keep their
-    digits.
+    digits. What is infinite is so in the first.
     """
     high = table.astype(dtype)
-    low = (table - high.astype(np.float64)).astype(dtype)
+    finite = np.isfinite(table)
+    low = (np.where(finite, table, 0) - np.where(finite, high, 0)).astype(dtype)
     return jnp.asarray(high), jnp.asarray(low)
 
 
 def _from_slopes(y: np.ndarray, slopes: np.ndarray) -> np.ndarray:
     step, d0, d1 = np.diff(y), slopes[:-1], slopes[1:]
-    return np.stack([y[:-1], d0, 3 * step - 2 * d0 - d1, d0 + d1 - 2 * step], axis=1)
+    c2, c3 = 3 * step - 2 * d0 - d1, d0 + d1 - 2 * step
+    return np.stack([y[:-1], d0, c2, c3, np.zeros_like(d0)], axis=1)
 
 
 def _is_monotone(c: np.ndarray) -> bool:

@@ -24,6 +24,7 @@ in closed form.
 """
 
 import abc
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -100,9 +101,9 @@ class AbstractProcess(eqx.Module):
         r"""$f(t)\,x$ of equation (2).
 
         **Raises:** a runtime error where no signal is left ($\alpha_t = 0$), as at $t = 1$ of a
-        rectified flow: there $f$ is infinite.
+        rectified flow, or the last step of zero terminal SNR: there $f$ is infinite.
         """
-        t = _with_signal(self, t)
+        t = with_signal(self, t)
         return (self.alpha_dot(t) / self.alpha(t)).astype(x.dtype) * x
 
     def diffusion(self, t: Time) -> Scalar:
@@ -110,7 +111,7 @@ class AbstractProcess(eqx.Module):
 
         **Raises:** as `drift`. Without noise ($\sigma_t = 0$, below $t_0$) it is NaN.
         """
-        t = _with_signal(self, t)
+        t = with_signal(self, t)
         sigma = self.sigma(t)
         return sigma * jnp.sqrt(2 * (self.sigma_dot(t) / sigma - self.alpha_dot(t) / self.alpha(t)))
 
@@ -156,22 +157,37 @@ class AbstractProcess(eqx.Module):
 
 
 def has_no_signal(process: AbstractProcess) -> bool:
-    r"""Whether $\alpha_{t_1} = 0$. False for a process whose values are traced."""
+    r"""Whether $\alpha = 0$ at the noisiest time. False for a process whose values are traced."""
     # Evaluated now, where it costs nothing.
     with jax.ensure_compile_time_eval():
-        alpha = process.alpha(process.t1)
+        alpha = process.alpha(_noisiest(process))
     return not is_traced(alpha) and float(alpha) == 0
 
 
-def _with_signal(process: AbstractProcess, t: Time) -> Time:
+def _noisiest(process: AbstractProcess) -> Any:
+    """$t_1$, or the last step of a schedule, which may lie beyond."""
+    steps = getattr(process, "num_steps", None)
+    return process.t1 if steps is None else steps - 1
+
+
+def without_signal(process: AbstractProcess) -> tuple[str, str]:
+    """Where no signal is left and how to leave that time out, in the words of an error."""
+    name, end = type(process).__name__, _noisiest(process)
+    if hasattr(process, "num_steps"):
+        remedy = f"Leave that step out: eqdiff.respace(schedule, range({end}))"
+    else:
+        remedy = f"Write {name}(t1=0.999)"
+    return f"at t = {end} of {name} no signal is left (alpha = 0)", remedy
+
+
+def with_signal(process: AbstractProcess, t: Time) -> Time:
     """The time itself; at run time an error where α is 0. Free for a process where it never is."""
     if not has_no_signal(process):
         return t
-    name = type(process).__name__
+    where, remedy = without_signal(process)
     return eqx.error_if(
-        as_time(t),
+        jnp.asarray(t),
         process.alpha(t) == 0,
-        f"{name}: at t = {process.t1} no signal is left (alpha = 0), and the drift and diffusion "
-        f"of its SDE are infinite. Write {name}(t1=0.999); the probability flow with a "
-        "PredictFlow() or PredictVelocity() network may start there.",
+        f"{where}, and the drift and diffusion of its SDE are infinite. {remedy}; the probability "
+        "flow or DDIM, with a PredictFlow() or PredictVelocity() network, may start there.",
     )

@@ -15,6 +15,7 @@ from jaxtyping import Array
 from .._check import check_positive
 from .._types import Scalar, Time
 from .base import AbstractProcess, as_time
+from .checks import check_signal
 
 
 class ScaledTime(eqx.Module):
@@ -64,4 +65,6 @@ class LogNoise(eqx.Module):
         self.scale = scale
 
     def __call__(self, process: AbstractProcess, t: Time) -> Scalar:
+        instead = "Leave c_noise out for the schedule's own."
+        check_signal(process, "LogNoise", "its logarithm is infinite", instead)
         return jnp.log(self.scale) - 0.5 * process.log_snr(t)

@@ -7,7 +7,7 @@ import numpy as np
 
 from .._check import is_traced, known_number, origin_of
 from .._types import Time
-from .base import AbstractProcess
+from .base import AbstractProcess, without_signal
 from .schedule import Schedule
 
 
@@ -32,6 +32,13 @@ def require_schedule(process: AbstractProcess, owner: str) -> Schedule:
         "Write eqdiff.cosine_schedule(1000), or eqdiff.discretise(process, 1000) for the schedule "
         "of a VP process."
     )
+
+
+def check_signal(process: AbstractProcess, owner: str, why: str, instead: str) -> None:
+    """Raises `ValueError` for a schedule of zero terminal SNR, where `why`; write `instead`."""
+    if isinstance(process, Schedule) and process.ends_without_signal:
+        where, remedy = without_signal(process)
+        raise ValueError(f"{owner}: {where}, and {why}. {instead} {remedy}.")
 
 
 def check_time(process: AbstractProcess, t: Time) -> None:

@@ -27,11 +27,11 @@ def discretise(process: AbstractProcess, num_steps: int) -> Schedule:
 
     **Arguments:**
 
-    - `process`: a process with $\alpha_t^2 + \sigma_t^2 = 1$, and some signal left at $t_1$.
+    - `process`: a process with $\alpha_t^2 + \sigma_t^2 = 1$. One without signal at $t_1$, such as
+        `CosineVPSDE(t1=1.0)`, gives zero terminal SNR.
     - `num_steps`: $T$.
 
-    **Raises:** `ValueError` for a process that is not variance-preserving, or has no signal left at
-    $t_1$.
+    **Raises:** `ValueError` for a process that is not variance-preserving.
     """
     num_steps = whole("discretise", "num_steps", num_steps)
     with jax.enable_x64(True):
@@ -48,12 +48,6 @@ def discretise(process: AbstractProcess, num_steps: int) -> Schedule:
             f"{total[worst]:g} at t = {times[worst]:g}), and a schedule of rates β is. Use a VP "
             "process; or no schedule: DDIM, ProbabilityFlow and ReverseSDE work on this process as "
             "it is, and its own steps between two times are process.transition(s, t)."
-        )
-    if alpha[-1] == 0:
-        name = type(process).__name__
-        raise ValueError(
-            f"discretise: {name} has no signal left at t1 = {float(process.t1):g}, so its last "
-            f"rate would be 1. Write {name}(t1=0.999)."
         )
     alpha_bar = alpha**2
     return Schedule(1 - alpha_bar / np.append(1.0, alpha_bar[:-1]), c_noise=c_noise)

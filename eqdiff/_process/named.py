@@ -37,8 +37,7 @@ def linear_schedule(
     - `num_steps`: $T$.
     - `beta_min`, `beta_max`: the first and last rate at $T = 1000$.
 
-    **Raises:** `ValueError` where a scaled rate leaves $(0, 1)$, which is at $T \le 20$ for the
-    defaults.
+    **Raises:** `ValueError` where a scaled rate exceeds 1, which is at $T < 20$ for the defaults.
     """
     num_steps = whole("linear_schedule", "num_steps", num_steps)
     scale = 1000 / num_steps
@@ -72,7 +71,7 @@ def alpha_bar_schedule(
     - `alpha_bar`: the cumulative signal level, a positive decreasing function of $u = t/T$. Only
         ratios matter, so it need not be 1 at 0.
     - `num_steps`: $T$.
-    - `max_beta`: the largest rate allowed.
+    - `max_beta`: the largest rate allowed; 1 for zero terminal SNR, if $\bar\alpha(1) = 0$.
 
     **Raises:** `ValueError` where $\bar\alpha$ does not decrease.
     """

@@ -25,6 +25,10 @@ $$\alpha_t^2 = \operatorname{sigmoid}(\lambda_t), \qquad
     \dot\sigma = -\tfrac12\sigma\alpha^2\dot\lambda. \tag{4}$$
 
 So a network trained on whole times has a probability flow, a reverse SDE and an exact likelihood.
+
+The last rate may be 1, and then $\bar\alpha_{T-1} = 0$: *zero terminal SNR*, `zero_snr.py`. On the
+last interval $\lambda_{T-2+u} = \lambda_{T-2} + c\,u + 2\log(1 - u)$, with the slope that the curve
+before it has at $T - 2$: α falls to 0 almost in a straight line, and $\dot\alpha$ is finite there.
 """
 
 import equinox as eqx
@@ -34,7 +38,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
 from .._types import Example, Scalar, Time
-from ._interpolant import cubics, evaluate, halves, rise, slope
+from ._interpolant import cubic_slope, cubics, evaluate, halves, left_of, rise, slope
 from ._table import Table
 from .base import AbstractProcess, as_time
 
@@ -58,9 +62,10 @@ class Schedule(AbstractProcess):
     answered by a smooth monotone interpolation of λ and $c_\text{noise}$; at 3 and at 3.0 the
     answers agree to rounding.
 
-    Solves run from `t0` = 0 to `t1` = $T - 1$, or $T - 2$ where the last rate was clipped (the
-    cosine schedule's): there $\alpha \approx 5\cdot10^{-5}$, and a coarse grid would spend itself
-    on that one step. Whole times are valid up to $T - 1$ all the same.
+    Solves run from `t0` = 0 to `t1` = $T - 1$; or $T - 2$ where the last rate was clipped (the
+    cosine schedule's: there $\alpha \approx 5\cdot10^{-5}$, and a coarse grid would spend itself
+    on that one step) or is 1, so that $\lambda = -\infty$. Whole times are valid up to $T - 1$ all
+    the same.
 
     The tables are static (hashed by content): they are never traced, differentiated, averaged or
     decayed, and stay float64 whatever the precision of the computation.
@@ -84,24 +89,26 @@ class Schedule(AbstractProcess):
     ):
         r"""**Arguments:**
 
-        - `betas`: the rates $\beta_t$, each in $(0, 1)$.
+        - `betas`: the rates $\beta_t$, each in $(0, 1)$; the last may be 1 (see
+            [`eqdiff.zero_terminal_snr`][]).
         - `c_noise`: the network's time input at each step; by default $1000\,t/T$ (the official
             `rescale_timesteps=True`). Networks trained without rescaling want
             `c_noise=np.arange(T)`.
         - `timesteps`: the index of each step in the schedule that this one was respaced from; by
             default $0, \dots, T-1$.
 
-        **Raises:** `ValueError` for rates outside $(0, 1)$ or tables of unequal length.
+        **Raises:** `ValueError` for other rates, or tables of unequal length.
         """
         betas = np.asarray(betas, np.float64)
         if betas.ndim != 1 or betas.size == 0:
             raise ValueError(f"Schedule: expected a vector of rates, got shape {betas.shape}.")
-        bad = np.flatnonzero(~((betas > 0) & (betas < 1)))
+        last = np.arange(betas.size) == betas.size - 1
+        bad = np.flatnonzero(~((betas > 0) & ((betas < 1) | (last & (betas == 1)))))
         if bad.size:
             raise ValueError(
-                f"Schedule: every rate must lie in (0, 1), but betas[{bad[0]}] = "
-                f"{betas[bad[0]]:g} ({bad.size} of {betas.size} are outside). A linear schedule "
-                "needs more than 20 steps."
+                "Schedule: every rate must lie in (0, 1), and the last in (0, 1], but "
+                f"betas[{bad[0]}] = {betas[bad[0]]:g} ({bad.size} of {betas.size} are outside). A "
+                "linear schedule needs at least 20 steps."
             )
         steps = np.arange(betas.size)
         c_noise = steps * (1000 / betas.size) if c_noise is None else np.asarray(c_noise, float)
@@ -127,9 +134,14 @@ class Schedule(AbstractProcess):
 
     @property
     def t1(self) -> float:
-        """Where solves begin: $T - 1$, or $T - 2$ where the last rate was clipped."""
+        """Where solves begin: $T - 1$, or $T - 2$ where the last rate was clipped or is 1."""
         clipped = self.num_steps > 2 and self.betas[-1] >= MAX_BETA
-        return float(self.num_steps - 1 - clipped)
+        return float(max(self.num_steps - 1 - (clipped or self.ends_without_signal), 0))
+
+    @property
+    def ends_without_signal(self) -> bool:
+        r"""Whether the last rate is 1, so that $\alpha_{T-1} = 0$: zero terminal SNR."""
+        return bool(self.betas[-1] == 1)
 
     @property
     def betas(self) -> Float[np.ndarray, " T"]:
@@ -158,7 +170,9 @@ class Schedule(AbstractProcess):
 
     @property
     def log_snrs(self) -> Float[np.ndarray, " T"]:
-        r"""$\lambda_t = \log\bar\alpha_t - \log(1 - \bar\alpha_t)$, float64."""
+        r"""$\lambda_t = \log\bar\alpha_t - \log(1 - \bar\alpha_t)$, float64; $-\infty$ where
+        $\bar\alpha_t = 0$.
+        """
         return self._betas.derived(_log_snrs)
 
     @property
@@ -191,12 +205,17 @@ class Schedule(AbstractProcess):
         return jnp.exp(0.5 * jax.nn.log_sigmoid(-self._log_snr(t)))
 
     def alpha_dot(self, t: Time) -> Scalar:
-        return 0.5 * self._log_snr_dot(t) * self.alpha(t) * self.sigma(t) ** 2
+        return 0.5 * self._alpha_log_snr_dot(t) * self.sigma(t) ** 2
 
     def sigma_dot(self, t: Time) -> Scalar:
-        return -0.5 * self._log_snr_dot(t) * self.sigma(t) * self.alpha(t) ** 2
+        return -0.5 * self._alpha_log_snr_dot(t) * self.sigma(t) * self.alpha(t)
 
     def log_snr_fall(self, s: Time, t: Time) -> Scalar:
+        fall = self._log_snr_fall(s, t)
+        # Not −∞ less itself.
+        return jnp.where(s == t, 0, fall) if self.ends_without_signal else fall
+
+    def _log_snr_fall(self, s: Time, t: Time) -> Scalar:
         if is_whole(s) and is_whole(t):
             high, low = halves(self.log_snrs, jnp.result_type(float))
             s, t = _index(s), _index(t)
@@ -243,6 +262,17 @@ class Schedule(AbstractProcess):
     def _log_snr_dot(self, t: Time) -> Scalar:
         _, u, c = _piece(self._betas, t)
         return slope(u, c)
+
+    def _alpha_log_snr_dot(self, t: Time) -> Scalar:
+        r"""$\alpha\dot\lambda$, finite also where $\alpha = 0$."""
+        _, u, c = _piece(self._betas, t)
+        product = slope(u, c) * self.alpha(t)
+        if not self.ends_without_signal:
+            return product
+        # On the last interval α is divided by 1 − u, and the slope multiplied.
+        without = c[0] + rise(jnp.zeros_like(u), u, c.at[4].set(0))
+        alpha = jnp.exp(0.5 * (without - jax.nn.softplus(c[0] + evaluate(u, c))))
+        return jnp.where(c[4] == 0, product, (left_of(u, c) * cubic_slope(u, c) - 2) * alpha)
 
     def time(self, log_snr: Scalar) -> Scalar:
         # Bisection has no derivative, so it is given that of the inverse function, 1/λ̇.
@@ -291,8 +321,8 @@ def _at(table: Float[Array, " T"], index: Int[Array, ""]) -> Scalar:
     return table.at[index].get(mode="fill", fill_value=jnp.nan)
 
 
-def _piece(table: Table, t: Time, of=None) -> tuple[Int[Array, ""], Scalar, Float[Array, "4"]]:
-    """The interval of t, the place of t within it, and the interval's cubic."""
+def _piece(table: Table, t: Time, of=None) -> tuple[Int[Array, ""], Scalar, Float[Array, "5"]]:
+    """The interval of t, the place of t within it, and the interval's coefficients."""
     t = as_time(t)
     pieces = table.derived(_log_snr_cubics if of is None else of)
     # NaN where a solve or a strategy left the schedule by more than rounding.
@@ -313,7 +343,8 @@ def _alpha_bar_previous(betas):
 
 def _log_snrs(betas):
     alpha_bar = _alpha_bar(betas)
-    return np.log(alpha_bar) - np.log1p(-alpha_bar)
+    with np.errstate(divide="ignore"):
+        return np.log(alpha_bar) - np.log1p(-alpha_bar)
 
 
 def _knots(betas):
@@ -322,15 +353,21 @@ def _knots(betas):
 
 def _log_snr_cubics(betas):
     log_snrs = _log_snrs(betas)
-    if betas.size > 4 and betas[-1] >= MAX_BETA:
-        # The clipped step is a leap: it must not bend the curve before it.
-        smooth = cubics(log_snrs[:-1])
-        (_, c1, c2, c3), fall = smooth[-1], log_snrs[-1] - log_snrs[-2]
-        slope_there = c1 + 2 * c2 + 3 * c3
+    ends = betas[-1] == 1
+    clipped = betas.size > 4 and betas[-1] >= MAX_BETA
+    if not clipped and not (ends and betas.size > 1):
+        return cubics(log_snrs)
+    # The last step is a leap: it must not bend the curve before it.
+    smooth = cubics(log_snrs[:-1])
+    _, c1, c2, c3, _ = smooth[-1]
+    start, fall, slope_there = log_snrs[-2], log_snrs[-1] - log_snrs[-2], c1 + 2 * c2 + 3 * c3
+    if ends:
+        # 2 log(1 − u) has the slope −2 at its start, which is that of a straight α.
+        leap = [start, slope_there + 2 if betas.size > 2 else 0.0, 0.0, 0.0, 1.0]
+    else:
         # A parabola from the slope at T − 2, as steep at least.
-        leap = [log_snrs[-2], slope_there, fall - slope_there, 0.0]
-        return np.concatenate([smooth, [leap]])
-    return cubics(log_snrs)
+        leap = [start, slope_there, fall - slope_there, 0.0, 0.0]
+    return np.concatenate([smooth if betas.size > 2 else smooth[:0], [leap]])
 
 
 def _posterior_variance(betas):

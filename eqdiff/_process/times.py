@@ -3,8 +3,9 @@ r"""Which times a sampler visits, and where a training time lies.
 A *spacing* is any function `(process, num_steps) -> times` that returns decreasing times, noise
 first: a sampler takes one as `spacing=`, or the times themselves as `times=`. The functions here
 space them evenly in some quantity, from the process's noisiest time to its cleanest: in $t$ itself
-(`uniform`), in $\sqrt t$ (`quadratic`; Song, Meng & Ermon 2021), in the log-SNR λ (Lu et al. 2022),
-or in a power of the noise level $s = \sigma/\alpha$ (Karras et al. 2022, equation 5),
+(`uniform`; `trailing` without the cleanest), in $\sqrt t$ (`quadratic`; Song, Meng & Ermon 2021),
+in the log-SNR λ (Lu et al. 2022), or in a power of the noise level $s = \sigma/\alpha$ (Karras et
+al. 2022, equation 5),
 
 $$s_i = \left(s_{\max}^{1/\rho}
     + \tfrac{i}{n-1}\left(s_{\min}^{1/\rho} - s_{\max}^{1/\rho}\right)\right)^{\rho}, \qquad
@@ -52,13 +53,30 @@ def uniform_times(process: AbstractProcess, num_steps: int) -> Shaped[Array, " n
     num_steps = whole("uniform_times", "num_steps", num_steps)
     if not isinstance(process, Schedule):
         return jnp.linspace(process.t1, process.t0, num_steps)
-    if num_steps > process.num_steps:
-        raise ValueError(
-            f"uniform_times(num_steps={num_steps}): the schedule has only {process.num_steps} "
-            "steps."
-        )
+    _check_steps("uniform_times", process, num_steps)
     steps = section_timesteps(process.num_steps, (num_steps,))
     return jnp.asarray(steps[::-1].copy(), jnp.int32)
+
+
+def trailing_times(process: AbstractProcess, num_steps: int) -> Shaped[Array, " num_steps"]:
+    r"""`num_steps` decreasing times, evenly spaced in $t$ from the noisiest, the cleanest left out.
+
+    Of $n$ steps of a schedule they are $\operatorname{round}(T - iT/n) - 1$, $i = 0, \dots, n - 1$:
+    diffusers' `timestep_spacing="trailing"`. Elsewhere $t_1 - i\,(t_1 - t_0)/n$.
+
+    Arguments and errors as for [`eqdiff.uniform_times`][].
+
+    ??? cite "Reference"
+
+        Lin, Liu, Li & Yang, *Common Diffusion Noise Schedules and Sample Steps are Flawed*, WACV
+        2024, section 3.3.
+    """
+    num_steps = whole("trailing_times", "num_steps", num_steps)
+    if not isinstance(process, Schedule):
+        return jnp.linspace(process.t1, process.t0, num_steps + 1)[:-1]
+    _check_steps("trailing_times", process, num_steps)
+    steps = np.rint(process.num_steps * (1 - np.arange(num_steps) / num_steps)) - 1
+    return jnp.asarray(steps, jnp.int32)
 
 
 def quadratic_times(process: AbstractProcess, num_steps: int) -> Float[Array, " num_steps"]:
@@ -168,7 +186,7 @@ def schedule_times(
     schedule = cosine_schedule(1000) if schedule is None else schedule
     ends = _range("schedule_times", process, sigma_min, sigma_max)
     low, high = (float(level) for level in ends)
-    table = np.sqrt(1 / schedule.alpha_bar - 1)[::-1]
+    table = np.exp(-0.5 * schedule.log_snrs)[::-1]
     # An end of the range that is itself a level has been through a logarithm and back.
     table = table[(table >= low * (1 - 1e-6)) & (table <= high * (1 + 1e-6))]
     if len(table) < num_steps:
@@ -179,6 +197,13 @@ def schedule_times(
         )
     kept = np.rint(np.linspace(0, len(table) - 1, num_steps)).astype(int)
     return _at_levels(process, jnp.asarray(-2 * np.log(table[kept]), float))
+
+
+def _check_steps(owner: str, schedule: Schedule, num_steps: int) -> None:
+    if num_steps > schedule.num_steps:
+        raise ValueError(
+            f"{owner}(num_steps={num_steps}): the schedule has only {schedule.num_steps} steps."
+        )
 
 
 @eqx.filter_jit

@@ -9,7 +9,14 @@ import numpy as np
 from jaxtyping import Array, Shaped
 
 from .._check import is_traced, of, whole
-from .._process import AbstractProcess, check_time, exactly, require_schedule, uniform_times
+from .._process import (
+    AbstractProcess,
+    check_time,
+    exactly,
+    require_schedule,
+    Schedule,
+    uniform_times,
+)
 from .._process._table import Table
 
 
@@ -76,6 +83,13 @@ class Grid(eqx.Module):
             num_steps = require_schedule(process, "A sampler that visits every step").num_steps
         times = exactly(self.spacing, process, num_steps)
         return times if is_traced(times) else np.asarray(times)
+
+    def begins_without_signal(self, process: AbstractProcess) -> bool:
+        """Whether the first time is known to be the last step of zero terminal SNR, where α = 0."""
+        if not (isinstance(process, Schedule) and process.ends_without_signal):
+            return False
+        times = self.exact(process)
+        return not is_traced(times) and bool(times[0] == process.num_steps - 1)
 
 
 def as_times(times: Any) -> Shaped[Array, " n"]:

@@ -2,7 +2,8 @@ r"""Fast deterministic sampling with multistep methods.
 
 A Diffrax solver for the data-prediction form of the probability flow, `_term/dpm.py` or
 `_term/unipc.py`, along given times: at each the denoiser is called once, its estimate and those
-before extrapolate ahead, and the last step goes to the data by $\hat x_0$.
+before extrapolate ahead, and the last step goes to the data by $\hat x_0$. From a time without
+signal, where $\ell = -\infty$, the first step is DDIM's.
 """
 
 import abc
@@ -66,6 +67,17 @@ class AbstractMultistep(AbstractSampler):
         all: bool,
     ) -> Example:
         """The states at all times, or at the last alone."""
+        process = denoiser.process
+        if len(times) > 1 and self.grid.begins_without_signal(process):
+            estimate = denoiser(times[0], x1, args)
+            alpha, sigma = process.levels(times[1], like=x1)
+            x = alpha * estimate.x0 + sigma * estimate.noise
+            rest = self._solved(denoiser, x, args, times[1:], all=all)
+            return jnp.concatenate([x1[None], rest]) if all else rest
+        return self._solved(denoiser, x1, args, times, all=all)
+
+    def _solved(self, denoiser, x1, args, times, *, all: bool) -> Example:
+        """The same, from a time with signal."""
         if len(times) == 1:
             return x1[None]
         process = denoiser.process

@@ -38,7 +38,7 @@ from jaxtyping import Array, Float
 
 from .._check import check_fraction
 from .._denoiser import AbstractDenoiser
-from .._process import AbstractProcess, as_time, Schedule
+from .._process import AbstractProcess, as_time, Schedule, with_signal
 from .._term import reverse_sde, shape_of
 from .._types import Args, Example, Key, Scalar
 from .._variance import AbstractVariance, ReverseStep
@@ -108,7 +108,8 @@ class ReverseDiffusion(AbstractPredictor):
         self.eta = float(eta)
 
     def __call__(self, denoiser, step, x, args, *, key):
-        estimate = denoiser(step.t, x, args)
+        # To first order in β, which is 1 where no signal is left.
+        estimate = denoiser(with_signal(denoiser.process, step.t), x, args)
         a, variance = step.transition()
         pull = 0.5 * (1 + self.eta**2) * variance / step.sigma_t
         mean = (2 - a) * x - pull * estimate.noise

@@ -5,7 +5,8 @@ the diffusion, `scheduler_config.json`, next to them or in a folder `scheduler`.
 scheduler's words are called here:
 
 - `beta_schedule` and its ends, or `trained_betas`: a [`eqdiff.Schedule`][] of these rates, in
-  float64 (diffusers' are float32), whose `c_noise` are the steps $0, \dots, T-1$;
+  float64 (diffusers' are float32), whose `c_noise` are the steps $0, \dots, T-1$; with
+  `rescale_betas_zero_snr` its [`eqdiff.zero_terminal_snr`][];
 - `prediction_type`: `epsilon`, `sample` and `v_prediction` are [`eqdiff.PredictNoise`][],
   [`eqdiff.PredictData`][] and [`eqdiff.PredictVelocity`][];
 - `variance_type`: [`eqdiff.FixedSmall`][], [`eqdiff.FixedLarge`][] or [`eqdiff.LearnedRange`][].
@@ -29,7 +30,7 @@ from ..._parameterisation import (
     PredictNoise,
     PredictVelocity,
 )
-from ..._process import cosine_schedule, Schedule
+from ..._process import cosine_schedule, Schedule, zero_terminal_snr
 from ..._serialise import read_safetensors
 from ..._shown import reason, shown
 from ..._variance import AbstractVariance, FixedLarge, FixedSmall, LearnedRange
@@ -83,13 +84,9 @@ def _schedule(config: Mapping[str, Any]) -> Schedule:
             f"the scheduler is a {name}, which has no rates β: expected one of a discrete "
             "schedule, such as DDPMScheduler."
         )
-    if config.get("rescale_betas_zero_snr", False):
-        raise ValueError(
-            "the scheduler has rescale_betas_zero_snr=True, which ends without any signal; eqdiff's"
-            " rates β lie in (0, 1)."
-        )
     betas = _betas(config)
-    return Schedule(betas, c_noise=np.arange(betas.size))
+    schedule = Schedule(betas, c_noise=np.arange(betas.size))
+    return zero_terminal_snr(schedule) if config.get("rescale_betas_zero_snr") else schedule
 
 
 def _json(path: Path) -> dict[str, Any]:
