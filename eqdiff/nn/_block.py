@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._types import Key
+from ._activation import AbstractActivation, SiLU
 from ._conv import add_bias, Conv, Linear
 from ._dropout import draw_dropout
 from ._init import Init, torch_default, zeros
@@ -41,7 +42,7 @@ def modulations(
     if embedding is None or not layers:
         return [None] * len(blocks)
     weight = jnp.concatenate([layer.weight for layer in layers], 1)
-    e = jax.nn.silu(embedding)
+    e = blocks[0].activation(embedding)
     sizes = [block.modulation_sizes for block in blocks]
     pieces = iter(jax.lax.split(e @ weight.astype(e.dtype), [n for each in sizes for n in each]))
     return [tuple(next(pieces) for _ in each) or None for each in sizes]
@@ -60,6 +61,7 @@ class ResBlock(eqx.Module):
     dropout: float = eqx.field(static=True)
     scale_shift_norm: bool = eqx.field(static=True)
     scale: float = eqx.field(static=True)
+    activation: AbstractActivation = eqx.field(static=True)
 
     def __init__(
         self,
@@ -73,6 +75,7 @@ class ResBlock(eqx.Module):
         groups: Groups = 32,
         eps: float = 1e-5,
         scale: float = 1.0,
+        activation: AbstractActivation = SiLU(),
         resample: Resample | None = None,
         project_skip: bool = False,
         init: Init = torch_default,
@@ -90,6 +93,7 @@ class ResBlock(eqx.Module):
             is added before it.
         - `groups`, `eps`: of the group normalisations.
         - `scale`: of the sum of both branches.
+        - `activation`: in place of the SiLU.
         - `resample`: $R$, before the first convolution and in the skip.
         - `project_skip`: whether the skip has a 1×1 convolution even where the width stays.
         - `init`, `out_init`: of all maps but the last, and of the last one.
@@ -115,7 +119,7 @@ class ResBlock(eqx.Module):
         else:
             self.skip = Linear(in_channels, out_channels, init=init, bias_init=bias_init, key=key4)
         self.resample, self.scale = resample, scale
-        self.dropout = dropout
+        self.dropout, self.activation = dropout, activation
         self.scale_shift_norm = scale_shift_norm
 
     @property
@@ -139,7 +143,7 @@ class ResBlock(eqx.Module):
             without conditioning.
         - `key`: for dropout.
         """
-        h = self.norm1(x, activation=jax.nn.silu)
+        h = self.norm1(x, activation=self.activation)
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
         h = self._modulate(self.conv1.without_bias(h), modulation, key)
@@ -175,4 +179,4 @@ class ResBlock(eqx.Module):
                 (e,) = modulation
                 bias = e if bias is None else bias.astype(e.dtype) + e
         dropout = draw_dropout(self.dropout, h.shape, key)
-        return self.norm2(h, scale, shift, bias=bias, activation=jax.nn.silu, dropout=dropout)
+        return self.norm2(h, scale, shift, bias=bias, activation=self.activation, dropout=dropout)

@@ -29,6 +29,7 @@ import numpy as np
 from jaxtyping import Array, Float, Shaped
 
 from .._types import Key, Scalar
+from ._activation import AbstractActivation, SiLU
 from ._conv import Linear
 from ._init import Init, torch_default
 
@@ -72,7 +73,7 @@ def fourier_embedding(c_noise: Scalar, frequencies: tuple[float, ...]) -> Float[
 
 
 class TimeEmbedding(eqx.Module):
-    """Equation (1) or (2), then a two-layer perceptron with a SiLU between."""
+    """Equation (1) or (2), then a two-layer perceptron with an activation between."""
 
     linear1: Linear
     linear2: Linear
@@ -80,6 +81,7 @@ class TimeEmbedding(eqx.Module):
     frequencies: tuple[float, ...] | None = eqx.field(static=True)
     cosine_first: bool = eqx.field(static=True)
     endpoint: bool = eqx.field(static=True)
+    activation: AbstractActivation = eqx.field(static=True)
 
     def __init__(
         self,
@@ -89,6 +91,7 @@ class TimeEmbedding(eqx.Module):
         frequencies: tuple[float, ...] | None = None,
         cosine_first: bool = True,
         endpoint: bool = False,
+        activation: AbstractActivation = SiLU(),
         init: Init = torch_default,
         bias_init: Init | None = None,
         key: Key,
@@ -98,6 +101,7 @@ class TimeEmbedding(eqx.Module):
         - `in_size`, `out_size`: of the sinusoids and of the result.
         - `frequencies`: $W$ of equation (2), half of `in_size` in number; `None` for equation (1).
         - `cosine_first`, `endpoint`: variants of equation (1).
+        - `activation`: between both maps.
         - `init`, `bias_init`: of both maps, and of their biases (by default as the weights).
         - `key`: a PRNG key.
         """
@@ -117,6 +121,7 @@ class TimeEmbedding(eqx.Module):
         self.linear2 = Linear(out_size, out_size, init=init, bias_init=bias_init, key=key2)
         self.in_size, self.frequencies = in_size, frequencies
         self.cosine_first, self.endpoint = cosine_first, endpoint
+        self.activation = activation
 
     def sinusoids(self, c_noise: Scalar) -> Float[Array, " in_size"]:
         """Equation (1) or (2), in the precision of `c_noise`."""
@@ -136,7 +141,7 @@ class TimeEmbedding(eqx.Module):
         - `extra`: added to the sinusoids, as EDM does with the class and the augmentation.
         """
         e = self.sinusoids(c_noise).astype(dtype)
-        return self.linear2(jax.nn.silu(self.linear1(e if extra is None else e + extra)))
+        return self.linear2(self.activation(self.linear1(e if extra is None else e + extra)))
 
 
 class ClassEmbedding(eqx.Module):

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._types import Args, Key, Scalar
+from ._activation import AbstractActivation, SiLU
 from ._check import check_class
 from ._condition import OneHotLinear, read_conditions
 from ._conv import Linear
@@ -198,12 +199,14 @@ class Embedding:
         [`eqdiff.nn.embeddings.OneHotBefore`][] or [`eqdiff.nn.embeddings.OneHotAfter`][].
     - `init`: how the perceptron's weights start, as in [`eqdiff.nn.Style`][].
     - `mult`: the size of the embedding as a multiple of the network's channels.
+    - `activation`: of the perceptron, as in [`eqdiff.nn.Style`][].
     """
 
     time: AbstractTime = _SINUSOIDS
     conditions: AbstractConditions = ClassTable()
     init: AbstractInitialisation = _TORCH
     mult: int = 4
+    activation: AbstractActivation = SiLU()
 
     def at(self, channels: int) -> "Embedding":
         """The same for a network of so many channels, with frequencies that are drawn."""
@@ -222,8 +225,9 @@ class Embedding:
         keys, in_size = key_stream(key), self.time.mult * shape.channels
         out_size = self.size(shape.channels)
         start = self.init.initialisers()
-        init: dict[str, Any] = dict(init=start.maps, bias_init=start.bias)
-        time = TimeEmbedding(in_size, out_size, **self.time.options(), **init, key=next(keys))
+        options: dict[str, Any] = dict(init=start.maps, bias_init=start.bias)
+        options |= self.time.options() | dict(activation=self.activation)
+        time = TimeEmbedding(in_size, out_size, **options, key=next(keys))
         return time, self.conditions.build(shape, in_size, out_size, next(keys))
 
     def __call__(

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from .._types import Key, Network
 from . import embeddings, styles
+from ._activation import AbstractActivation, ELU, LeakyReLU, ReLU, SiLU
 from ._classifier import UNetClassifier
 from ._embedding import Embedding
 from ._ends import wrapped
@@ -125,6 +126,7 @@ def ddpm(
     scale_by_sigma: bool = False,
     norm_groups: int = 32,
     attention_after_every: bool = False,
+    nonlinearity: str = "swish",
     compute_dtype: Any = jnp.float32,
     remat: bool = False,
     key: Key,
@@ -138,7 +140,8 @@ def ddpm(
         norm_groups=norm_groups,
     )
     time = SongSinusoids() if sigma_levels is None else NoiseLevels(*sigma_levels)
-    embed = embeddings.score_sde(time) if conditional else None
+    style, embed = _activated(style, embeddings.score_sde(time), nonlinearity)
+    embed = embed if conditional else None
     shape = UNetShape(stem_mult=1, **sizes)
     net = UNet(shape, style, embed, compute_dtype=compute_dtype, remat=remat, key=key)
     return wrapped(net, centred=centred, by_sigma=scale_by_sigma)
@@ -162,6 +165,7 @@ def ncsnpp(
     conv_resample: bool = True,
     init_scale: float | int = 0.0,
     dropout: float = 0.1,
+    nonlinearity: str = "swish",
     compute_dtype: Any = jnp.float32,
     remat: bool = False,
     key: Key,
@@ -188,10 +192,18 @@ def ncsnpp(
     positional = SongSinusoids() if sigma_levels is None else NoiseLevels(*sigma_levels)
     fourier = Fourier(2, fourier_scale, frequencies)
     time = _choice("embedding", embedding, fourier=fourier, positional=positional)
-    embed = embeddings.score_sde(time) if conditional else None
+    style, embed = _activated(style, embeddings.score_sde(time), nonlinearity)
+    embed = embed if conditional else None
     shape = UNetShape(stem_mult=1, **sizes)
     net = UNet(shape, style, embed, compute_dtype=compute_dtype, remat=remat, key=key)
     return wrapped(net, centred=centred, by_sigma=scale_by_sigma)
+
+
+def _activated(style: Style, embed: Embedding, nonlinearity: str) -> tuple[Style, Embedding]:
+    known = dict(swish=SiLU(), elu=ELU(), relu=ReLU(), lrelu=LeakyReLU(0.2))
+    activation: AbstractActivation = _choice("nonlinearity", nonlinearity, **known)
+    replace = dataclasses.replace
+    return replace(style, activation=activation), replace(embed, activation=activation)
 
 
 def edm_song(

@@ -15,10 +15,10 @@ Each step is a module that takes $(p, h)$ and returns both.
 """
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ._activation import AbstractActivation
 from ._conv import Conv, Linear
 from ._fir import DownsampleConv, UpsampleConv
 from ._norm import GroupNorm
@@ -57,13 +57,14 @@ class ResidualStep(eqx.Module):
 
 
 class Head(eqx.Module):
-    """conv(SiLU(GN(h)))."""
+    """conv(SiLU(GN(h))), or with another activation."""
 
     norm: GroupNorm
     conv: Conv
+    activation: AbstractActivation = eqx.field(static=True)
 
     def __call__(self, h: Image) -> Image:
-        return self.conv(self.norm(h, activation=jax.nn.silu))
+        return self.conv(self.norm(h, activation=self.activation))
 
 
 class OutputSkipStep(eqx.Module):

@@ -10,6 +10,7 @@ import dataclasses
 from typing import Any, ClassVar, NamedTuple
 
 from .._types import Key
+from ._activation import AbstractActivation, SiLU
 from ._attend import AbstractAttention, FusedAttention
 from ._attention import AttentionBlock
 from ._block import ResBlock
@@ -289,6 +290,10 @@ class Style:
     - `dropout`: its probability, in every residual block.
     - `attention`: what computes attention: [`eqdiff.nn.FusedAttention`][] or
         [`eqdiff.nn.PlainAttention`][].
+    - `activation`: of the blocks and of the output's: [`eqdiff.nn.styles.SiLU`][],
+        [`eqdiff.nn.styles.ELU`][], [`eqdiff.nn.styles.ReLU`][] or
+        [`eqdiff.nn.styles.LeakyReLU`][]; the perceptron of the embedding has its own, and a
+        classifier's head SiLU.
     """
 
     resampling: AbstractResampling
@@ -302,6 +307,7 @@ class Style:
     scale: float | int = 1.0
     dropout: float | int = 0.0
     attention: AbstractAttention = _FUSED
+    activation: AbstractActivation = SiLU()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -337,7 +343,7 @@ class Layers:
     def head(self, width: int, out: int, key: Key, init: Init) -> Head:
         options: dict[str, Any] = {**self.options(key), "init": init}
         conv = Conv(width, out, dims=self.dims, **options)
-        return Head(self.norm(width), conv)
+        return Head(self.norm(width), conv, self.style.activation)
 
     def block(
         self,
@@ -358,6 +364,7 @@ class Layers:
             groups=style.norm.number,
             eps=style.norm.eps,
             scale=style.scale,
+            activation=style.activation,
             resample=resample,
             project_skip=project_skip,
             out_init=self.init.out,

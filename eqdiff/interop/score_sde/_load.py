@@ -25,6 +25,7 @@ from ..._shown import shown
 from ..._variance import FixedLarge
 from .._reading import number_of_steps, reading
 from ..files import Given, name_of, read_flax, read_torch, state_dict
+from ._config import NCSNV2, network_fields
 from ._network import average, is_tree, score_sde_network
 from ._presets import score_sde_preset, SCORE_SDE_PRESETS
 
@@ -51,7 +52,7 @@ def _config(config: Mapping[str, Any] | str | None, weights: Given) -> Mapping[s
 def _setting(config: Mapping[str, Any]) -> tuple[str, bool, Mapping[str, Any]]:
     try:
         training, model = config["training"], config["model"]
-        sde, continuous = training["sde"].lower(), bool(training["continuous"])
+        sde, continuous = str(training["sde"]).lower(), training["continuous"]
     except KeyError as e:
         raise ValueError(
             "config is score_sde's, with training.sde, training.continuous and model; "
@@ -59,6 +60,8 @@ def _setting(config: Mapping[str, Any]) -> tuple[str, bool, Mapping[str, Any]]:
         ) from e
     if sde not in _SDES:
         raise ValueError(f"config.training.sde is one of {_SDES}, got {shown(sde)}.")
+    if not isinstance(continuous, bool):
+        raise ValueError(f"config.training.continuous={shown(continuous)}: expected True or False.")
     names = ("sigma_min", "sigma_max") if sde == "vesde" else ("beta_min", "beta_max")
     missing = [n for n in names + (() if continuous else ("num_scales",)) if n not in model]
     if missing:
@@ -79,16 +82,33 @@ def _process(sde: str, continuous: bool, model: Mapping[str, Any]) -> AbstractPr
     return Schedule(np.linspace(low / steps, high / steps, steps), c_noise=np.arange(steps))
 
 
-def _check_scale(sde: str, config: Mapping[str, Any]) -> None:
-    model = config["model"]
-    levels = model.get("name") == "ddpm" or model.get("embedding_type") == "positional"
-    if sde == "vesde" and levels and not model.get("scale_by_sigma", False):
+def _check_time(sde: str, continuous: bool, model: Mapping[str, Any]) -> None:
+    """Whether the network's time input is one that it has in the official code, and here.
+
+    VE networks are told σ, by Fourier features of its logarithm, where training was continuous, and
+    the number of a level elsewhere; VP and sub-VP networks a time, by sinusoids.
+    """
+    name, scaled = model.get("name"), model.get("scale_by_sigma", False)
+    fourier = name == "ncsnpp" and str(model.get("embedding_type")).lower() == "fourier"
+    told = "Fourier features" if fourier else "the number of a noise level"
+    if sde != "vesde" and (fourier or name in NCSNV2):
+        raise ValueError(
+            f"config has sde={sde!r} and a network that is told {told}, which only VE networks are "
+            "here. A VP network has model.embedding_type='positional'."
+        )
+    if sde == "vesde" and fourier != continuous:
+        raise ValueError(
+            f"config has sde='vesde', continuous={continuous} and a network that is told {told}; "
+            "the official code tells networks Fourier features of log σ with continuous=True, and "
+            "the number of a level with continuous=False."
+        )
+    if sde == "vesde" and not fourier and name not in NCSNV2 and not scaled:
         raise ValueError(
             "config has sde='vesde' and a network whose time input is the number of a noise level, "
             "but scale_by_sigma=False: no published configuration has that, and eqdiff's networks "
             "know their levels only with scale_by_sigma=True."
         )
-    if sde != "vesde" and model.get("scale_by_sigma", False):
+    if sde != "vesde" and scaled:
         raise ValueError(
             f"config has sde={sde!r} and scale_by_sigma=True, which only VE networks have."
         )
@@ -131,7 +151,8 @@ def load_score_sde(
     with reading(name_of(weights)):
         config = _config(config, weights)
         sde, continuous, model = _setting(config)
-        _check_scale(sde, config)
+        network_fields(config)
+        _check_time(sde, continuous, model)
         net = score_sde_network(_read(weights), config, compute_dtype=compute_dtype)
         parameterisation = PredictScore() if sde == "vesde" else PredictNoise()
         process = _process(sde, continuous, model)

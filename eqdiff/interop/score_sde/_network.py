@@ -4,6 +4,7 @@ The weights that count are the moving average. A checkpoint of the PyTorch code 
 without names, in the order of the trained parameters; one of the JAX code as a tree of names.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from ...nn._ncsnv2 import NCSNv2
 from ...nn._time_features import NoiseLevels
 from ...nn._unet import UNet
 from .._weights import checked_skeleton, fill, official, strip
+from ._config import attention_factors, network_fields, sigma_levels
 from ._entries import entries
 from ._entries_flax import flax_entries
 
@@ -30,64 +32,36 @@ _NCSNV2 = {
 }
 # Of Flax's names, more than any of the networks here has.
 _DEEPEST, _LONGEST = 8, 400
-_NEEDED = {
-    "ddpm": "nf ch_mult num_res_blocks attn_resolutions dropout resamp_with_conv conditional",
-    "ncsnpp": "nf ch_mult num_res_blocks attn_resolutions dropout resamp_with_conv conditional fir "
-    "fir_kernel skip_rescale resblock_type progressive progressive_input progressive_combine "
-    "embedding_type init_scale scale_by_sigma",
-} | {name: "nf" for name in _NCSNV2}
-
-
-def _model(config: Mapping[str, Any]) -> tuple[str, Any, Any]:
-    try:
-        model, data = config["model"], config["data"]
-        name = model["name"]
-    except KeyError as e:
-        raise ValueError(
-            "config is score_sde's, with parts 'model' and 'data' that hold model.name, "
-            f"data.image_size, data.num_channels and data.centered; {e} is missing."
-        ) from e
-    if not isinstance(name, str) or name not in _NEEDED:
-        raise ValueError(f"model.name is one of {sorted(_NEEDED)}, got {shown(name)}.")
-    needed = [f"model.{key}" for key in _NEEDED[name].split() if key not in model]
-    needed += [
-        f"data.{key}" for key in ("image_size", "num_channels", "centered") if key not in data
-    ]
-    if needed:
-        raise ValueError(f"config of a {name} lacks {', '.join(needed)}.")
-    return name, model, data
-
-
-def _sigma_levels(model: Any) -> tuple[float, float, int] | None:
-    if not model.get("scale_by_sigma", False) or model.get("embedding_type") == "fourier":
-        return None
-    return float(model["sigma_min"]), float(model["sigma_max"]), model["num_scales"]
+# What PyTorch's `ncsnpp` holds, and does not use, where its blocks are not told the time.
+_UNUSED = re.compile(r"all_modules\.\d+\.Dense_0\.(weight|bias)")
 
 
 def network(
     config: Mapping[str, Any], frequencies: tuple[float, ...] | None, compute_dtype: Any
 ) -> tuple[Any, dict[str, Any]]:
     """What makes our network for an official configuration, and its arguments."""
-    name, model, data = _model(config)
+    name, model, data = network_fields(config)
     channels = data["num_channels"]
     common: dict[str, Any] = dict(centred=data["centered"], compute_dtype=compute_dtype)
     common |= dict(in_channels=channels, out_channels=channels, channels=model["nf"])
     if name in _NCSNV2:
         mult, dilations = _NCSNV2[name]
         return NCSNv2, common | dict(channel_mult=mult, dilations=dilations)
+    scaled = model.get("scale_by_sigma", False)
     common |= dict(
         channel_mult=tuple(model["ch_mult"]),
         num_res_blocks=model["num_res_blocks"],
-        attention_downsamples=tuple(data["image_size"] // r for r in model["attn_resolutions"]),
+        attention_downsamples=attention_factors(model, data),
         dropout=model["dropout"],
         conv_resample=model["resamp_with_conv"],
-        conditional=model["conditional"],
-        scale_by_sigma=model.get("scale_by_sigma", False),
+        nonlinearity=model["nonlinearity"].lower(),
+        scale_by_sigma=scaled,
     )
     if name == "ddpm":
-        # Every DDPM of score_sde embeds its time by sinusoids, whatever embedding_type says.
-        levels = _sigma_levels({**model, "embedding_type": "positional"})
+        # Told the time by sinusoids, whatever `conditional` and `embedding_type` say.
+        levels = sigma_levels(model) if scaled else None
         return _flags.ddpm, common | dict(sigma_levels=levels)
+    embedding = model["embedding_type"].lower()
     return _flags.ncsnpp, dict(
         block=model["resblock_type"].lower(),
         fir_kernel=tuple(model["fir_kernel"]) if model["fir"] else None,
@@ -95,11 +69,12 @@ def network(
         progressive=model["progressive"].lower(),
         progressive_input=model["progressive_input"].lower(),
         progressive_combine=model["progressive_combine"].lower(),
-        embedding=model["embedding_type"].lower(),
+        embedding=embedding,
+        conditional=model["conditional"],
         fourier_scale=float(model.get("fourier_scale", 16)),
         frequencies=frequencies,
         init_scale=model["init_scale"],
-        sigma_levels=_sigma_levels(model),
+        sigma_levels=sigma_levels(model) if scaled and embedding == "positional" else None,
         **common,
     )
 
@@ -170,8 +145,12 @@ def score_sde_network(
     - `weights`: the contents of a checkpoint, whose moving average is taken; or weights alone, a
         state dict of the PyTorch code or the nested dictionary of a Flax module's parameters;
         anything that NumPy turns into arrays. The `module.` of data-parallel training is taken off.
+        With `model.conditional=False` an `ncsnpp` of the PyTorch code holds maps of an embedding
+        that it does not have (`Dense_0` in every block); they are left out. (A `ddpm` is told the
+        time whatever that field says, there as here.)
     - `config`: the official configuration, a `ConfigDict` or nested dictionaries; of it are used
-        `data.image_size`, `data.num_channels`, `data.centered` and `model`.
+        `data.image_size`, `data.num_channels`, `data.centered` and `model`, of which every field
+        that its network has is read or refused.
     - `compute_dtype`: as for [`eqdiff.nn.UNet`][].
 
     **Returns:** an [`eqdiff.nn.UNet`][], in an [`eqdiff.nn.Centred`][] where data are in [0, 1] and
@@ -187,9 +166,11 @@ def score_sde_network(
         return _from_tree(weights, config, compute_dtype)
     arrays = {name: np.asarray(a) for name, a in strip(weights, "module.").items()}
     fourier = arrays.get("all_modules.0.W")
-    net = _skeleton(config, arrays, fourier, compute_dtype)
-    buffers = _buffers(arrays)
+    net = _skeleton(config, arrays, fourier, compute_dtype, "all_modules.0.W")
     inner = unwrapped(net)
+    unused = set(_buffers(arrays))
+    if isinstance(inner, UNet) and inner.embed is None:
+        unused.update(filter(_UNUSED.fullmatch, arrays))
     time = inner.embed.time if isinstance(inner, UNet) and inner.embed is not None else None
     if isinstance(time, NoiseLevels) and "sigmas" in arrays:
         sigmas = arrays["sigmas"]
@@ -200,15 +181,24 @@ def score_sde_network(
                 f"the weights are for {found[2]} noise levels from {found[0]:g} to {found[1]:g}, "
                 f"config says {levels[2]} from {levels[0]:g} to {levels[1]:g}."
             )
-    kept = {n: a for n, a in arrays.items() if n not in buffers}
+    kept = {n: a for n, a in arrays.items() if n not in unused}
     return _filled(net, lambda inner: entries(inner, fourier is not None), kept)
 
 
 def _skeleton(
-    config: Mapping[str, Any], weights: Mapping[str, Any], fourier: Any, compute_dtype: Any
+    config: Mapping[str, Any],
+    weights: Mapping[str, Any],
+    fourier: Any,
+    compute_dtype: Any,
+    name: str,
 ) -> Any:
     frequencies = None if fourier is None else tuple(float(w) for w in fourier)
-    return checked_skeleton(*network(config, frequencies, compute_dtype), weights)
+    make, arguments = network(config, frequencies, compute_dtype)
+    if fourier is None and arguments.get("embedding") == "fourier":
+        raise ValueError(
+            f"config has embedding_type='fourier', but the weights have no frequencies {name}."
+        )
+    return checked_skeleton(make, arguments, weights)
 
 
 def _from_tree(params: Mapping[str, Any], config: Mapping[str, Any], compute_dtype: Any) -> Network:
@@ -221,8 +211,9 @@ def _from_tree(params: Mapping[str, Any], config: Mapping[str, Any], compute_dty
         )
     params = params.get("params", params)
     arrays = {name: _one_axis(name, array) for name, array in _flat(params).items()}
-    fourier = arrays.pop("GaussianFourierProjection_0.W", None)
-    net = _skeleton(config, arrays, fourier, compute_dtype)
+    frequencies = "GaussianFourierProjection_0.W"
+    fourier = arrays.pop(frequencies, None)
+    net = _skeleton(config, arrays, fourier, compute_dtype, frequencies)
     suffix = "pp" if name == "ncsnpp" else ""
     return _filled(net, lambda inner: flax_entries(inner, suffix), arrays)
 

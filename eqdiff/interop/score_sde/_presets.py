@@ -11,6 +11,8 @@ from typing import Any
 
 
 _MODEL: dict[str, Any] = dict(
+    normalization="GroupNorm",
+    nonlinearity="swish",
     nf=128,
     ch_mult=(1, 2, 2, 2),
     num_res_blocks=4,
@@ -106,7 +108,8 @@ def _presets() -> dict[str, dict[str, Any]]:
         ("bedroom", 128, 190, 1086),
     ):
         name = "ncsnv2_128" if size == 128 else "ncsnv2_64"
-        model = dict(name=name, nf=128, sigma_min=0.01, sigma_max=high, num_scales=levels)
+        model = dict(name=name, normalization="InstanceNorm++", nonlinearity="elu", nf=128)
+        model |= dict(sigma_min=0.01, sigma_max=high, num_scales=levels)
         table[f"ve/ncsnv2/{data}"] = _preset(ve, False, model | dict(scale_by_sigma=True), size)
     # The folders of the published checkpoints, where they differ.
     table["vp/cifar10_ddpm"] = table["vp/ddpm/cifar10"]

@@ -3,6 +3,12 @@
 A function's arguments are what people change; `dataclasses.replace` changes everything else.
 """
 
+from .._activation import (
+    ELU as ELU,
+    LeakyReLU as LeakyReLU,
+    ReLU as ReLU,
+    SiLU as SiLU,
+)
 from .._pyramids import (
     InputSkip as InputSkip,
     OutputSkip as OutputSkip,
