@@ -18,7 +18,7 @@ import eqdiff as eqd
 FILE = "public_sde_samplers"
 N, EPS = 1000, 1e-3
 SDES = {
-    "VESDE": eqd.VESDE(t0=1e-9),
+    "VESDE": eqd.VESDE(t0=0.0),
     "VPSDE": eqd.VPSDE(),
     "subVPSDE": eqd.SubVPSDE(),
 }

@@ -302,14 +302,63 @@ def test_perturb_keeps_the_precision_of_the_data(x64):
         assert process.drift(0.5, x).dtype == jnp.float32
 
 
+def test_rates_that_reach_two_levels(x64):
+    """EDM's ablation on its VP schedule: the rates by its formula, the steps by its own calls."""
+    low, high, t0 = 0.002, 80.0, 1e-3
+    b0, b1 = math.log1p(low**2), math.log1p(high**2)
+    slope = 2 * (b0 / t0 - b1) / (t0 - 1)
+    process = eqd.VPSDE(b1 - slope / 2, b1 + slope / 2, t0=t0)
+    assert process.beta_min < 0
+    golden = load_golden("public_edm_samplers")
+    levels, y, denoised = (
+        np.asarray(golden[f"ablation/edm_vp_vp_churn/call_{name}"], float)
+        for name in ("sigma", "x", "D")
+    )
+
+    def at(level):
+        t = process.time(-2 * jnp.log(level))
+        slopes = process.alpha_dot(t), process.sigma_dot(t)
+        return t, process.alpha(t), process.sigma(t) / process.alpha(t), *slopes
+
+    t, alpha, level, alpha_dot, sigma_dot = jax.vmap(at)(jnp.asarray(levels))
+    np.testing.assert_allclose(level, levels, rtol=1e-11)
+    assert float(t[0]) == pytest.approx(1) and at(low)[0] == pytest.approx(t0, rel=1e-10)
+    # Their σ(t) is √(e^(β_d t²/2 + β_min t) − 1).
+    written = jnp.sqrt(jnp.expm1(0.5 * slope * t**2 + float(process.beta_min) * t))
+    np.testing.assert_allclose(level, written, rtol=1e-10)
+    # Every second call is one Euler step of the scaled flow from the call before.
+    start, end = slice(0, -1, 2), slice(1, None, 2)
+    wide = lambda a, part: a[part].reshape(-1, 1, 1, 1, 1)  # noqa: E731
+    x, noise = wide(alpha, start) * y[start], (y[start] - denoised[start]) / wide(levels, start)
+    flow = wide(alpha_dot, start) * denoised[start] + wide(sigma_dot, start) * noise
+    x = x + wide(t[end] - t[start], slice(None)) * flow
+    np.testing.assert_allclose(x / wide(alpha, end), y[end], rtol=1e-9, atol=1e-9)
+
+
+def test_the_official_table_of_noise_levels(x64):
+    """All of it, the lowest among them: N evenly spaced times from 1 to 0."""
+    process = eqd.VESDE(0.01, 50.0, t0=0.0)
+    times = eqd.uniform_times(process, 1000)
+    levels = np.asarray(jax.vmap(process.sigma)(times))
+    np.testing.assert_allclose(levels, np.geomspace(50.0, 0.01, 1000), rtol=1e-12)
+    assert levels[-1] == 0.01 and float(process.log_snr(0.0)) == pytest.approx(2 * math.log(100))
+    sampler = eqd.PredictorCorrector(20)
+    oracle = eqd.Denoiser(lambda c_noise, x, args, key: -x, process, eqd.PredictScore())
+    x0 = sampler(oracle, jnp.ones(3), key=jax.random.key(0))
+    assert bool(jnp.all(jnp.isfinite(x0)))
+
+
 REFUSED = [
-    (lambda: eqd.VPSDE(beta_min=0.0), "positive finite"),
-    (lambda: eqd.VPSDE(beta_max=float("inf")), "positive finite"),
+    (lambda: eqd.VPSDE(beta_min=-0.1), r"positive from t0 to t1.*β\(t0\) = -0.099799"),
+    (lambda: eqd.VPSDE(beta_min=-0.1, t0=8e-3), r"its integral to t0, -0.000156"),
+    (lambda: eqd.VPSDE(beta_max=-0.1), r"β\(t1\) = -0.1"),
+    (lambda: eqd.VPSDE(beta_max=float("inf")), "beta_max=inf.*finite"),
     (lambda: eqd.SubVPSDE(beta_max=-1.0), "positive finite"),
     (lambda: eqd.VESDE(sigma_min=float("nan")), "positive finite"),
     (lambda: eqd.VESDE(sigma_min=2.0, sigma_max=1.0), "sigma_min < sigma_max"),
     (lambda: eqd.VPSDE(t0=0.0), "0 < t0 < t1"),
-    (lambda: eqd.VESDE(t0=0.5, t1=0.1), "0 < t0 < t1"),
+    (lambda: eqd.VESDE(t0=0.5, t1=0.1), "0 <= t0 < t1"),
+    (lambda: eqd.VESDE(t0=-0.1), "0 <= t0 < t1"),
     (lambda: eqd.SubVPSDE(t1=1.5), "0 < t0 < t1"),
     (lambda: eqd.EDMSDE(t0=0.0), r"0 < t0 < t1, finite.*EDMSDE\(t0=1e-3\)"),
     (lambda: eqd.EDMSDE(t1=float("inf")), "0 < t0 < t1, finite"),

@@ -15,7 +15,7 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .._check import check_interval, check_positive, known_number
+from .._check import check_positive, known_number
 from .._types import Scalar, Time
 from .base import AbstractProcess, as_time
 
@@ -50,10 +50,12 @@ class VESDE(AbstractProcess):
         r"""**Arguments:**
 
         - `sigma_min`, `sigma_max`: the noise levels at $t = 0$ and $t = 1$, in units of the data.
-        - `t0`, `t1`: the interval on which the process is used.
+        - `t0`, `t1`: the interval on which the process is used. Nothing is singular at
+            $t_0 = 0$, where σ is `sigma_min`: the lowest of the official table of $N$ levels, which
+            are those of $N$ evenly spaced times from 1 to 0.
 
         **Raises:** `ValueError` for levels that are not positive and increasing, or times outside
-        $0 < t_0 < t_1 \le 1$.
+        $0 \le t_0 < t_1 \le 1$.
         """
         check_positive(self, sigma_min=sigma_min, sigma_max=sigma_max)
         low, high = known_number(sigma_min), known_number(sigma_max)
@@ -62,7 +64,9 @@ class VESDE(AbstractProcess):
                 f"VESDE(sigma_min={sigma_min}, sigma_max={sigma_max}): expected sigma_min < "
                 "sigma_max."
             )
-        check_interval(self, t0, t1, end=1.0)
+        start, end = known_number(t0), known_number(t1)
+        if start is not None and end is not None and not 0 <= start < end <= 1:
+            raise ValueError(f"VESDE(t0={t0}, t1={t1}): expected 0 <= t0 < t1 <= 1.")
         self.sigma_min, self.sigma_max, self.t0, self.t1 = sigma_min, sigma_max, t0, t1
 
     def _log_ratio(self) -> float | Array:

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .._check import check_interval, check_positive
+from .._check import check_interval
 from .._types import Scalar, Time
-from ._beta import integral, integral_between, inverse_integral, rate
+from ._beta import check_rates, integral, integral_between, inverse_integral, rate
 from .base import AbstractProcess, as_time
 
 
@@ -49,15 +49,16 @@ class VPSDE(AbstractProcess):
         r"""**Arguments:**
 
         - `beta_min`, `beta_max`: $\beta(0)$ and $\beta(1)$; the paper's 0.1 and 20 are DDPM's
-            $10^{-4}$ and $0.02$ at 1000 steps.
+            $10^{-4}$ and $0.02$ at 1000 steps. $\beta(0)$ alone may be negative, as where EDM's
+            ablation solves for rates that reach two given noise levels.
         - `t0`, `t1`: the interval on which the process is used. Training and likelihood use the
             default $t_0 = 10^{-5}$; the paper samples down to $10^{-3}$.
 
-        **Raises:** `ValueError` for a rate that is not positive or times outside
-        $0 < t_0 < t_1 \le 1$.
+        **Raises:** `ValueError` for a rate that is not positive from $t_0$ to $t_1$, an integral
+        $B(t_0)$ that is not, or times outside $0 < t_0 < t_1 \le 1$.
         """
-        check_positive(self, beta_min=beta_min, beta_max=beta_max)
         check_interval(self, t0, t1, end=1.0)
+        check_rates(self, beta_min, beta_max, t0, t1)
         self.beta_min, self.beta_max, self.t0, self.t1 = beta_min, beta_max, t0, t1
 
     def _integral(self, t: Time) -> Scalar:

@@ -71,7 +71,9 @@ def _setting(config: Mapping[str, Any]) -> tuple[str, bool, Mapping[str, Any]]:
 
 def _process(sde: str, continuous: bool, model: Mapping[str, Any]) -> AbstractProcess:
     if sde == "vesde":
-        return VESDE(float(model["sigma_min"]), float(model["sigma_max"]))
+        # A network of levels has the lowest, which is that of t = 0.
+        ends: dict[str, Any] = {} if continuous else {"t0": 0.0}
+        return VESDE(float(model["sigma_min"]), float(model["sigma_max"]), **ends)
     low, high = float(model["beta_min"]), float(model["beta_max"])
     if sde == "subvpsde":
         # It has no discrete version: the network's time input is 999 t whatever `continuous` says.
