@@ -75,6 +75,15 @@ SMALLER = {
     "docs/api/bound.md": {"num_terms=64": "num_terms=8", "(128,)": "(12,)"},
     "docs/api/denoisers.md": {"(50,)": "(5,)"},
     "docs/api/nn.md": {"iddpm_cifar10(": "iddpm_digits(", "(8, 3, 32, 32)": "(8, 1, 8, 8)"},
+    "docs/conditioning.md": {
+        "range(3000)": "range(2)",
+        "simulate(256)": "simulate(4)",
+        "simulate(200)": "simulate(3)",
+        "denoiser, 200": "denoiser, 3",
+        "guided, 200": "guided, 3",
+        "DDIM(50)": "DDIM(2)",
+        "DDIM(10)": "DDIM(1)",
+    },
     "docs/controllable.md": {
         "(3, 16, 16)": "(3, 4, 4)",
         "arange(16) < 8": "arange(4) < 2",
@@ -117,6 +126,7 @@ SLOW = frozenset(
         *("adaptive-solves", "controllable", "flow-matching", "getting-started", "index"),
         *(
             "training",
+            "conditioning",
             "extending",
             "inverse-problems",
             "simulators",

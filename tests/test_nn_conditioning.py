@@ -20,7 +20,7 @@ from eqdiff.nn._check import check_c_noise
 class Trunk(eqx.Module):
     """Stands for a U-Net's body, or for a block of a DiT or an MLP."""
 
-    def __call__(self, h, embedding, key=None):
+    def __call__(self, h, embedding, *key_and_context):
         channels = jnp.arange(h.shape[-1], dtype=h.dtype)
         return h + jnp.broadcast_to(jnp.mean(embedding).astype(h.dtype) * channels, h.shape)
 
@@ -35,7 +35,7 @@ class Listening(eqx.Module):
 
     heard: list = eqx.field(static=True)
 
-    def __call__(self, h, embedding, key=None):
+    def __call__(self, h, embedding, *key_and_context):
         self.heard.append(np.asarray(embedding))
         return h
 

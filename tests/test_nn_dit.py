@@ -207,7 +207,7 @@ REFUSED = [
     (lambda: _dit()(1.0, jnp.ones((2, 4, 5), jnp.float32)), "got width 5; the nearest are 4 and 6"),
     (lambda: _dit()(1.0, jnp.ones((2, 4, 5), jnp.float32)), "smaller patch_size"),
     (lambda: _dit()(1.0, jnp.asarray(_X), jnp.asarray(0)), "num_classes="),
-    (lambda: _dit(num_classes=3)(1.0, jnp.asarray(_X)), "needs a class"),
+    (lambda: _dit(num_classes=3, class_dropout=0.0)(1.0, jnp.asarray(_X)), "needs a class"),
 ]
 
 

@@ -30,9 +30,19 @@ class ClassifierFree(AbstractWrapper):
 
     Two network calls. A learned variance is the conditional call's.
 
-    Networks with `num_classes` need a class for "none": build them with one more, and in the loss
-    replace the class by it for about a tenth of the examples,
+    A network learns both where its conditions have a `dropout`, as in
+    `eqd.nn.MLP(2, 2, conditions=eqd.nn.ClassCondition(10, dropout=0.1), key=key)`: with the key
+    that the loss gives it, each is replaced by a learned null for a tenth of the examples. Then
+    `null` need not be given. A network of your own that has no null needs one among its inputs, a
+    class more for instance, with which the loss replaces `args` as often,
     `jnp.where(jax.random.bernoulli(key, 0.1), null, y)`.
+
+    With several conditions, `null` may be a function that leaves out some of them: the difference
+    is then the gradient of $\log p_t(y_1|x, y_2)$, and the others are followed without guidance.
+
+    ```python
+    guided = eqd.ClassifierFree(denoiser, 3.0, null=lambda args: {**args, "label": None})
+    ```
 
     ??? cite "Reference"
 
@@ -49,7 +59,8 @@ class ClassifierFree(AbstractWrapper):
         - `denoiser`: a denoiser trained with and without conditioning.
         - `scale`: $s$ of equation (1): 0 is unconditional, 1 conditional, more is guided; Ho &
             Salimans's $w$ is $s - 1$.
-        - `null`: what stood for "no condition" in training, in place of `args`.
+        - `null`: what stood for "no condition" in training, in place of `args`; or a function of
+            `args` that returns it. `None` is the learned null of every condition of a network.
 
         **Raises:** `ValueError` for a scale that is not finite.
         """
@@ -79,8 +90,9 @@ def both(
             "sampler(denoiser, x1, args) or log_likelihood(denoiser, x, args), or use the denoiser "
             "unwrapped where nothing conditions it."
         )
-    denoiser = guidance.denoiser
-    return denoiser(t, x, args, key=key), denoiser(t, x, guidance.null, key=key)
+    denoiser, null = guidance.denoiser, guidance.null
+    null = null(args) if callable(null) else null
+    return denoiser(t, x, args, key=key), denoiser(t, x, null, key=key)
 
 
 def dot(a: Example, b: Example) -> Scalar:

@@ -48,6 +48,7 @@ _NETWORKS = (
     *(nn.SuperResolution, nn.Centred, nn.DividedBySigma, nn.FourierFeatures),
     *(nn.UNetShape, nn.Style, nn.Embedding, nn.FusedAttention, nn.PlainAttention),
     *(nn.AttentionPool, nn.AveragePool, nn.SpatialPool),
+    *(nn.ClassCondition, nn.VectorCondition, nn.FieldCondition, nn.TokenCondition),
 )
 # What styles and embeddings are made of.
 _PIECES = {

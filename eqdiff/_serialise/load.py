@@ -169,6 +169,11 @@ class _Reader:
             if not isinstance(parts, list):
                 raise damaged(self.path, f"it describes a tuple as {shown(parts)}")
             return tuple(self.object(v, depth + 1) for v in parts)
+        if "dict" in value:
+            parts = value["dict"]
+            if not isinstance(parts, dict):
+                raise damaged(self.path, f"it describes a dictionary as {shown(parts)}")
+            return {name: self.object(v, depth + 1) for name, v in parts.items()}
         if "dtype" in value:
             return self._dtype(value["dtype"])
         if "tensor" in value:

@@ -29,6 +29,8 @@ class _Writer:
             return value
         if isinstance(value, (tuple, list)):
             return {"tuple": [self.object(v, f"{path}.{i}") for i, v in enumerate(value)]}
+        if isinstance(value, dict):
+            return {"dict": {name: self.object(v, f"{path}.{name}") for name, v in value.items()}}
         if isinstance(value, np.dtype):
             return {"dtype": value.name}
         if isinstance(value, (np.ndarray, jax.Array)):

@@ -7,6 +7,12 @@ from . import embeddings as embeddings, presets as presets, styles as styles
 from ._attend import FusedAttention as FusedAttention, PlainAttention as PlainAttention
 from ._classifier import UNetClassifier as UNetClassifier
 from ._condition import Conditions as Conditions
+from ._conditions import (
+    ClassCondition as ClassCondition,
+    FieldCondition as FieldCondition,
+    TokenCondition as TokenCondition,
+    VectorCondition as VectorCondition,
+)
 from ._dit import DiT as DiT
 from ._embedding import Embedding as Embedding
 from ._ends import Centred as Centred, DividedBySigma as DividedBySigma

@@ -12,10 +12,12 @@ $$h_0 = \mathrm{conv}(x), \quad h_{i+1} = \mathrm{down}_i(h_i, e), \qquad
   F = \mathrm{conv}(\mathrm{SiLU}(\mathrm{GN}(u_0))). \tag{1}$$
 
 The way up has one block more per level than the way down, because it also sees the output of the
-first convolution and of every downsampling. What the families differ in, a style chooses
+first convolution and of every downsampling. Where there are tokens to attend to, a cross-attention
+(`_cross.py`) follows every attention. What the families differ in, a style chooses
 (`_style.py`). A classifier is the way down and the middle alone.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -28,6 +30,7 @@ from .._types import Key
 from ._attention import AttentionBlock
 from ._block import modulations, ResBlock
 from ._conv import Conv
+from ._cross import Context, ContextAttention, CrossAttention
 from ._init import key_stream
 from ._pyramid import Head, Image
 from ._shape import UNetShape
@@ -41,6 +44,13 @@ class BodyLevel(eqx.Module):
     attentions: tuple[AttentionBlock | None, ...]
     pyramid: Any
     resample: Any
+    # After each attention, in a network that attends to tokens.
+    cross_attentions: tuple[CrossAttention | None, ...] = ()
+
+    def steps(self) -> Iterator[tuple[ResBlock, AttentionBlock | None, CrossAttention | None]]:
+        """The blocks in order, each with the attentions after it."""
+        cross = self.cross_attentions or len(self.blocks) * (None,)
+        return zip(self.blocks, self.attentions, cross, strict=True)
 
 
 class UNetBody(eqx.Module):
@@ -53,11 +63,20 @@ class UNetBody(eqx.Module):
     out: Head | None
     remat: bool = eqx.field(static=True)
 
-    def __init__(self, shape: UNetShape, layers: Layers, *, remat: bool = False, key: Key):
+    def __init__(
+        self,
+        shape: UNetShape,
+        layers: Layers,
+        *,
+        context_size: int | None = None,
+        remat: bool = False,
+        key: Key,
+    ):
         """**Arguments:**
 
         - `shape`: the network's.
         - `layers`: those of its style.
+        - `context_size`: of the tokens that it attends to; `None` for a network without.
         - `remat`: whether to compute each block again in the backward pass.
         - `key`: a PRNG key.
         """
@@ -69,17 +88,25 @@ class UNetBody(eqx.Module):
         if pyramid is None or not pyramid.is_output:
             init = layers.init.out
             self.out = layers.head(shape.widths[0], shape.out_channels, next(keys), init)
+        if context_size is not None:
+            levels = self.encoder, self.middle, self.decoder
+            levels = _with_context(levels, layers, context_size, keys)
+            self.encoder, self.middle, self.decoder = levels
         self.remat = remat
 
     def __call__(
-        self, x: Image, embedding: Float[Array, " size"] | None, key: Key | None = None
+        self,
+        x: Image,
+        embedding: Float[Array, " size"] | None,
+        key: Key | None = None,
+        context: Context | None = None,
     ) -> Image:
-        apply = _applier(self, embedding, key)
+        apply = _applier(self, embedding, key, context)
         h, skips = _descend(self, x, apply)
         image: Any = None
         for level in self.decoder:
-            for block, attention in zip(level.blocks, level.attentions, strict=True):
-                h = apply(block, attention, jnp.concatenate([h, skips.pop()], axis=-1))
+            for block, *attentions in level.steps():
+                h = apply(block, attentions, jnp.concatenate([h, skips.pop()], axis=-1))
             if level.pyramid is not None:
                 image, h = level.pyramid(image, h)
             if level.resample is not None:
@@ -112,12 +139,17 @@ class UNetEncoder(eqx.Module):
 
 
 def _applier(
-    net: "UNetBody | UNetEncoder", embedding: Array | None, key: Key | None
+    net: "UNetBody | UNetEncoder",
+    embedding: Array | None,
+    key: Key | None,
+    context: Context | None = None,
 ) -> Callable[..., Image]:
-    # One block and the attention after it: the unit of rematerialisation.
-    def run(block, attention, h, modulation, key):
+    # One block and the attentions after it: the unit of rematerialisation.
+    def run(block, attentions, h, modulation, key, context):
         h = block(h, modulation, key)
-        return h if attention is None else attention(h)
+        attention, cross = attentions
+        h = h if attention is None else attention(h)
+        return h if cross is None else cross(h, context)
 
     run = eqx.filter_checkpoint(run) if net.remat else run
     blocks = _blocks_of(net)
@@ -126,8 +158,8 @@ def _applier(
     keys = [None] * len(blocks) if key is None else jax.random.split(key, len(blocks))
     key_of = {id(b): k for b, k in zip(blocks, keys, strict=True)}
 
-    def apply(block, attention, h):
-        return run(block, attention, h, each[id(block)], key_of[id(block)])
+    def apply(block, attentions, h):
+        return run(block, attentions, h, each[id(block)], key_of[id(block)], context)
 
     return apply
 
@@ -138,7 +170,7 @@ def _blocks_of(net: "UNetBody | UNetEncoder") -> list[ResBlock]:
 
 
 def _resample(layer: Any, h: Image, apply: Callable[..., Image]) -> Image:
-    return apply(layer, None, h) if isinstance(layer, ResBlock) else layer(h)
+    return apply(layer, (None, None), h) if isinstance(layer, ResBlock) else layer(h)
 
 
 def _descend(
@@ -148,16 +180,16 @@ def _descend(
     h, pyramid = net.conv_in(x), x
     skips = [h]
     for level in net.encoder:
-        for block, attention in zip(level.blocks, level.attentions, strict=True):
-            h = apply(block, attention, h)
+        for block, *attentions in level.steps():
+            h = apply(block, attentions, h)
             skips.append(h)
         if level.resample is not None:
             h = _resample(level.resample, h, apply)
             if level.pyramid is not None:
                 pyramid, h = level.pyramid(pyramid, h)
             skips.append(h)
-    for block, attention in zip(net.middle.blocks, net.middle.attentions, strict=True):
-        h = apply(block, attention, h)
+    for block, *attentions in net.middle.steps():
+        h = apply(block, attentions, h)
     return h, skips
 
 
@@ -214,3 +246,22 @@ def _decoder(
             resample = style.resampling.up(layers, out, out, next(keys))
         levels.append(BodyLevel(*blocks, pyramid, resample))
     return tuple(levels)
+
+
+def _with_context(levels: Any, layers: Layers, context_size: int, keys: Iterator[Key]) -> Any:
+    """The levels with a cross-attention after every attention, with as many heads."""
+    init = layers.init
+    start: dict[str, Any] = dict(init=init.qkv, out_init=init.out, bias_init=init.bias)
+
+    def crossed(attention: AttentionBlock | None) -> CrossAttention | None:
+        if attention is None:
+            return None
+        width, heads = attention.norm.weight.shape[0], attention.num_heads
+        inner = ContextAttention(width, context_size, heads, **start, key=next(keys))
+        return CrossAttention(layers.norm(width), inner, layers.style.scale)
+
+    def with_them(level: BodyLevel) -> BodyLevel:
+        cross = tuple(crossed(attention) for attention in level.attentions)
+        return dataclasses.replace(level, cross_attentions=cross)
+
+    return jax.tree.map(with_them, levels, is_leaf=lambda node: isinstance(node, BodyLevel))

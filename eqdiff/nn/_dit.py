@@ -10,7 +10,9 @@ $$h \leftarrow h + g_1\,\mathrm{attention}((1 + s_1)\,\mathrm{LN}(h) + b_1), \qq
 $$(b_1, s_1, g_1, b_2, s_2, g_2) = W\,\mathrm{SiLU}(e), \qquad
   e = \mathrm{MLP}(\text{sinusoids}(c)) + E_\text{class}, \tag{2}$$
 
-with the time input $c = c_\text{noise}$.
+with the time input $c = c_\text{noise}$. Further conditions (`_conditions.py`) are added to $e$,
+are channels of the image, or are tokens that every block attends to (`_cross.py`) between the two
+steps of (1), with a scale, a shift and a gate of its own.
 
 $W$ starts at zero ("adaLN-Zero"): at first every block is the identity, and the network returns
 zeros.
@@ -33,7 +35,17 @@ from .._types import Args, Example, Key, Time
 from ._attend import AbstractAttention, FusedAttention
 from ._attention import split_heads
 from ._check import check_c_noise, check_class, check_image
+from ._condition_embeddings import Entered
+from ._conditioning import (
+    build_conditions,
+    conditions_of,
+    enter,
+    field_channels,
+    has_tokens,
+    refuse_both,
+)
 from ._conv import Linear
+from ._cross import Context, ContextAttention
 from ._embed import ClassEmbedding, TimeEmbedding
 from ._init import fan_average, Init, key_stream, zeros
 from ._norm import at_least_float32
@@ -76,6 +88,26 @@ def modulated_norm(
     return ((1 + scale) * x + shift).astype(h.dtype)
 
 
+class DiTCrossAttention(eqx.Module):
+    """A gated attention to the tokens of a condition, which is the identity at first."""
+
+    modulation: Linear
+    attention: ContextAttention
+
+    def __init__(self, channels: int, num_heads: int, *, key: Key):
+        key1, key2 = jax.random.split(key)
+        options: dict[str, Any] = dict(
+            init=fan_average(), out_init=fan_average(), bias_init=zeros, key=key2
+        )
+        self.modulation = Linear(channels, 3 * channels, init=zeros, key=key1)
+        self.attention = ContextAttention(channels, channels, num_heads, **options)
+
+    def __call__(self, h: Tokens, embedding: Float[Array, " channels"], context: Context) -> Tokens:
+        shift, scale, gate = jnp.split(self.modulation(jax.nn.silu(embedding)), 3)
+        seen = self.attention(modulated_norm(h, scale, shift), context)
+        return h + jnp.broadcast_to(gate.astype(h.dtype), h.shape) * seen
+
+
 class DiTBlock(eqx.Module):
     """Equation (1)."""
 
@@ -84,6 +116,7 @@ class DiTBlock(eqx.Module):
     out: Linear
     mlp1: Linear
     mlp2: Linear
+    cross: DiTCrossAttention | None
     attention: AbstractAttention = eqx.field(static=True)
     num_heads: int = eqx.field(static=True)
 
@@ -94,6 +127,7 @@ class DiTBlock(eqx.Module):
         mlp_ratio: float,
         attention: AbstractAttention,
         *,
+        crosses: bool = False,
         key: Key,
     ):
         keys, hidden = key_stream(key), int(mlp_ratio * channels)
@@ -104,8 +138,13 @@ class DiTBlock(eqx.Module):
         self.mlp1 = Linear(channels, hidden, **options, key=next(keys))
         self.mlp2 = Linear(hidden, channels, **options, key=next(keys))
         self.attention, self.num_heads = attention, num_heads
+        self.cross = None
+        if crosses:
+            self.cross = DiTCrossAttention(channels, num_heads, key=next(keys))
 
-    def __call__(self, h: Tokens, embedding: Float[Array, " channels"]) -> Tokens:
+    def __call__(
+        self, h: Tokens, embedding: Float[Array, " channels"], context: Context | None = None
+    ) -> Tokens:
         modulation = self.modulation(jax.nn.silu(embedding))
         shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(modulation, 6)
 
@@ -116,6 +155,8 @@ class DiTBlock(eqx.Module):
         seen = self.attention(*split_heads(qkv, self.num_heads))
         seen = rearrange(seen, "tokens heads c -> tokens (heads c)")
         h = h + gate(gate1, self.out(seen))
+        if self.cross is not None and context is not None:
+            h = self.cross(h, embedding, context)
         x = self.mlp1(modulated_norm(h, scale2, shift2))
         return h + gate(gate2, self.mlp2(jax.nn.gelu(x, approximate=True)))
 
@@ -126,8 +167,8 @@ class DiT(eqx.Module):
 
     The time input is embedded as it is, so it should range over about $[0, 1000]$, as those of
     [`eqdiff.Schedule`][], [`eqdiff.VPSDE`][] and [`eqdiff.RectifiedFlow`][] do. With classes there
-    is one label more, the last: `args=num_classes` is the unconditional network, which is trained
-    by `class_dropout`.
+    is one label more, the last: `args=num_classes`, or `args=None`, is the unconditional network,
+    which is trained by `class_dropout`.
 
     One example at a time, channels first; use `jax.vmap` for a batch. The paper's sizes are made by
     [`eqdiff.nn.presets.dit`][].
@@ -143,6 +184,7 @@ class DiT(eqx.Module):
     blocks: tuple[DiTBlock, ...]
     modulation_out: Linear
     patch_out: Linear
+    condition_embeddings: Any
     in_channels: int = eqx.field(static=True)
     out_channels: int = eqx.field(static=True)
     patch_size: int = eqx.field(static=True)
@@ -171,6 +213,7 @@ class DiT(eqx.Module):
         compute_dtype: Any = jnp.float32,
         remat: bool = False,
         *,
+        conditions: Any = None,
         key: Key,
     ):
         r"""**Arguments:**
@@ -187,10 +230,13 @@ class DiT(eqx.Module):
             given.
         - `attention`: what computes attention: [`eqdiff.nn.FusedAttention`][] or
             [`eqdiff.nn.PlainAttention`][].
-        - `compute_dtype`, `remat`, `key`: as for [`eqdiff.nn.UNet`][].
+        - `compute_dtype`, `remat`, `conditions`, `key`: as for [`eqdiff.nn.UNet`][]; every block
+            attends to the tokens.
 
-        **Raises:** `ValueError` where the channels cannot be split.
+        **Raises:** `ValueError` where the channels cannot be split, or for `num_classes` next to
+        conditions.
         """
+        refuse_both(conditions, "DiT", num_classes=num_classes)
         if channels % num_heads != 0 or channels % 4 != 0:
             raise ValueError(
                 f"a DiT's channels are a multiple of 4 and of num_heads={num_heads}, "
@@ -209,25 +255,40 @@ class DiT(eqx.Module):
             table = ClassEmbedding(num_classes + 1, channels, key=next(keys))
             self.class_embedding = eqx.tree_at(lambda e: e.weight, table, 0.02 * table.weight)
         options: dict[str, Any] = dict(init=fan_average(), bias_init=zeros)
-        self.patch_in = Linear(pixels * in_channels, channels, **options, key=next(keys))
+        # Not one of the keys that the rest is drawn from.
+        key = jax.random.fold_in(key, 2)
+        self.condition_embeddings = build_conditions(conditions, "DiT", channels, key)
+        seen = in_channels + field_channels(self.condition_embeddings)
+        self.patch_in = Linear(pixels * seen, channels, **options, key=next(keys))
+        crosses = has_tokens(self.condition_embeddings)
         self.blocks = tuple(
-            DiTBlock(channels, num_heads, mlp_ratio, attention, key=next(keys))
+            DiTBlock(channels, num_heads, mlp_ratio, attention, crosses=crosses, key=next(keys))
             for _ in range(depth)
         )
         self.modulation_out = Linear(channels, 2 * channels, init=zeros, key=next(keys))
         self.patch_out = Linear(channels, pixels * out_channels, init=zeros, key=next(keys))
 
-    def _embed(self, c_noise: Time, args: Args, key: Key | None) -> Float[Array, " channels"]:
+    @property
+    def conditions(self) -> Any:
+        """What the network was built with."""
+        return conditions_of(self.condition_embeddings)
+
+    def _embed(
+        self, c_noise: Time, args: Args, spatial: tuple[int, ...], key: Key | None
+    ) -> tuple[Float[Array, " channels"], Entered]:
         dtype = at_least_float32(self.compute_dtype)
-        c_noise = check_c_noise(c_noise, dtype, "DiT")
+        e = self.time_embedding(check_c_noise(c_noise, dtype, "DiT"), dtype)
+        if self.class_embedding is None:
+            entered = enter(self.condition_embeddings, args, "DiT", spatial, dtype, key)
+            return e if entered.vector is None else e + entered.vector, entered
+        # The last label is the learned null.
+        args = self.num_classes if args is None and self.class_dropout > 0 else args
         index = check_class(args, self.num_classes, "DiT", unconditional=True)
-        embedding = self.time_embedding(c_noise, dtype)
-        if self.class_embedding is None or index is None:
-            return embedding
+        assert index is not None
         if key is not None and self.class_dropout > 0:
             drop = jax.random.bernoulli(key, self.class_dropout)
             index = jnp.where(drop, jnp.asarray(self.num_classes, index.dtype), index)
-        return embedding + self.class_embedding(index).astype(dtype)
+        return e + self.class_embedding(index).astype(dtype), Entered()
 
     @jax.named_scope("eqdiff.nn.DiT")
     def __call__(
@@ -237,30 +298,34 @@ class DiT(eqx.Module):
 
         - `c_noise`: the network's time input, one number.
         - `x`: one image, `(in_channels, height, width)`, whose sides are multiples of `patch_size`.
-        - `args`: its class, one integer from 0 to `num_classes - 1`, where `num_classes` was given;
-            otherwise `None`.
-        - `key`: a PRNG key for dropping the class. Without it it is not dropped.
+        - `args`: the values of its conditions, in the places of `conditions`, `None` for a learned
+            null; its class, one integer from 0 to `num_classes - 1`, or `None` for the
+            unconditional network, where `num_classes` was given; otherwise `None`.
+        - `key`: a PRNG key for dropping conditions. Without it none is dropped.
 
         **Returns:** $F$, `(out_channels, height, width)`, in the dtype of `x`.
 
-        **Raises:** `ValueError` where an argument has the wrong shape, or a class is missing,
+        **Raises:** `ValueError` where an argument has the wrong shape, or a condition is missing,
         unexpected or out of range.
         """
         p = self.patch_size
         check_image(x, self.in_channels, p, "DiT", "use a smaller patch_size")
-        embedding = self._embed(c_noise, args, key)
+        embedding, entered = self._embed(c_noise, args, x.shape[1:], key)
+        x_dtype, x = x.dtype, x.astype(self.compute_dtype)
+        if entered.channels is not None:
+            x = jnp.concatenate([x, entered.channels.astype(self.compute_dtype)])
         rows, columns = x.shape[1] // p, x.shape[2] // p
         cut = "c (rows p) (columns q) -> (rows columns) (p q c)"
-        h = self.patch_in(rearrange(x.astype(self.compute_dtype), cut, p=p, q=p))
+        h = self.patch_in(rearrange(x, cut, p=p, q=p))
         h = h + jnp.asarray(positions(rows, columns, self.channels), h.dtype)
 
-        def run(block, h, embedding):
-            return block(h, embedding)
+        def run(block, h, embedding, context):
+            return block(h, embedding, context)
 
         run = eqx.filter_checkpoint(run) if self.remat else run
         for block in self.blocks:
-            h = run(block, h, embedding)
+            h = run(block, h, embedding, entered.context)
         shift, scale = jnp.split(self.modulation_out(jax.nn.silu(embedding)), 2)
         h = self.patch_out(modulated_norm(h, scale, shift))
         join = "(rows columns) (p q c) -> c (rows p) (columns q)"
-        return rearrange(h, join, rows=rows, p=p, q=p).astype(x.dtype)
+        return rearrange(h, join, rows=rows, p=p, q=p).astype(x_dtype)

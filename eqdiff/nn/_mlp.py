@@ -1,10 +1,12 @@
-r"""A residual perceptron for vectors, conditioned on the time and the class.
+r"""A residual perceptron for vectors, conditioned on the time and on what `_conditions.py` has.
 
 $$h_0 = W_0 x, \qquad
   h_{i+1} = h_i + W_2\,\mathrm{SiLU}(W_1\,\mathrm{SiLU}((1 + s_i)\,\mathrm{LN}(h_i) + b_i)), \qquad
   F = W_F\,\mathrm{SiLU}(\mathrm{LN}(h_n)), \tag{1}$$
 
-with $(s_i, b_i)$ linear in the embedding $e$, as in the U-Net. $W_2$ and $W_F$ start at zero.
+with $(s_i, b_i)$ linear in the embedding $e$, as in the U-Net. $W_2$ and $W_F$ start at zero. A
+class or a vector is embedded and added to $e$; tokens are pooled by attention (`_cross.py`), whose
+one query is that embedding, and added too.
 
 **Time inputs of any scale.** Conventions differ: $[0, 1000]$, $[0, 1]$, $\log\sigma$ of either
 sign. The time input $c = c_\text{noise}$ is embedded twice, and the perceptron that follows picks
@@ -16,6 +18,8 @@ what it needs:
   $c = 0.01$ from $c = 0.02$ and stay smooth in $\log c$ as $c$ grows.
 """
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -23,7 +27,17 @@ from jaxtyping import Array, Float
 
 from .._types import Args, Example, Key, Scalar, Time
 from ._check import check_c_noise, check_class
+from ._conditioning import (
+    all_conditions,
+    build_conditions,
+    conditions_of,
+    enter,
+    has_tokens,
+    refuse_both,
+)
+from ._conditions import FieldCondition
 from ._conv import Linear
+from ._cross import ContextAttention
 from ._embed import ClassEmbedding, sinusoidal_embedding
 from ._init import key_stream, zeros
 from ._norm import at_least_float32, GroupNorm
@@ -79,6 +93,8 @@ class MLP(eqx.Module):
     blocks: tuple[Block, ...]
     norm_out: GroupNorm
     linear_out: Linear
+    condition_embeddings: Any
+    token_pool: ContextAttention | None
     in_size: int = eqx.field(static=True)
     out_size: int = eqx.field(static=True)
     width: int = eqx.field(static=True)
@@ -93,6 +109,7 @@ class MLP(eqx.Module):
         depth: int = 3,
         *,
         num_classes: int | None = None,
+        conditions: Any = None,
         key: Key,
     ):
         """**Arguments:**
@@ -101,9 +118,16 @@ class MLP(eqx.Module):
         - `out_size`: of $F$; twice `in_size` where a variance is learned.
         - `width`: of the hidden layers.
         - `depth`: how many residual blocks of two layers each.
-        - `num_classes`: how many classes there are; `None` for a network without.
+        - `num_classes`: how many classes there are; `None` for a network without. A class that may
+            be missing, or that is not alone, is one of the conditions.
+        - `conditions`: [`eqdiff.nn.ClassCondition`][], [`eqdiff.nn.VectorCondition`][] or
+            [`eqdiff.nn.TokenCondition`][], or a dictionary or tuple of them; the `args` of a call
+            are then their values, in the same places.
         - `key`: a PRNG key.
+
+        **Raises:** `ValueError` for `num_classes` next to conditions, or a field among them.
         """
+        refuse_both(conditions, "MLP", num_classes=num_classes)
         keys = key_stream(key)
         self.linear_in = Linear(in_size, width, key=next(keys))
         self.embedding = (
@@ -119,6 +143,38 @@ class MLP(eqx.Module):
         self.linear_out = Linear(width, out_size, init=zeros, key=next(keys))
         self.in_size, self.out_size = in_size, out_size
         self.width, self.depth, self.num_classes = width, depth, num_classes
+        self.condition_embeddings = build_conditions(conditions, "MLP", width, next(keys))
+        if any(isinstance(c, FieldCondition) for c in all_conditions(self.condition_embeddings)):
+            raise ValueError(
+                "an MLP takes vectors and has no channels to append a field to. Give it the field "
+                "as a vector, eqdiff.nn.VectorCondition(field.size), or its pixels as tokens, "
+                "eqdiff.nn.TokenCondition(size); or use a UNet."
+            )
+        self.token_pool = None
+        if has_tokens(self.condition_embeddings):
+            heads = next(n for n in (4, 2, 1) if width % n == 0)
+            self.token_pool = ContextAttention(width, width, heads, key=next(keys))
+
+    @property
+    def conditions(self) -> Any:
+        """What the network was built with."""
+        return conditions_of(self.condition_embeddings)
+
+    def _embed(
+        self, c_noise: Scalar, args: Args, dtype: Any, key: Key | None
+    ) -> Float[Array, " width"]:
+        first, second = self.embedding
+        embedding = second(jax.nn.silu(first(_embed_c_noise(c_noise).astype(dtype))))
+        if self.class_embedding is not None:
+            index = check_class(args, self.num_classes, "MLP")
+            assert index is not None
+            return embedding + self.class_embedding(index).astype(dtype)
+        entered = enter(self.condition_embeddings, args, "MLP", (), dtype, key)
+        if entered.vector is not None:
+            embedding = embedding + entered.vector
+        if self.token_pool is not None and entered.context is not None:
+            embedding = embedding + self.token_pool(embedding[None], entered.context)[0]
+        return embedding
 
     @jax.named_scope("eqdiff.nn.MLP")
     def __call__(
@@ -128,29 +184,24 @@ class MLP(eqx.Module):
 
         - `c_noise`: the network's time input, one number of any scale.
         - `x`: one vector, `(in_size,)`.
-        - `args`: its class, one integer from 0 to `num_classes - 1`, where `num_classes` was given;
+        - `args`: the values of its conditions, in the places of `conditions`, `None` for a learned
+            null; a class, one integer from 0 to `num_classes - 1`, where `num_classes` was given;
             otherwise `None`.
-        - `key`: not used; networks are called alike.
+        - `key`: a PRNG key for dropping conditions. Without it none is dropped.
 
         **Returns:** $F$, `(out_size,)`, in the dtype of `x`.
 
-        **Raises:** `ValueError` where an argument has the wrong shape, or a class is missing,
+        **Raises:** `ValueError` where an argument has the wrong shape, or a condition is missing,
         unexpected or out of range.
         """
-        del key
         dtype = at_least_float32(x.dtype)
         c_noise = check_c_noise(c_noise, dtype, "MLP")
-        index = check_class(args, self.num_classes, "MLP")
         if x.shape != (self.in_size,):
             hint = " Batch with jax.vmap(net)(c_noises, xs)." if x.ndim == 2 else ""
             raise ValueError(
                 f"this MLP takes one vector of shape ({self.in_size},), got {x.shape}.{hint}"
             )
-        first, second = self.embedding
-        embedding = second(jax.nn.silu(first(_embed_c_noise(c_noise).astype(dtype))))
-        if self.class_embedding is not None and index is not None:
-            embedding = embedding + self.class_embedding(index).astype(dtype)
-        embedding = jax.nn.silu(embedding)
+        embedding = jax.nn.silu(self._embed(c_noise, args, dtype, key))
         h = self.linear_in(x.astype(dtype))
         for block in self.blocks:
             h = block(h, embedding)

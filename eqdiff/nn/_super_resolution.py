@@ -20,7 +20,7 @@ from einops import reduce
 from jaxtyping import Array, Float, Shaped
 
 from .._types import Args, Example, Key, Network, Time
-from ._norm import at_least_float32
+from ._condition_embeddings import resized
 
 
 class SuperResolution(eqx.Module):
@@ -72,7 +72,7 @@ class SuperResolution(eqx.Module):
         """
         low_res, rest = args if isinstance(args, tuple) and len(args) == 2 else (args, None)
         self._check(x, low_res)
-        both = jnp.concatenate([x, _enlarge(jnp.asarray(low_res), x)])
+        both = jnp.concatenate([x, resized(jnp.asarray(low_res), x.shape[1:]).astype(x.dtype)])
         return self.net(c_noise, both, rest, key=key)
 
     def _check(self, x: Example, low_res: Any) -> None:
@@ -130,14 +130,6 @@ def area_downsample(image: Shaped[Array, "..."], factor: int) -> Float[Array, "c
             f"area_downsample: a factor of {factor} does not divide the sides {height} and {width}."
         )
     return reduce(image, "c (h p) (w q) -> c h w", "mean", p=factor, q=factor)
-
-
-def _enlarge(image: Example, like: Example) -> Example:
-    # Half-pixel centres, edges repeated: torch's align_corners=False. In float32 at least, as every
-    # resampling weight is a small fraction.
-    wide = image.astype(at_least_float32(image.dtype))
-    shape = (image.shape[0], *like.shape[1:])
-    return jax.image.resize(wide, shape, "bilinear", antialias=False).astype(like.dtype)
 
 
 def _describe(value: Any) -> str:
