@@ -77,7 +77,7 @@ def solver(
     """A function of a noisy linear measurement, a class and a key: an image that would give it."""
 
     def one(y, label, key):
-        guided = eqd.PosteriorGuidance(denoiser, y, operator, std)
+        guided = eqd.PosteriorGuidance(denoiser, eqd.Measurement(y, operator, std))
         sampler = eqd.DDIM(num_steps, spacing=between, eta=1.0)
         return from_noise(sampler, guided, shape, label, key)
 

@@ -114,7 +114,7 @@ def test_on_changes_every_part():
         "clip": eqd.Clip(free),
         "interval": eqd.GuidanceInterval(free, inner, 0.3, 5.0),
         "classifier": eqd.ClassifierGuidance(inner, classifier),
-        "posterior": eqd.PosteriorGuidance(inner, np.zeros(3), lambda x: x, 0.1),
+        "posterior": eqd.PosteriorGuidance(inner, eqd.Measurement(np.zeros(3), lambda x: x, 0.1)),
         "batched": eqd.Batched(eqd.Clip(inner)),
         "oracle": eqd.GaussianDenoiser(one),
     }

@@ -99,7 +99,9 @@ CALLS = {
     "Replace": constrained(lambda x: eqd.Replace(x, lambda y: y)),
     "Measurement": lambda x: eqd.Measurement(NOISE, lambda y: y, 0.1).log_prob(x),
     "PosteriorGuidance": lambda x: (
-        eqd.PosteriorGuidance(ORACLE, x, lambda y: y, 0.1)(3, jnp.zeros(GRID.shape)).x0
+        eqd.PosteriorGuidance(ORACLE, eqd.Measurement(x, lambda y: y, 0.1))(
+            3, jnp.zeros(GRID.shape)
+        ).x0
     ),
 }
 SCORES = {

@@ -44,7 +44,8 @@ class _Measured(eqd.AbstractWrapper):
     denoiser: eqd.AbstractDenoiser
 
     def __call__(self, t, x, args=None, *, key=None):
-        return eqd.PosteriorGuidance(self.denoiser, args, measure, STD)(t, x)
+        measurement = eqd.Measurement(args, measure, STD)
+        return eqd.PosteriorGuidance(self.denoiser, measurement)(t, x)
 
 
 def log_classifier(t, x, y):

@@ -11,15 +11,15 @@ from .classifier import (
 )
 from .classifier_free import ClassifierFree as ClassifierFree
 from .clip import Clip as Clip, ClipDataAlone as ClipDataAlone
-from .dynamic_threshold import DynamicThreshold as DynamicThreshold
-from .interval import GuidanceInterval as GuidanceInterval
-from .inverse import (
+from .covariance import (
     AbstractPosteriorCovariance as AbstractPosteriorCovariance,
     IsotropicCovariance as IsotropicCovariance,
     JacobianCovariance as JacobianCovariance,
-    PosteriorGuidance as PosteriorGuidance,
     ZeroCovariance as ZeroCovariance,
 )
+from .dynamic_threshold import DynamicThreshold as DynamicThreshold
+from .interval import GuidanceInterval as GuidanceInterval
+from .inverse import PosteriorGuidance as PosteriorGuidance
 from .linear import (
     check_partial_isometry as check_partial_isometry,
     LinearOperator as LinearOperator,

@@ -39,22 +39,6 @@ def transpose_of(operator: LinearOperator, x: Example) -> LinearOperator:
     return lambda u: transpose(u)[0]
 
 
-def check_linear(owner: str, operator: LinearOperator, x: Example) -> None:
-    """Raises `ValueError` for an operator that two probes show not to be linear.
-
-    An operator that depends on traced arrays is not checked; one that cannot be transposed still
-    is an error of JAX.
-    """
-    with jax.ensure_compile_time_eval():
-        u, v = _probes(x)
-        together, apart = operator(u - 2 * v), operator(u) - 2 * operator(v)
-        if _differ(together, apart):
-            raise ValueError(
-                f"{owner}: the operator is not linear: A(u - 2v) is not A(u) - 2 A(v). Move "
-                "constants into y: for y = Ax + b write y - b and the operator x -> Ax."
-            )
-
-
 def check_partial_isometry(owner: str, operator: LinearOperator, x: Example) -> None:
     r"""Raises `ValueError` for an operator whose rows are not orthonormal (or 0): one with
     $AA^\top A \ne A$.

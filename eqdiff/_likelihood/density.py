@@ -82,7 +82,7 @@ def log_likelihood(
         raise ValueError(
             f"log_likelihood takes a denoiser, but was given the sampler {of(denoiser)}, whose "
             "samples have no known density. For data that were measured write "
-            "log_likelihood(PosteriorGuidance(denoiser, y, operator, std), x)."
+            "log_likelihood(PosteriorGuidance(denoiser, measurement), x)."
         )
     check_call("log_likelihood", denoiser, x)
     single, each = over_examples(denoiser)
