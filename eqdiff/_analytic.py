@@ -7,6 +7,13 @@ $r_k(x) \propto w_k\,\mathcal N(x; \alpha m_k, C_k)$
 $$\hat\varepsilon = \sum_k r_k\,\sigma C_k^{-1}(x - \alpha m_k), \qquad
   \hat x_0 = \sum_k r_k \left(m_k + \alpha S_k C_k^{-1}(x - \alpha m_k)\right). \tag{1}$$
 
+A measurement $y = Ax_0 + n$ with a linear operator and Gaussian noise, $n \sim \mathcal N(0,
+\Sigma)$, leaves a mixture: with $P_k = AS_kA^\top + \Sigma$ and $G_k = S_kA^\top P_k^{-1}$,
+
+$$p(y) = \sum_k w_k\,\mathcal N(y; Am_k, P_k), \qquad
+  p(x_0|y) = \sum_k \frac{w_k\,\mathcal N(y; Am_k, P_k)}{p(y)}\,
+    \mathcal N\left(m_k + G_k(y - Am_k),\ S_k - G_kAS_k\right). \tag{2}$$
+
 They are the truth that samplers, losses and likelihoods are tested against, and stand-ins for a
 network while the rest of an experiment is built.
 """
@@ -19,6 +26,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from ._denoiser import AbstractDenoiser, Estimate
 from ._gaussian import standard_normal_log_prob
+from ._measurement import CorrelatedNoise, GaussianNoise, Measurement
 from ._parameterisation import AbstractParameterisation, PredictNoise
 from ._process import AbstractProcess
 from ._types import Args, Example, Key, Scalar, Time
@@ -141,6 +149,95 @@ class GaussianMixtureDenoiser(AbstractDenoiser):
         c = jax.tree.map(lambda leaf: leaf[k], self.components)
         z = jax.random.normal(normal, c.mean.shape, c.mean.dtype)
         return c.mean + c.basis @ (jnp.sqrt(c.variances) * z)
+
+    def log_evidence(self, measurement: Measurement) -> Scalar:
+        r"""$\log p(y)$ in nats, equation (2).
+
+        **Arguments:**
+
+        - `measurement`: $y$, with a linear operator and Gaussian noise.
+
+        **Raises:** `ValueError` for another operator, other noise, or a $y$ that has no density.
+        """
+        log_weights, _, _ = self._conjugate(measurement)
+        return jnp.asarray(np.logaddexp.reduce(log_weights), jnp.result_type(float))
+
+    def posterior(self, measurement: Measurement) -> "GaussianMixtureDenoiser":
+        r"""The exact denoiser of the data given a measurement, equation (2).
+
+        **Arguments:**
+
+        - `measurement`: as for `log_evidence`.
+
+        **Returns:** a denoiser of the same process.
+
+        **Raises:** as for `log_evidence`.
+        """
+        log_weights, means, covariances = self._conjugate(measurement)
+        # A component that the measurement rules out keeps a weight above 0.
+        weights = np.maximum(np.exp(log_weights - np.max(log_weights)), 1e-300)
+        return GaussianMixtureDenoiser(
+            self.process,
+            weights,
+            means,
+            covariances,
+            parameterisation=self.parameterisation,
+            variance=self.variance,
+        )
+
+    def _conjugate(self, measurement: Measurement) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The log-weights, which add up to p(y), means and covariances of equation (2)."""
+        parts = self.log_weights, self.components.mean, self.components.basis
+        log_weights, means, basis = (np.asarray(a, np.float64) for a in parts)
+        variances = np.asarray(self.components.variances, np.float64)
+        priors = np.einsum("kij,kj,klj->kil", basis, variances, basis)
+        residual, matrix, noise = _linear_gaussian(measurement, means.shape[1])
+        found = []
+        for log_weight, mean, prior in zip(log_weights, means, priors, strict=True):
+            spread = matrix @ prior @ matrix.T + noise
+            if np.linalg.matrix_rank(spread, hermitian=True) < len(spread):
+                raise ValueError(
+                    "GaussianMixtureDenoiser: y has no density: AS Aᵀ + Σ is singular. Give the "
+                    "noise a positive standard deviation."
+                )
+            gain = np.linalg.solve(spread, matrix @ prior).T
+            error = residual - matrix @ mean
+            quadratic = error @ np.linalg.solve(spread, error) + len(error) * np.log(2 * np.pi)
+            log_weight = log_weight - 0.5 * (quadratic + np.linalg.slogdet(spread)[1])
+            # Joseph's form, which stays positive semi-definite.
+            left = np.eye(len(mean)) - gain @ matrix
+            covariance = left @ prior @ left.T + gain @ noise @ gain.T
+            found.append((log_weight, mean + gain @ error, 0.5 * (covariance + covariance.T)))
+        log_weights, means, covariances = (np.stack(a) for a in zip(*found, strict=True))
+        return log_weights, means, covariances
+
+
+def _linear_gaussian(
+    measurement: Measurement, dim: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """y − A(0), A and Σ as matrices, of what is linear and Gaussian."""
+    owner = "GaussianMixtureDenoiser"
+    origin = jnp.zeros(dim)
+    measurement.check(owner, origin)
+    if not isinstance(measurement.noise, GaussianNoise | CorrelatedNoise):
+        raise ValueError(
+            f"{owner}: with {type(measurement.noise).__name__} the evidence and the posterior have "
+            "no closed form; expected Gaussian noise."
+        )
+    local, size = measurement.linearised(origin), measurement.y.size
+    units = jnp.eye(size, dtype=local.residual.dtype).reshape(size, *measurement.y.shape)
+    matrix = jax.vmap(local.forward)(jnp.eye(dim)).reshape(dim, size).T
+    noise = jax.vmap(local.noise)(units).reshape(size, size)
+    residual, matrix, noise = (np.asarray(a, np.float64) for a in (local.residual, matrix, noise))
+    probe = np.random.default_rng(0).standard_normal(dim)
+    moved = np.asarray(measurement.linearised(jnp.asarray(probe, origin.dtype)).residual)
+    error = residual - moved - (matrix @ probe).reshape(moved.shape)
+    if not np.linalg.norm(error) <= 1e-3 * (1 + np.linalg.norm(matrix @ probe)):
+        raise ValueError(
+            f"{owner}: the operator is not linear, so that the evidence and the posterior have no "
+            "closed form."
+        )
+    return residual.reshape(-1), matrix, noise
 
 
 class GaussianDenoiser(AbstractDenoiser):

@@ -192,3 +192,50 @@ REFUSED = [
 def test_refused(make, match):
     with pytest.raises(ValueError, match=match):
         make()
+
+
+def _measured(x):
+    return jnp.stack([x[0] - 2 * x[1]]) + 0.3
+
+
+def test_evidence_and_posterior_by_quadrature(x64):
+    """p(y) = ∫ p(y|x0)p(x0), and p(x0|y) = p(y|x0)p(x0)/p(y) at any x0."""
+    prior = mixture(eqd.VPSDE())
+    grid = np.linspace(-7, 7, 701)
+    points = jnp.asarray(np.stack(np.meshgrid(grid, grid), -1).reshape(-1, 2))
+    x0 = jnp.asarray([0.4, -0.6])
+    for noise in (0.4, eqd.CorrelatedNoise(np.array([[0.3, 0.2]]))):
+        measurement = eqd.Measurement(np.array([1.1]), _measured, noise)
+        joint = jax.jit(
+            jax.vmap(lambda x: measurement.log_prob(x) + prior.data_log_prob(x))  # noqa: B023
+        )(points)
+        evidence = prior.log_evidence(measurement)
+        truth = np.log(np.sum(np.exp(joint))) + 2 * np.log(grid[1] - grid[0])
+        np.testing.assert_allclose(evidence, truth, atol=1e-6)
+        bayes = measurement.log_prob(x0) + prior.data_log_prob(x0) - evidence
+        posterior = prior.posterior(measurement)
+        np.testing.assert_allclose(posterior.data_log_prob(x0), bayes, atol=1e-8)
+
+
+def test_a_posterior_without_noise_or_far_away(x64):
+    """A line that is known exactly, and a measurement that all but one component rule out."""
+    prior = mixture(eqd.VPSDE())
+    exact = prior.posterior(eqd.Measurement(np.array([1.1]), _measured, 0.0))
+    draws = jax.vmap(lambda key: exact.data_sample(key=key))(jax.random.split(jax.random.key(0), 9))
+    np.testing.assert_allclose(draws[:, 0] - 2 * draws[:, 1] + 0.3, 1.1, atol=1e-6)
+    far = prior.posterior(eqd.Measurement(np.array([80.0, 0.0]), lambda x: x, 0.01))
+    assert np.all(np.isfinite(far(0.5, jnp.asarray([79.0, 0.0])).x0))
+
+
+@pytest.mark.parametrize(
+    ("operator", "noise", "match"),
+    [
+        (lambda x: x**2, 0.1, "not linear"),
+        (lambda x: x, eqd.PoissonNoise(1.0), "no closed form"),
+        (lambda x: jnp.stack([x[0], x[0]]), 0.0, "singular"),
+        (lambda x: x[:1], 0.1, r"GaussianMixtureDenoiser: .* but y has \(2,\)"),
+    ],
+)
+def test_measurements_without_a_closed_form(operator, noise, match):
+    with pytest.raises(ValueError, match=match):
+        mixture(eqd.VPSDE()).log_evidence(eqd.Measurement(np.zeros(2), operator, noise))
