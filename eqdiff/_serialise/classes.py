@@ -8,6 +8,13 @@ import jax
 import numpy as np
 
 from .. import nn
+from .._padding import (
+    LatLonPadding,
+    MixedPadding,
+    PeriodicPadding,
+    ReflectingPadding,
+    ZeroPadding,
+)
 from .._parameterisation import (
     AbstractParameterisation,
     EDMPreconditioning,
@@ -74,6 +81,7 @@ _CLASSES = {
         ),
         *(FixedSmall, FixedLarge, Learned, LearnedRange, AnalyticVariance),
         *(ScaledTime, LogNoise),
+        *(LatLonPadding, MixedPadding, PeriodicPadding, ReflectingPadding, ZeroPadding),
     )
 }
 _CLASSES |= {f"eqdiff.nn.{cls.__name__}": cls for cls in _NETWORKS} | _PIECES

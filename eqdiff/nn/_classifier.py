@@ -21,6 +21,7 @@ from ._embed import TimeEmbedding
 from ._embedding import Embedding
 from ._init import key_stream
 from ._norm import at_least_float32
+from ._padded import padded
 from ._pool import AbstractHead, AbstractPool, AveragePool
 from ._shape import UNetShape
 from ._style import Layers, Style
@@ -90,7 +91,7 @@ class UNetClassifier(eqx.Module):
         self.pool, self.remat, self.compute_dtype = pool, remat, jnp.dtype(compute_dtype)
         self.time_embedding, _ = self.embed.build(shape, next(keys))
         layers = Layers(style, embed.size(shape.channels), shape.dims)
-        self.body = UNetEncoder(shape, layers, remat=remat, key=next(keys))
+        self.body = padded(UNetEncoder(shape, layers, remat=remat, key=next(keys)), style.padding)
         groups, widths = style.norm.number, self.body.widths
         self.head = pool.build(widths, shape.num_levels, shape.out_channels, groups, next(keys))
 

@@ -9,6 +9,7 @@ Parameters are float32. They are cast to the dtype of the activation they meet, 
 which a network computes is decided once, where its input enters.
 """
 
+import copy
 from typing import Any
 
 import equinox as eqx
@@ -16,11 +17,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._padding import AbstractPadding, ZeroPadding
 from .._types import Key
 from ._init import Init, torch_default
 
 
-# Zeros before and after each spatial axis.
+# Cells before and after each spatial axis, by default zeros.
 Padding = tuple[tuple[int, int], ...]
 
 _DIMENSIONS = {
@@ -68,6 +70,7 @@ class Conv(eqx.Module):
     stride: tuple[int, ...] = eqx.field(static=True)
     padding: Padding = eqx.field(static=True)
     dilation: int = eqx.field(static=True)
+    beyond: AbstractPadding = eqx.field(static=True)
 
     def __init__(
         self,
@@ -89,9 +92,9 @@ class Conv(eqx.Module):
         - `in_channels`, `out_channels`, `kernel_size`: as usual.
         - `dims`: the number of spatial dimensions, 1 to 3.
         - `stride`: of every axis, or of each.
-        - `padding`: zeros before and after each axis. The default pads half a kernel on every side
-            (OpenAI, also with stride 2); Song's JAX code pads `((0, 1), (0, 1))` where the stride
-            is 2.
+        - `padding`: cells before and after each axis, zeros unless `padded` says otherwise. The
+            default pads half a kernel on every side (OpenAI, also with stride 2); Song's JAX code
+            pads `((0, 1), (0, 1))` where the stride is 2.
         - `dilation`: the distance between two taps of the kernel, in pixels.
         - `bias`: whether a number is added to each output channel.
         - `init`, `bias_init`: initialisers; the bias's defaults to the weight's.
@@ -107,11 +110,22 @@ class Conv(eqx.Module):
         self.bias = (bias_init or init)(key2, (out_channels,), *fans) if bias else None
         self.stride = dims * (stride,) if isinstance(stride, int) else stride
         self.padding = dims * ((half, half),) if padding is None else padding
-        self.dilation = dilation
+        self.dilation, self.beyond = dilation, ZeroPadding()
+
+    def with_padding(self, padding: AbstractPadding) -> "Conv":
+        """The same convolution, with something else beyond the edges."""
+        # A field that is static is no leaf of a tree, and the constructor would draw new weights.
+        conv = copy.copy(self)
+        object.__setattr__(conv, "beyond", padding)
+        return conv
 
     def without_bias(self, x: Float[Array, "*spatial in"]) -> Float[Array, "*new_spatial out"]:
         """For a caller that adds the bias where it costs nothing."""
-        return convolve(x, self.weight.astype(x.dtype), self.stride, self.padding, self.dilation)
+        padding = self.padding
+        if not isinstance(self.beyond, ZeroPadding):
+            x = self.beyond.pad(x, range(x.ndim - 1), padding)
+            padding = (x.ndim - 1) * ((0, 0),)
+        return convolve(x, self.weight.astype(x.dtype), self.stride, padding, self.dilation)
 
     def __call__(self, x: Float[Array, "*spatial in"]) -> Float[Array, "*new_spatial out"]:
         return add_bias(self.without_bias(x), self.bias)

@@ -9,6 +9,7 @@ import abc
 import dataclasses
 from typing import Any, ClassVar, NamedTuple
 
+from .._padding import AbstractPadding, ZeroPadding
 from .._types import Key
 from ._activation import AbstractActivation, SiLU
 from ._attend import AbstractAttention, FusedAttention
@@ -294,6 +295,9 @@ class Style:
         [`eqdiff.nn.styles.ELU`][], [`eqdiff.nn.styles.ReLU`][] or
         [`eqdiff.nn.styles.LeakyReLU`][]; the perceptron of the embedding has its own, and a
         classifier's head SiLU.
+    - `padding`: what convolutions take to lie beyond the edges: [`eqdiff.ZeroPadding`][],
+        [`eqdiff.PeriodicPadding`][], [`eqdiff.ReflectingPadding`][], [`eqdiff.LatLonPadding`][] or
+        [`eqdiff.MixedPadding`][].
     """
 
     resampling: AbstractResampling
@@ -308,6 +312,7 @@ class Style:
     dropout: float | int = 0.0
     attention: AbstractAttention = _FUSED
     activation: AbstractActivation = SiLU()
+    padding: AbstractPadding = ZeroPadding()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,6 +34,7 @@ from ._conv import Linear
 from ._embed import ClassEmbedding, TimeEmbedding
 from ._embedding import Embedding
 from ._norm import at_least_float32
+from ._padded import padded
 from ._shape import UNetShape
 from ._style import Layers, Style
 
@@ -123,8 +124,8 @@ class UNet(eqx.Module):
         - `key`: a PRNG key.
 
         **Raises:** `ValueError` where a width cannot be split into heads or groups, the embedding
-        has no place for the classes or the augmentations of the shape, or the shape has any next to
-        conditions.
+        has no place for the classes or the augmentations of the shape, the shape has any next to
+        conditions, or a filter of the style cannot have its padding.
         """
         given = dict(num_classes=shape.num_classes, augment_size=shape.augment_size)
         refuse_both(conditions, "UNet", **given)
@@ -152,13 +153,14 @@ class UNet(eqx.Module):
                 "embed, such as eqdiff.nn.embeddings.iddpm()."
             )
         channels = shape.in_channels + field_channels(self.condition_embeddings)
-        self.body = UNetBody(
+        body = UNetBody(
             dataclasses.replace(shape, in_channels=channels),
             Layers(style, size, shape.dims),
             context_size=context_size if has_tokens(self.condition_embeddings) else None,
             remat=remat,
             key=key2,
         )
+        self.body = padded(body, style.padding)
         self.shape, self.style, self.embed, self.remat = shape, style, embed, remat
         self.compute_dtype = jnp.dtype(compute_dtype)
 
