@@ -41,7 +41,6 @@ loader = [(jnp.zeros((4, 2)), None)] * 2
 """
 IMAGES = "denoiser = eqd.Denoiser(lambda c, x, args, *, key: 0 * x, schedule)\n"
 BEFORE = {
-    "docs/index.md": COMMON + "net = lambda c_noise, x, args, *, key: 0 * x\n",
     "docs/adaptive-solves.md": COMMON + "x1 = jnp.stack([x1, -x1])\nx = image\n",
     "docs/api/bound.md": COMMON,
     "docs/api/denoisers.md": COMMON,
@@ -70,6 +69,7 @@ SMALLER = {
         "data.test, 100": "data.test, 2",
         "data.train, 64": "data.train, 4",
     },
+    "docs/index.md": {"range(3000)": "range(2)", "1000, (2,)": "4, (2,)"},
     "docs/likelihoods.md": {"held_out(50)": "held_out(4)"},
     "docs/averages.md": {"optax.adam(1e-3), 1600": "optax.adam(1e-3), 32"},
     "docs/api/bound.md": {"num_terms=64": "num_terms=8", "(128,)": "(12,)"},

@@ -1,0 +1,93 @@
+"""The gallery's pages run, at small sizes, and their committed output is that of their code."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+
+ROOT = pathlib.Path(__file__).parent.parent
+GALLERY = ROOT / "docs" / "gallery"
+PAGES = sorted(path.stem for path in GALLERY.glob("[!_]*.py"))
+
+# Smaller sizes, so that a page runs in seconds: every left-hand side must still be on its page.
+SMALLER = {
+    "eight_devices": {"num_steps=1500": "num_steps=3", "4096, (2,)": "16, (2,)"},
+    "three_views": {
+        "num_steps = 6000": "num_steps = 3",
+        "cosine_schedule(1000)": "cosine_schedule(20)",
+        "denoiser, 1000": "denoiser, 20",
+        "draw(1000)": "draw(20)",
+    },
+    "two_moons": {
+        "num_steps = 5000": "num_steps = 3",
+        "denoiser, 1000": "denoiser, 20",
+        "2.5, 100)": "2.5, 10)",
+        "(100, 100)": "(10, 10)",
+    },
+    "which_sampler": {"(6, 10, 20, 40)": "(6, 7, 8, 9)", "denoiser, 600": "denoiser, 6"},
+}
+
+
+@pytest.fixture(scope="module")
+def runner():
+    pytest.importorskip("jupytext")
+    spec = importlib.util.spec_from_file_location("gallery_run", GALLERY / "_run.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_output_is_that_of_the_code(runner, name):
+    path = GALLERY / f"{name}.py"
+    record = json.loads((runner.ASSETS / f"{name}.json").read_text())
+    assert record["code"] == runner.digest(path), f"run `python docs/gallery/_run.py {name}` again"
+    kinds = [kind for kind, _ in runner.cells(path)]
+    assert kinds[0] == "markdown"
+    assert len(record["outputs"]) == kinds.count("code")
+    for output in record["outputs"]:
+        for figure in output["figures"]:
+            for theme in ("light", "dark"):
+                assert (runner.ASSETS / f"{figure}-{theme}.png").exists()
+
+
+def test_every_page_has_its_place():
+    index, nav = (GALLERY / "index.md").read_text(), (ROOT / "mkdocs.yml").read_text()
+    for name in PAGES:
+        assert f"({name}.md)" in index
+        assert f"gallery/{name}.md" in nav
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_runs(name, tmp_path):
+    code = (GALLERY / f"{name}.py").read_text()
+    for large, small in SMALLER[name].items():
+        assert large in code
+        code = code.replace(large, small)
+    (tmp_path / "page.py").write_text(code)
+    env = {**os.environ, "MPLBACKEND": "Agg", "PYTHONPATH": str(ROOT), "JAX_ENABLE_X64": "0"}
+    command = [sys.executable, "page.py"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_text_becomes_light_on_a_dark_page(runner):
+    figure, axes = runner.plt.subplots()
+    with runner.plt.rc_context(runner.STYLE):
+        figure, axes = runner.plt.subplots()
+        axes.set_title("title")
+        (line,) = axes.plot([0, 1])
+    before = line.get_color()
+    runner._darken(figure)
+    assert axes.title.get_color() == runner.DARK
+    assert line.get_color() == before
+    runner.plt.close("all")
