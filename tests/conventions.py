@@ -52,6 +52,7 @@ THIRD_PARTIES = {
     "grain": (frozenset(), frozenset(("data",))),
     "PIL": (frozenset(), frozenset(("data", "metrics"))),
     "sklearn": (frozenset(), frozenset(("data", "metrics"))),
+    "scipy": (frozenset(), frozenset(("train",))),
     "tyro": (frozenset(), frozenset(("train",))),
     "tqdm": (frozenset(), frozenset(("_download", "data", "train", "_chunks"))),
     "safetensors": (frozenset(), frozenset(("_serialise", "interop"))),

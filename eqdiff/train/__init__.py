@@ -36,6 +36,7 @@ from ._fit import Diverged as Diverged, fit as fit
 from ._layout import AbstractLayout as AbstractLayout, Flat as Flat, Leaves as Leaves
 from ._log import MetricLog as MetricLog, read_metrics as read_metrics
 from ._metrics import StepMetrics as StepMetrics, summarise as summarise
+from ._pairs import optimal_pairs as optimal_pairs, OptimalNoise as OptimalNoise
 from ._place import memory_per_device as memory_per_device
 from ._processes import is_writer as is_writer, start_processes as start_processes
 from ._recipe import Changes as Changes, Recipe as Recipe
