@@ -126,6 +126,7 @@ from ._predict import predict as predict, Prediction as Prediction, stop_mean as
 from ._process import (
     AbstractProcess as AbstractProcess,
     alpha_bar_schedule as alpha_bar_schedule,
+    bridge_noise as bridge_noise,
     cosine_schedule as cosine_schedule,
     CosineVPSDE as CosineVPSDE,
     ddim_timesteps as ddim_timesteps,

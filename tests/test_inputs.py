@@ -77,6 +77,10 @@ CALLS = {
         eqd.Classifier(logits, SCHEDULE), 3, x, 1, key=KEY
     ),
     "predict": lambda x: predicted(x).estimate.x0,
+    # At its end, where no noise is drawn.
+    "bridge_noise": lambda x: eqd.bridge_noise(
+        SCHEDULE, SCHEDULE.t1, x, jnp.zeros(GRID.shape, x.dtype), key=KEY
+    ),
     "l_simple": lambda x: eqd.l_simple(predicted(x)),
     "score_matching": lambda x: eqd.score_matching(predicted(x)),
     "implicit_score_matching": lambda x: eqd.implicit_score_matching(LEARNED, 3, x),

@@ -5,6 +5,7 @@ from .base import (
     with_signal as with_signal,
     without_signal as without_signal,
 )
+from .bridge import bridge_noise as bridge_noise
 from .c_noise import LogNoise as LogNoise, ScaledTime as ScaledTime
 from .checks import (
     check_signal as check_signal,
