@@ -213,7 +213,7 @@ def test_weights_are_a_path_or_a_state_dict():
     with pytest.raises(TypeError, match=r"got a list\. Of a PyTorch module, give module\.state_di"):
         name_of([1])
     with pytest.raises(ValueError, match=r"has names as keys, got \[0\]"):
-        given_state_dict({0: np.zeros(3)})
+        given_state_dict({0: np.zeros(3)}, ["x"])
 
 
 def test_weights_that_do_not_fit_are_named():

@@ -1,11 +1,12 @@
 """What a loader is given: the path of a file, or what such a file holds, in memory."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..._shown import shown
 from ..._torch_file import read_torch, state_dict
+from .._wrapped import state_inside, without_prefix
 
 
 Given = str | os.PathLike | Mapping[str, Any]
@@ -26,13 +27,17 @@ def name_of(weights: Any) -> str:
     )
 
 
-def given_state_dict(weights: Any) -> Mapping[str, Any]:
-    """Names and arrays: those of a file of `torch.save`, or those given.
+def given_state_dict(weights: Any, starts: Iterable[str]) -> Mapping[str, Any]:
+    """Names and arrays of a network, of which some begin with one of `starts`: those of a file of
+    `torch.save`, or those given; taken out of a training state, and of a wrapper's names.
 
-    **Raises:** `ValueError` for other names than text.
+    **Raises:** `ValueError` for other names than text, and for several networks.
     """
-    if isinstance(weights, Mapping):
-        if not all(isinstance(name, str) for name in weights):
-            raise ValueError(f"a state dict has names as keys, got {shown(list(weights))}.")
-        return weights
-    return state_dict(read_torch(weights), str(weights))
+    source = name_of(weights)
+    contents = weights if isinstance(weights, Mapping) else read_torch(weights)
+    contents = state_inside(contents, source)
+    if not isinstance(weights, Mapping):
+        contents = state_dict(contents, source)
+    elif not all(isinstance(name, str) for name in contents):
+        raise ValueError(f"a state dict has names as keys, got {shown(list(weights))}.")
+    return without_prefix(contents, starts, source)

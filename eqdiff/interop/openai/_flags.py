@@ -49,6 +49,8 @@ IMPROVED = (
 )
 # `sigma_small` is an argument of guided-diffusion's functions, not of its scripts.
 GUIDED = _MODEL | _ADM | _DIFFUSION | dict(sigma_small=False)
+# Only a script that was changed has this.
+IMPROVED |= dict(channel_mult="")
 CLASSIFIER = _DIFFUSION | dict(
     image_size=64,
     classifier_use_fp16=False,
@@ -58,8 +60,19 @@ CLASSIFIER = _DIFFUSION | dict(
     classifier_use_scale_shift_norm=True,
     classifier_resblock_updown=True,
     classifier_pool="attention",
+    channel_mult="",
+    noised=True,
 )
 
+# Those of training, sampling and evaluation, which change neither a network nor its diffusion.
+_ELSEWHERE = frozenset(
+    (
+        *"data_dir schedule_sampler lr weight_decay lr_anneal_steps batch_size microbatch".split(),
+        *"ema_rate log_interval save_interval resume_checkpoint use_fp16 fp16_scale_growth".split(),
+        *"clip_denoised num_samples use_ddim model_path base_samples".split(),
+        *"classifier_path classifier_scale iterations anneal_lr val_data_dir eval_interval".split(),
+    )
+)
 _UNSCALED = dict(rescale_learned_sigmas=False, rescale_timesteps=False)
 _IMAGENET64 = dict(
     image_size=64,
@@ -169,6 +182,9 @@ def read_flags(
         )
     given = {**presets.get(preset or "", {}), **(flags or {})}
     known = {**defaults, **_UPSAMPLER}
+    # A script that samples with a classifier takes the flags of both networks.
+    others = _ELSEWHERE | {*_MODEL, *_ADM} if defaults is CLASSIFIER else _ELSEWHERE | {*CLASSIFIER}
+    given = {k: v for k, v in given.items() if k in known or k not in others}
     unknown = sorted(set(given) - set(known))
     if unknown:
         raise ValueError(f"unknown flags {unknown}; the script's are {sorted(known)}.")

@@ -22,19 +22,11 @@ import numpy as np
 from ..._denoiser import Denoiser
 from ..._guidance import Classifier
 from ..._parameterisation import PredictData, PredictNoise
-from ..._process import (
-    cosine_schedule,
-    ddim_timesteps,
-    linear_schedule,
-    respace,
-    Schedule,
-    section_timesteps,
-)
+from ..._process import cosine_schedule, linear_schedule, respace, Schedule
 from ..._shown import shown
 from ..._variance import AbstractVariance, FixedLarge, FixedSmall, LearnedRange
 from ...nn._super_resolution import SuperResolution
 from .._reading import reading
-from .._weights import strip
 from ..files import Given, given_state_dict, name_of
 from ._flags import (
     CLASSIFIER,
@@ -47,9 +39,12 @@ from ._flags import (
     read_flags,
 )
 from ._network import openai_classifier, openai_unet
+from ._spacing import kept_steps
 from ._structure import Structure, unet_structure
 
 
+# What one name of every network begins with, whatever stands in front.
+_STARTS = ("input_blocks.0.0.weight",)
 # The levels' widths by the side of the image, which the scripts use without `channel_mult`.
 _MULTS: dict[int, tuple[int | float, ...]] = {
     512: (0.5, 1, 1, 2, 2, 4, 4),
@@ -70,12 +65,7 @@ def _schedule(flags: Mapping[str, Any]) -> Schedule:
     if not flags["rescale_timesteps"]:
         schedule = Schedule(schedule.betas, c_noise=np.arange(steps))
     spacing = flags["timestep_respacing"]
-    if not spacing:
-        return schedule
-    if spacing.startswith("ddim"):
-        return respace(schedule, ddim_timesteps(steps, int(spacing.removeprefix("ddim"))))
-    counts = tuple(int(n) for n in numbers(spacing, "timestep_respacing"))
-    return respace(schedule, section_timesteps(steps, counts))
+    return respace(schedule, kept_steps(steps, spacing)) if spacing else schedule
 
 
 def _variance(flags: Mapping[str, Any]) -> AbstractVariance:
@@ -105,7 +95,9 @@ def _contradictions(flags: Mapping[str, Any], given: frozenset[str], found: Stru
     if sized in given:
         # Resolutions are factors only where the side is known; the scripts choose widths by it.
         table = _UPSAMPLER_MULTS if upsampler else _MULTS
-        expected.setdefault(sized, (mults or table.get(flags[sized]), found.channel_mult))
+        usual = table.get(flags[sized])
+        if usual is not None and not mults:
+            expected[sized] = usual, found.channel_mult
         sides = numbers(flags["attention_resolutions"], "attention_resolutions")
         factors = sorted(int(flags[sized] // side) for side in sides if side > 0)
         reached = tuple(f for f in factors if 0 < f < 2 ** len(found.channel_mult))
@@ -116,6 +108,9 @@ def _contradictions(flags: Mapping[str, Any], given: frozenset[str], found: Stru
             value = flags[flag]
             meaning = "" if value == wanted else f" (that is {wanted})"
             problems.append(f"{flag}={value!r}{meaning}, but the weights have {actual}")
+            if flag == sized:
+                widths = ",".join(map(str, found.channel_mult))
+                problems[-1] += f" (of a script with these widths, say channel_mult={widths!r})"
     return problems
 
 
@@ -165,7 +160,7 @@ def _denoiser(
     source = name_of(weights)
     with reading(source):
         values, given = read_flags(flags, preset, defaults, presets, source)
-        state = strip(given_state_dict(weights), "module.")
+        state = given_state_dict(weights, _STARTS)
         found, upsampler = unet_structure(state, source), _is_upsampler(given)
         problems = _contradictions(values, given, found)
         if problems:
@@ -208,11 +203,18 @@ def load_improved_diffusion(
 
     - `weights`: the path of a `.pt`: published, or `ema_RATE_STEP.pt` or `modelSTEP.pt` of a run;
         or the state dict of a `UNetModel` or `SuperResModel` in memory, official names and arrays.
+        Of a training state that holds it (`"state_dict"`, `"model"`, …) the moving average is read
+        where there is one (`"ema"`, …), and what else holds weights is said in a warning; prefixes
+        of `torch.compile`, data-parallel training and Lightning are taken off.
     - `flags`: as given to the scripts, without the dashes, such as
         `{"num_heads": 1, "noise_schedule": "cosine"}`; values may be text. Those left out have the
         scripts' defaults, or what the weights say (widths, levels, attention, classes, learned
-        variance). A flag `small_size` or `large_size` makes an upsampler. The flags of training are
-        accepted and ignored.
+        variance). A flag `small_size` or `large_size` makes an upsampler. Networks with other
+        widths than the script chooses by `image_size` say `channel_mult`, improved-diffusion's too,
+        whose scripts do not have it. `timestep_respacing` keeps the official steps: of a section
+        with a count of one the first, where [`eqdiff.section_timesteps`][] has the last. The flags
+        of training, sampling (`clip_denoised`, …) and of a classifier change no denoiser:
+        they are accepted and ignored.
     - `preset`: the name of a published file, whose flags are used, except for those in `flags`. A
         file with the name of a published one needs neither.
     - `compute_dtype`: as for [`eqdiff.nn.UNet`][].
@@ -288,8 +290,13 @@ def load_guided_diffusion_classifier(
     """
     source = name_of(weights)
     with reading(source):
-        values, _ = read_flags(flags, preset, CLASSIFIER, CLASSIFIER_PRESETS, source)
-        state = strip(given_state_dict(weights), "module.")
+        values, given = read_flags(flags, preset, CLASSIFIER, CLASSIFIER_PRESETS, source)
+        if "noised" in given and not values["noised"]:
+            raise ValueError(
+                "flag noised=False: this classifier was trained on images without noise, and a "
+                "Classifier is of noisy ones."
+            )
+        state = given_state_dict(weights, _STARTS)
         net = openai_classifier(
             state, _classifier_config(values, state, source), compute_dtype=compute_dtype
         )
@@ -301,9 +308,11 @@ def _classifier_config(
 ) -> dict[str, Any]:
     """Keyword arguments of the official constructor."""
     side, pool = flags["image_size"], flags["classifier_pool"]
-    if side not in _MULTS or side == 32:
+    mults = numbers(flags["channel_mult"], "channel_mult") or _MULTS.get(side)
+    if mults is None or (side == 32 and not flags["channel_mult"]):
         raise ValueError(
-            f"flag image_size={side}: the classifiers' scripts know 64, 128, 256 and 512."
+            f"flag image_size={side}: the classifiers' scripts know 64, 128, 256 and 512; for "
+            "another side say the levels' widths, such as channel_mult='1,2,2'."
         )
     if pool not in _LAST:
         raise ValueError(f"flag classifier_pool={pool!r}: expected one of {sorted(_LAST)}.")
@@ -324,7 +333,7 @@ def _classifier_config(
         out_channels=np.shape(state[last])[0],
         num_res_blocks=flags["classifier_depth"],
         attention_resolutions=tuple(side // int(r) for r in resolutions),
-        channel_mult=_MULTS[side],
+        channel_mult=mults,
         num_head_channels=64,
         use_scale_shift_norm=flags["classifier_use_scale_shift_norm"],
         resblock_updown=flags["classifier_resblock_updown"],

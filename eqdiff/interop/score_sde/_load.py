@@ -24,9 +24,10 @@ from ..._process import AbstractProcess, Schedule, SubVPSDE, VESDE, VPSDE
 from ..._shown import shown
 from ..._variance import FixedLarge
 from .._reading import number_of_steps, reading
+from .._wrapped import state_inside, without_prefix
 from ..files import Given, name_of, read_flax, read_torch, state_dict
 from ._config import NCSNV2, network_fields
-from ._network import average, is_tree, score_sde_network
+from ._network import average, is_tree, score_sde_network, STARTS
 from ._presets import score_sde_preset, SCORE_SDE_PRESETS
 
 
@@ -174,7 +175,8 @@ def _read(weights: Given) -> Mapping[str, Any]:
         start = file.read(2)
     # Both of PyTorch's formats begin with one of these; msgpack's map of a training state does not.
     if start in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04"):
-        return state_dict(average(read_torch(path), source), source)
+        contents = state_inside(average(read_torch(path), source), source)
+        return without_prefix(state_dict(contents, source), STARTS, source)
     contents = read_flax(path)
     tree = average(contents, source)
     if not is_tree(tree):

@@ -18,7 +18,8 @@ from ...nn._ends import Centred, DividedBySigma, unwrapped
 from ...nn._ncsnv2 import NCSNv2
 from ...nn._time_features import NoiseLevels
 from ...nn._unet import UNet
-from .._weights import checked_skeleton, fill, official, strip
+from .._weights import checked_skeleton, fill, official
+from .._wrapped import is_state, state_inside, without_prefix
 from ._config import attention_factors, network_fields, sigma_levels
 from ._entries import entries
 from ._entries_flax import flax_entries
@@ -30,6 +31,8 @@ _NCSNV2 = {
     "ncsnv2_128": ((1, 2, 2, 4, 4), (1, 1, 1, 2, 4)),
     "ncsnv2_256": ((1, 2, 2, 2, 4, 4), (1, 1, 1, 1, 2, 4)),
 }
+# What one name of every network of the PyTorch code begins with, whatever stands in front.
+STARTS = ("all_modules.0.", "begin_conv.weight")
 # Of Flax's names, more than any of the networks here has.
 _DEEPEST, _LONGEST = 8, 400
 # What PyTorch's `ncsnpp` holds, and does not use, where its blocks are not told the time.
@@ -93,7 +96,7 @@ def _named_average(model: Mapping[str, Any], ema: Any, source: str) -> dict[str,
         raise ValueError(
             f"{source} has an 'ema' without 'shadow_params', expected a list of tensors."
         )
-    names = strip(model, "module.")
+    names = without_prefix(model, STARTS, source)
     buffers = _buffers(names)
     trained = [name for name in names if name not in buffers]
     expected = [np.shape(names[name]) for name in trained]
@@ -115,6 +118,8 @@ def _named_average(model: Mapping[str, Any], ema: Any, source: str) -> dict[str,
 def average(contents: Any, source: str) -> Any:
     """The moving average of a training state's weights; weights alone are returned as they are."""
     if isinstance(contents, Mapping) and {"model", "ema"} <= contents.keys():
+        if is_state(contents["ema"]):
+            return state_inside(contents, source)
         return _named_average(contents["model"], contents["ema"], source)
     if isinstance(contents, Mapping) and "params_ema" in contents:
         return contents["params_ema"]
@@ -144,7 +149,9 @@ def score_sde_network(
 
     - `weights`: the contents of a checkpoint, whose moving average is taken; or weights alone, a
         state dict of the PyTorch code or the nested dictionary of a Flax module's parameters;
-        anything that NumPy turns into arrays. The `module.` of data-parallel training is taken off.
+        anything that NumPy turns into arrays. Of another program's training state the average is
+        read where it is one of names and arrays (`"ema"`, …), with a warning that says so; prefixes
+        of data-parallel training (`module.`), `torch.compile` and Lightning are taken off.
         With `model.conditional=False` an `ncsnpp` of the PyTorch code holds maps of an embedding
         that it does not have (`Dense_0` in every block); they are left out. (A `ddpm` is told the
         time whatever that field says, there as here.)
@@ -163,8 +170,12 @@ def score_sde_network(
     """
     weights = average(weights, "the checkpoint")
     if is_tree(weights):
-        return _from_tree(weights, config, compute_dtype)
-    arrays = {name: np.asarray(a) for name, a in strip(weights, "module.").items()}
+        inside = state_inside(weights, "the checkpoint")
+        if not any(start in name for name in inside for start in STARTS):
+            return _from_tree(weights, config, compute_dtype)
+        weights = inside
+    named = without_prefix(weights, STARTS, "the checkpoint")
+    arrays = {name: np.asarray(a) for name, a in named.items()}
     fourier = arrays.get("all_modules.0.W")
     net = _skeleton(config, arrays, fourier, compute_dtype, "all_modules.0.W")
     inner = unwrapped(net)
