@@ -9,7 +9,7 @@ import pytest
 from toys import quick_jit
 
 import eqdiff as eqd
-from eqdiff._term import data_prediction, DPMSolverPP2M
+from eqdiff._term import data_prediction, DPMSolverPP
 
 
 X1 = np.array([0.7, -1.3])
@@ -82,7 +82,7 @@ def test_is_of_second_order_in_both_directions(x64):
     denoiser, x1 = mixture(SMOOTH), jnp.asarray(X1)
     flow = eqd.ProbabilityFlow(diffrax.Tsit5(), num_steps=400)
     exact = np.asarray(quick_jit(lambda: flow.solve(denoiser, x1).ys[-1])())
-    run = quick_jit(lambda times, x: solve(denoiser, times, x, DPMSolverPP2M()))
+    run = quick_jit(lambda times, x: solve(denoiser, times, x, DPMSolverPP()))
     down, up = {}, {}
     for n in (40, 160):
         times = eqd.log_snr_times(SMOOTH, n + 1)
@@ -98,7 +98,7 @@ def test_is_adams_bashforth_on_an_ordinary_term(x64):
     def run(grid):
         return diffrax.diffeqsolve(
             diffrax.ODETerm(lambda t, y, args: {"y": jnp.cos(t) * y["y"]}),
-            DPMSolverPP2M(),
+            DPMSolverPP(),
             t0=0.0,
             t1=2.0,
             dt0=None,

@@ -11,8 +11,8 @@ from test_solver import mixture, slope, SMOOTH, solve, X1
 from toys import quick_jit
 
 import eqdiff as eqd
-from eqdiff._term import DPMSolverPP3M, UniPC
-from eqdiff._term.unipc import moments
+from eqdiff._term import DPMSolverPP, UniPC
+from eqdiff._term.multistep import moments
 
 
 def levels(process, times):
@@ -113,7 +113,7 @@ def test_orders_in_both_directions(x64):
     flow = eqd.ProbabilityFlow(diffrax.Tsit5(), num_steps=400)
     exact = np.asarray(quick_jit(lambda: flow.solve(denoiser, x1).ys)())[-1]
     ends = [float(SMOOTH.log_snr(t)) for t in (SMOOTH.t1, SMOOTH.t0)]
-    for solver, order in ((DPMSolverPP3M(), 3), (UniPC(1), 2), (UniPC(2), 3), (UniPC(3), 4)):
+    for solver, order in ((DPMSolverPP(3), 3), (UniPC(1), 2), (UniPC(2), 3), (UniPC(3), 4)):
         run = quick_jit(lambda times, x, s=solver: solve(denoiser, times, x, s))
         down, up = {}, {}
         for n in (40, 120):

@@ -14,14 +14,15 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from .._term import DPMSolverPP2M
+from .._term import DPMSolverPP, UniPC
 
 
 # Explicit solvers without a Runge–Kutta tableau; the diffusion of a reverse SDE calls no network.
 _KNOWN = (
     (diffrax.Euler, 1),
     (diffrax.EulerHeun, 1),
-    (DPMSolverPP2M, 1),
+    (DPMSolverPP, 1),
+    (UniPC, 1),
 )
 
 

@@ -5,8 +5,8 @@ from typing import Any
 import diffrax
 import equinox as eqx
 
+from .. import _term
 from .._process import log_snr_times
-from .._term import DPMSolverPP2M, DPMSolverPP3M
 from .grid import Grid, grid_of, Spacing
 from .multistep import AbstractMultistep
 
@@ -59,4 +59,4 @@ class DPMSolverPP(AbstractMultistep):
         self.adjoint, self.order = adjoint, order
 
     def solver(self) -> diffrax.AbstractSolver:
-        return DPMSolverPP2M() if self.order == 2 else DPMSolverPP3M()
+        return _term.DPMSolverPP(self.order)

@@ -1,7 +1,7 @@
 r"""Fast deterministic sampling with multistep methods.
 
-A Diffrax solver for the data-prediction form of the probability flow, `_term/dpm.py` or
-`_term/unipc.py`, along given times: at each the denoiser is called once, its estimate and those
+A Diffrax solver, `_term/multistep.py`, for the data-prediction form of the probability flow,
+`_term/dpm.py`, along given times: at each the denoiser is called once, its estimate and those
 before extrapolate ahead, and the last step goes to the data by $\hat x_0$. From a time without
 signal, where $\ell = -\infty$, the first step is DDIM's.
 """

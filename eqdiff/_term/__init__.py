@@ -30,7 +30,7 @@ refuse it, and positive times too. The clock is a negation and not $t_1 - t$, wh
 lose the times near the data.
 """
 
-from .dpm import data_prediction as data_prediction, DPMSolverPP2M as DPMSolverPP2M
+from .dpm import data_prediction as data_prediction
 from .flow import (
     augmented_flow as augmented_flow,
     interval as interval,
@@ -43,9 +43,9 @@ from .general import (
     general_probability_flow as general_probability_flow,
     reverse_general_sde as reverse_general_sde,
 )
+from .multistep import DPMSolverPP as DPMSolverPP, UniPC as UniPC
 from .sde import (
     forward_sde as forward_sde,
     reverse_drift as reverse_drift,
     reverse_sde as reverse_sde,
 )
-from .unipc import DPMSolverPP3M as DPMSolverPP3M, UniPC as UniPC

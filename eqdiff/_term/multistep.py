@@ -1,4 +1,4 @@
-r"""Multistep methods of higher order for the probability flow in data prediction.
+r"""Multistep methods for the probability flow in data prediction.
 
 In the clock $\ell = \log(\alpha/\sigma)$ the flow of `dpm.py`, $y = x/\sigma$, is
 $\mathrm dy = \hat x_0\,e^\ell\,\mathrm d\ell$. A step of size $h$ replaces $\hat x_0$ by the
@@ -11,7 +11,12 @@ $$y_1 = y_0 + \left(e^{\ell_1} - e^{\ell_0}\right)\sum_i w_i D_i, \qquad
 
 so that polynomials of $r$ are integrated exactly: an exponential Adams method. With the estimates
 of earlier steps alone ($r_i < 0$) it is explicit, **DPM-Solver++(3M)** for two of them (Lu et al.
-2022b); for one, $w_1 = 1/(2r_1)$ is as good, and is (2M).
+2022b). For one, $w_1 = 1/(2r_1)$ is as good, and is (2M): the estimate half a step ahead,
+
+$$\hat x_0 + \frac{h}{2h_-}\left(\hat x_0 - \hat x_{0-}\right), \tag{2}$$
+
+by the step before, of size $h_-$. Equation (2) knows nothing of diffusion: it is the two-step
+Adams–Bashforth method with variable steps.
 
 **UniPC** (Zhao et al. 2023, with $B(h) = e^h - 1$) repeats the last step once the network has been
 called at its end, with that estimate as one more ($r = 1$). The call is needed for the next step
@@ -139,13 +144,14 @@ def _advance(terms, t0, t1, y0, estimate, past: _History, count: Array):
     return y1, None, dict(y0=y0, y1=y1), state, diffrax.RESULTS.successful
 
 
-class DPMSolverPP3M(diffrax.AbstractSolver):
-    r"""DPM-Solver++(3M) as a Diffrax solver, for the term `data_prediction`: third order, one
-    network call per step, and no error estimate, so its steps are given (`diffrax.StepTo`). The
-    first two steps are DDIM's and (2M)'s.
+class DPMSolverPP(diffrax.AbstractSolver):
+    r"""DPM-Solver++(2M) or (3M) as a Diffrax solver, for the term `data_prediction`: of second or
+    third order, with one network call per step and no error estimate, so that its steps are given
+    (`diffrax.StepTo`). The first step is DDIM's, and the second of (3M) is (2M)'s. On an ordinary
+    `diffrax.ODETerm` (2M) is the Adams–Bashforth method.
 
-    The official code and its ports take half of the last divided difference, as if it were a second
-    derivative: they are of second order.
+    The official code and its ports take half of (3M)'s last divided difference, as if it were a
+    second derivative: they are of second order.
 
     ??? cite "Reference"
 
@@ -158,11 +164,13 @@ class DPMSolverPP3M(diffrax.AbstractSolver):
         diffrax.LocalLinearInterpolation
     )
 
+    steps: int = eqx.field(static=True, default=2)
+
     def order(self, terms):
-        return 3
+        return self.steps
 
     def init(self, terms, t0, t1, y0, args):
-        return _empty(3, jnp.asarray(t0), y0)
+        return _empty(self.steps, jnp.asarray(t0), y0)
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         count = jnp.where(made_jump, 0, solver_state.count)
