@@ -2,6 +2,7 @@
 
     python benchmarks/samplers.py                               # the table
     python benchmarks/samplers.py --out docs/assets/samplers    # and samplers.json, samplers.png
+    python benchmarks/samplers.py --only UniPC --out docs/assets/samplers    # those alone again
 
 With the exact score all that is left is the sampler's own error. It is measured in two ways, in
 float64:
@@ -37,6 +38,7 @@ import eqdiff as eqd
 matplotlib.use("Agg")  # No screen is needed.
 
 import matplotlib.pyplot as plt
+from matplotlib.patheffects import withStroke
 
 
 SDE = eqd.VPSDE()
@@ -94,6 +96,7 @@ def families() -> tuple[Family, ...]:
         Family("SDEDPMSolverPP", eqd.SDEDPMSolverPP, (*fewer, 200)),
         Family("DPMSolverPP", eqd.DPMSolverPP, (*fewer, 200)),
         Family("DPMSolverPP, order 3", lambda n: eqd.DPMSolverPP(n, order=3), (*fewer, 200)),
+        Family("UniPC, order 1", lambda n: eqd.UniPC(n, order=1), (*fewer, 200)),
         Family("UniPC", eqd.UniPC, (*fewer, 200)),
         Family("UniPC, order 3", lambda n: eqd.UniPC(n, order=3), (*fewer, 200)),
         Family("ProbabilityFlow, Tsit5, adaptive", lambda tol: eqd.ProbabilityFlow(
@@ -184,35 +187,79 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def picture(path: Path, rows: list[Row], floor: tuple[float, float]) -> None:
-    fig, (left, right) = plt.subplots(1, 2, figsize=(12, 5.2), layout="constrained")
-    names = list(dict.fromkeys(row.sampler for row in rows))
-    colours = plt.get_cmap("tab20")
-    for i, name in enumerate(names):
+# Okabe and Ito's palette, which the colour-blind tell apart.
+BLUE, ORANGE, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+SKY, AMBER, BLACK = "#56B4E9", "#E69F00", "#000000"
+# What a panel shows: the family, its colour, its label, where that stands, and what it points at.
+DETERMINISTIC = (
+    ("DDIM", BLUE, "DDIM", (330, 0.0125), None),
+    ("StochasticHeun, no churn", AMBER, "StochasticHeun", (13.5, 0.9), None),
+    ("DPMSolverPP", GREEN, "DPM-\nSolverPP", (4.6, 0.023), (17.1, 0.023)),
+    ("UniPC", PINK, "UniPC", (4.6, 0.045), (10.6, 0.045)),
+    ("ProbabilityFlow, Tsit5, adaptive", BLACK, "ProbabilityFlow", (45, 0.25), None),
+)
+STOCHASTIC = (
+    ("Ancestral", BLUE, "Ancestral,\nDDIM(eta=1)", (4.6, 0.045), (18, 0.075)),
+    ("EulerMaruyama", SKY, "Euler-\nMaruyama", (5.3, 0.75), None),
+    ("StochasticHeun, churn 40", AMBER, "StochasticHeun, churn 40", (20, 0.3), None),
+    ("SDEDPMSolverPP", GREEN, "SDEDPM-\nSolverPP", (4.6, 0.021), (26, 0.021)),
+    ("ReverseSDE, ShARK, adaptive", BLACK, "ReverseSDE", (44, 0.14), None),
+    ("PredictorCorrector", ORANGE, "PredictorCorrector", (170, 0.085), None),
+)
+PATH = (
+    ("DDIM", BLUE, "DDIM", (330, 0.015), None),
+    ("StochasticHeun, no churn", AMBER, "Stochastic-\nHeun", (15, 0.4), None),
+    ("DPMSolverPP", GREEN, "DPMSolverPP", (225, 0.0038), None),
+    ("UniPC", PINK, "UniPC", (225, 0.0018), None),
+    ("DPMSolverPP, order 3", SKY, "DPMSolverPP,\norder 3", (225, 0.0009), None),
+    ("UniPC, order 3", ORANGE, "UniPC, order 3", (185, 0.0002), None),
+    ("ProbabilityFlow, Tsit5, adaptive", BLACK, "ProbabilityFlow", (18, 0.0002), None),
+)
+
+
+def panel(axes: Any, rows: list[Row], shown: tuple, error: Callable[[Row], float | None]) -> None:
+    for name, colour, label, place, target in shown:
         mine = [row for row in rows if row.sampler == name]
-        calls = [row.calls for row in mine]
-        deterministic = mine[0].path is not None
-        style: dict[str, Any] = dict(
-            color=colours(i), marker="o" if deterministic else "^", ms=4, lw=1.6, label=name
+        axes.plot([row.calls for row in mine], list(map(error, mine)), "o-", color=colour, ms=4)
+        arrow = None if target is None else dict(arrowstyle="-", color=colour, lw=0.8)
+        text = axes.annotate(
+            label, target or place, place, color=colour, va="center", arrowprops=arrow
         )
-        left.plot(
-            calls, [row.distribution for row in mine], ls="-" if deterministic else "--", **style
-        )
-        if deterministic:
-            right.plot(calls, [row.path for row in mine], **style)
-    left.axhspan(*floor, color="0.88", lw=0)
-    left.annotate("exact draws", (1.3 * left.get_xlim()[0], floor[0]), va="bottom", color="0.4")
-    left.set(title="Distribution: sliced Wasserstein-2 to the data", ylabel="error")
-    right.set(title="Path: distance to the flow's endpoint, same noise")
-    for axes in (left, right):
-        axes.set(xscale="log", yscale="log", xlabel="network calls per sample")
-        axes.grid(which="major", alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    fig.legend(
-        *left.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False
-    )
-    fig.savefig(path, dpi=150)
+        text.set_path_effects([withStroke(linewidth=3, foreground="white")])
+    axes.set(xscale="log", yscale="log", xlabel="network calls per sample", xlim=(4.2, 1500))
+    axes.set_xticks([5, 10, 20, 50, 100, 200, 500, 1000], minor=False)
+    axes.set_xticklabels(["5", "10", "20", "50", "100", "200", "500", "1000"])
+    axes.minorticks_off()
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def picture(path: Path, rows: list[Row], floor: tuple[float, float]) -> None:
+    plt.rcParams["font.size"] = 13
+    fig, (left, middle, right) = plt.subplots(1, 3, figsize=(16, 5.4), layout="constrained")
+    for axes, shown in ((left, DETERMINISTIC), (middle, STOCHASTIC)):
+        panel(axes, rows, shown, lambda row: row.distribution)
+        axes.set(ylim=(0.005, 1.2), ylabel="error of the distribution")
+        axes.axhspan(*floor, color="0.88", lw=0)
+        axes.annotate("exact draws", (4.6, 1.07 * floor[0]), color="0.35")
+    panel(right, rows, PATH, lambda row: row.path)
+    right.set(ylim=(1e-5, 1.2), ylabel="error of the path")
+    left.set_title("Deterministic samplers")
+    middle.set_title("Stochastic samplers")
+    right.set_title("Deterministic samplers, the same noise")
+    fig.savefig(path, dpi=130)
     plt.close(fig)
+
+
+def merged(rows: list[Row], num: int, path: Path) -> list[Row]:
+    """The rows, and those of other families that were measured before with as many points."""
+    names: dict[str, list[Row]] = {}
+    before = json.loads(path.read_text()) if path.is_file() else {"num": num, "rows": []}
+    if before["num"] == num:
+        for row in before["rows"]:
+            names.setdefault(row["sampler"], []).append(Row(**row))
+    names |= {row.sampler: [r for r in rows if r.sampler == row.sampler] for row in rows}
+    return [row for family in families() for row in names.get(family.name, [])]
 
 
 def main() -> None:
@@ -231,6 +278,7 @@ def main() -> None:
     print(table(rows))
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
+        rows = merged(rows, options.num, options.out / "samplers.json")
         facts = {"num": options.num, "floor": floor, "rows": [row._asdict() for row in rows]}
         (options.out / "samplers.json").write_text(json.dumps(facts, indent=1) + "\n")
         picture(options.out / "samplers.png", rows, floor)
