@@ -24,17 +24,17 @@ SHAPE = dict(channels=8, num_res_blocks=1, channel_mult=(1,), attention_downsamp
 STYLE = nn.styles.iddpm(heads=nn.styles.Heads(2), norm_groups=4)
 
 
-def unet(conditions, key, dims=1, in_channels=2, **options):
-    shape = nn.UNetShape(in_channels, 2, dims=dims, **SHAPE, **options)
-    return nn.UNet(shape, STYLE, nn.embeddings.iddpm(), conditions=conditions, key=key)
+def unet(conditions, key, dims=1, in_channels=2, num_classes=None, **options):
+    shape = nn.UNetShape(in_channels, 2, dims=dims, num_classes=num_classes, **SHAPE)
+    return nn.UNet(shape, STYLE, nn.embeddings.iddpm(), conditions=conditions, key=key, **options)
 
 
 def mlp(conditions, key):
     return nn.MLP(4, 4, 16, 1, conditions=conditions, key=key)
 
 
-def dit(conditions, key):
-    return nn.DiT(2, 2, 2, 16, 1, 2, conditions=conditions, key=key)
+def dit(conditions, key, **options):
+    return nn.DiT(2, 2, 2, 16, 1, 2, conditions=conditions, key=key, **options)
 
 
 BUILD = {"MLP": mlp, "UNet": unet, "DiT": dit}
@@ -153,6 +153,34 @@ def test_a_field_of_any_size_is_what_a_super_resolution_network_sees():
     inside = np.einsum("ij,i,j->", large[0, 1:5, 3:7], weights, weights)
     found = nn._condition_embeddings.resized(jnp.asarray(large), (4, 4))
     np.testing.assert_allclose(found[0, 1, 2], inside, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["UNet", "DiT"])
+def test_gradients_through_rematerialised_blocks_are_the_same(name):
+    x, args = numbers(*SIDES[name]), values()
+
+    def loss(net):
+        return jnp.sum(net(1.0, x, args, key=jax.random.key(0)) ** 2)
+
+    def gradient(remat):
+        net = random_network(lambda key: BUILD[name](SEVERAL, key, remat=remat))
+        params, static = eqx.partition(net, eqx.is_inexact_array)
+        return quick_jit(jax.grad(lambda params: loss(eqx.combine(params, static))))(params)
+
+    found, expected = gradient(True), gradient(False)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * float(jnp.max(jnp.abs(b))) + 1e-6)
+
+
+@pytest.mark.slow
+def test_conditions_are_added_to_a_trained_network():
+    """`transfer` copies all it had; the attention to tokens starts at zero, so nothing changes."""
+    old = random_network(lambda key: unet(None, key))
+    new, report = nn.transfer(old, unet(nn.TokenCondition(5), jax.random.key(0)))
+    assert not report.unused and all("cross" in n or "condition" in n for n in report.fresh)
+    x = numbers(2, 8)
+    np.testing.assert_allclose(new(1.0, x, numbers(3, 5)), old(1.0, x), rtol=1e-5, atol=1e-6)
 
 
 def test_large_means_lose_no_digits():

@@ -23,6 +23,7 @@ from einops import rearrange
 from .._types import Args, Example, Key, Time
 from ._c_noise import divide_by_sigma
 from ._check import check_c_noise, check_image
+from ._conditions import describe
 from ._conv import Conv
 from ._init import key_stream
 from ._norm import at_least_float32, InstanceNormPlus
@@ -274,7 +275,10 @@ class NCSNv2(eqx.Module):
         unit = 2 ** sum(dilation == 1 for dilation in self.dilations[1:])
         check_image(x, self.in_channels, unit, "NCSNv2", "dilate more stages")
         if args is not None:
-            raise ValueError(f"NCSNv2 has no classes but was given args={args}; pass args=None.")
+            raise ValueError(
+                f"NCSNv2 has no classes or conditions but was given args, {describe(args)}; pass "
+                "args=None, or use a network that has: eqdiff.nn.UNet(..., conditions=...)."
+            )
         h = x if self.centred else 2 * x - 1
         h = rearrange(h, "c height width -> height width c").astype(self.compute_dtype)
         h = self.conv_in(h)
