@@ -189,6 +189,65 @@ def test_a_batch_of_measurements():
     np.testing.assert_allclose(quick_jit(jax.vmap(one))(ys)[1], quick_jit(one)(ys[1]), rtol=1e-3)
 
 
+def test_correlated_noise_is_exact_for_gaussian_data(x64):
+    process, x, t = eqd.VPSDE(), jnp.asarray(X), 0.3
+    factor = np.array([[0.3, 0.0], [-0.4, 0.2]])
+    measurement = eqd.Measurement(Y, measure, eqd.CorrelatedNoise(factor))
+    exact_prior = prior(process)
+    mean = exact_prior(t, x).x0
+    alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
+    spread = np.linalg.inv(np.linalg.inv(COVARIANCE) + alpha**2 / sigma**2 * np.eye(3))
+    total = A @ spread @ A.T + factor @ factor.T
+    expected = mean + spread @ A.T @ np.linalg.solve(total, Y - A @ mean)
+    ours = quick_jit(lambda x: eqd.PosteriorGuidance(exact_prior, measurement)(t, x).x0)(x)
+    np.testing.assert_allclose(ours, expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "covariance", [eqd.JacobianCovariance(), eqd.IsotropicCovariance(0.7), eqd.ZeroCovariance()]
+)
+def test_nonlinear_operators_and_poisson_noise_in_closed_form(covariance, x64):
+    """One unknown: H = A', and every factor of equation (2) is a number."""
+    process, rate, y, x = eqd.VPSDE(), 40.0, 1.6, 0.9
+    measurement = eqd.Measurement(np.array([y]), jnp.exp, eqd.PoissonNoise(rate))
+    denoiser = eqd.GaussianDenoiser(process, 0.2, 0.7)
+    guided = eqd.PosteriorGuidance(denoiser, measurement, covariance=covariance)
+    run = quick_jit(lambda t: guided(t, jnp.asarray([x])).x0)
+    for t in (0.1, 0.6):
+        alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
+        total = alpha**2 * 0.49 + sigma**2
+        spread, x0 = 0.49 * sigma**2 / total, 0.2 + alpha * 0.49 / total * (x - alpha * 0.2)
+        mean = slope = np.exp(x0)
+        own = 0 if isinstance(covariance, eqd.ZeroCovariance) else spread
+        delta = spread * slope / (mean / rate + slope**2 * own) * (y - mean)
+        np.testing.assert_allclose(run(t), [x0 + delta], rtol=1e-9)
+
+
+NONLINEAR = {
+    "cubic": (lambda x: x + 0.2 * x**3, 0.05, np.array([1.1])),
+    "poisson": (jnp.exp, eqd.PoissonNoise(1000.0), np.array([1.6])),
+}
+
+
+@pytest.mark.parametrize("case", NONLINEAR)
+def test_posteriors_of_nonlinear_measurements_by_quadrature(case, x64):
+    """With one unknown the posterior is an integral, and the flow maps quantiles to quantiles."""
+    operator, noise, y = NONLINEAR[case]
+    process, measurement = eqd.VPSDE(t0=1e-3), eqd.Measurement(y, operator, noise)
+    denoiser = eqd.PosteriorGuidance(eqd.GaussianDenoiser(process, 0.2, 0.7), measurement)
+    grid = jnp.linspace(-1, 2, 6001)
+    log_density = jax.vmap(measurement.log_prob)(grid[:, None]) - 0.5 * ((grid - 0.2) / 0.7) ** 2
+    mass = np.cumsum(np.exp(log_density - log_density.max()))
+    levels = np.array([0.05, 0.5, 0.95])
+    low, median, high = np.interp(levels, mass / mass[-1], grid)
+    sampler = eqd.DDIM(200, spacing=eqd.log_snr_times)
+    starts = jax.scipy.special.ndtri(levels)[:, None]
+    ours = np.asarray(quick_jit(jax.vmap(lambda x1: sampler(denoiser, x1)))(starts)[:, 0])
+    # The prior is twenty times as wide. What is left is the linearisation.
+    assert abs(ours[1] - median) < 0.1 * (high - low)
+    np.testing.assert_allclose(ours[2] - ours[0], high - low, rtol=0.2)
+
+
 MEASUREMENT = eqd.Measurement(Y, measure, STD)
 
 
