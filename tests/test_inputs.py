@@ -31,6 +31,7 @@ LEARNED = eqd.Denoiser(
     variance=eqd.LearnedRange(),
 )
 FLOW = eqd.ProbabilityFlow(num_steps=2)
+DOUBLED = eqd.Measurement(2 * GRID, lambda x: 2 * x, 0.1)
 FAILURES = (ValueError, TypeError, eqx.EquinoxRuntimeError, jax.errors.JaxRuntimeError)
 
 
@@ -91,6 +92,8 @@ CALLS = {
     "DPMSolverPP": sampled(eqd.DPMSolverPP(2)),
     "UniPC": sampled(eqd.UniPC(2)),
     "SDEDPMSolverPP": sampled(eqd.SDEDPMSolverPP(2)),
+    "DiffPIR": sampled(eqd.DiffPIR(DOUBLED, 2)),
+    "DAPS": sampled(eqd.DAPS(DOUBLED, 2, flow_steps=2)),
     "PredictorCorrector": sampled(eqd.PredictorCorrector(2)),
     "ProbabilityFlow": sampled(FLOW),
     "ProbabilityFlow.encode": lambda x: FLOW.encode(ORACLE, x),
@@ -166,7 +169,7 @@ def test_numpy_arrays_are_examples_too(name):
 # Where the state of a solve or a chain would lose the steps near the data, or a score its digits.
 FULL_PRECISION = {
     *("DDIM", "DDIM.encode", "Ancestral", "StochasticHeun", "DPMSolverPP", "PredictorCorrector"),
-    *("UniPC", "SDEDPMSolverPP"),
+    *("UniPC", "SDEDPMSolverPP", "DiffPIR", "DAPS"),
     *("ProbabilityFlow", "ProbabilityFlow.encode", "ProbabilityFlow.decode", "ReverseSDE"),
     *("log_likelihood", *SCORES),
 }
@@ -262,6 +265,12 @@ COUNTS = {
     "DPMSolverPP": eqd.DPMSolverPP,
     "UniPC": eqd.UniPC,
     "SDEDPMSolverPP": eqd.SDEDPMSolverPP,
+    "DiffPIR": lambda n: eqd.DiffPIR(DOUBLED, n),
+    "DiffPIR, linearisations": lambda n: eqd.DiffPIR(DOUBLED, linearisations=n),
+    "DAPS": lambda n: eqd.DAPS(DOUBLED, n, flow_steps=n),
+    "LinearisedDraw": eqd.LinearisedDraw,
+    "LangevinDraw": eqd.LangevinDraw,
+    "TwistedSMC": lambda n: eqd.TwistedSMC(2, n, batch_size=n),
     "PredictorCorrector": eqd.PredictorCorrector,
     "ProbabilityFlow": lambda n: eqd.ProbabilityFlow(num_steps=n),
     "ReverseSDE": lambda n: eqd.ReverseSDE(num_steps=n),
@@ -314,74 +323,30 @@ def test_what_is_not_a_count_is_refused(name, bad):
 # Public calls that take neither an example nor a count; what they take is walked in their tests.
 NEITHER = {
     *("GaussianDenoiser", "GaussianMixtureDenoiser", "on", "stop_mean", "FixedArgs", "Batched"),
-    *(
-        "AutoGuidance",
-        "ClassifierFree",
-        "RescaledClassifierFree",
-        "ProjectedClassifierFree",
-        "ZeroStarClassifierFree",
-        "ClassifierGuidance",
-        "Clip",
-        "ClipDataAlone",
-        "DynamicThreshold",
-        "GuidanceInterval",
-        "MeanShift",
-    ),
+    *("AutoGuidance", "ClassifierFree", "RescaledClassifierFree", "ProjectedClassifierFree"),
+    *("ZeroStarClassifierFree", "ClassifierGuidance", "Clip", "ClipDataAlone"),
+    *("DynamicThreshold", "GuidanceInterval", "MeanShift"),
     *("GaussianNoise", "CorrelatedNoise", "PoissonNoise"),
     *("LatLonPadding", "MixedPadding", "PeriodicPadding", "ReflectingPadding", "ZeroPadding"),
-    *("ZeroCovariance", "LogisticNoise", "VariationalDequantisation"),
-    *(
-        "EDMWeighting",
-        "LikelihoodWeighting",
-        "MinSNRWeighting",
-        "NoiseWeighting",
-        "SigmoidWeighting",
-        "VelocityWeighting",
-    ),
+    *("Particles", "ZeroCovariance", "LogisticNoise", "VariationalDequantisation"),
+    *("EDMWeighting", "LikelihoodWeighting", "MinSNRWeighting", "NoiseWeighting"),
+    *("SigmoidWeighting", "VelocityWeighting"),
     *("EDMPreconditioning", "PredictData", "PredictFlow", "PredictNoise", "PredictScore"),
-    *(
-        "PredictVelocity",
-        "PreviousMean",
-        "CosineVPSDE",
-        "EDMSDE",
-        "KernelSDE",
-        "RectifiedFlow",
-        "SubVPSDE",
-    ),
+    *("PredictVelocity", "PreviousMean", "CosineVPSDE", "EDMSDE", "KernelSDE", "RectifiedFlow"),
+    *("SubVPSDE",),
     *("VESDE", "VPSDE", "LogNoise", "ScaledTime", "Schedule", "respace", "zero_terminal_snr"),
     *("AncestralPredictor", "DiffraxPredictor", "EulerMaruyama", "ReverseDiffusion"),
-    *(
-        "load_model",
-        "save_model",
-        "LikelihoodImportance",
-        "VelocityImportance",
-        "LogitNormal",
-        "LogNormal",
-        "LowDiscrepancy",
-    ),
+    *("load_model", "save_model", "LikelihoodImportance", "VelocityImportance", "LogitNormal"),
+    *("LogNormal", "LowDiscrepancy"),
     *("SmoothedSecondMoment", "Uniform", "AnalyticVariance", "FixedLarge", "FixedSmall", "Learned"),
-    *(
-        "LearnedRange",
-        "discretised_gaussian_log_likelihood",
-        "discretised_gaussian_log_likelihood_exact",
-        "grid_gaussian_log_likelihood",
-        "variance_minimising",
-    ),
+    *("LearnedRange", "discretised_gaussian_log_likelihood"),
+    *("discretised_gaussian_log_likelihood_exact", "grid_gaussian_log_likelihood"),
+    *("variance_minimising",),
     # Wraps any function.
     "unchecked",
     # Records, made by the library alone.
-    *(
-        "BitsPerDim",
-        "ContinuousTerms",
-        "Estimate",
-        "FailedExamples",
-        "Linearised",
-        "LogLikelihood",
-        "PairwiseTerms",
-        "Prediction",
-        "Step",
-        "Trajectory",
-    ),
+    *("BitsPerDim", "ContinuousTerms", "Estimate", "FailedExamples", "Linearised"),
+    *("LogLikelihood", "PairwiseTerms", "Prediction", "Step", "Trajectory"),
     "ContinuousBound",
     "VariationalBound",
 }

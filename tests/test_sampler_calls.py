@@ -65,6 +65,8 @@ CHAINS = [
     (eqd.DPMSolverPP(1), 1),
     (eqd.UniPC(5, order=3), 5),
     (eqd.SDEDPMSolverPP(5), 5),
+    (eqd.DiffPIR(eqd.Measurement(np.zeros(2), lambda x: x, 0.1), 5), 5),
+    (eqd.DAPS(eqd.Measurement(np.zeros(2), lambda x: x, 0.1), 3, flow_steps=4), 12),
     (eqd.ProbabilityFlow(diffrax.Euler(), num_steps=3), 4),
     (eqd.ProbabilityFlow(diffrax.Heun(), times=np.array([0.9, 0.5, 0.1])), 5),
     (eqd.ProbabilityFlow(diffrax.Tsit5(), num_steps=3), 20),

@@ -1,5 +1,5 @@
 from .autoguidance import AutoGuidance as AutoGuidance
-from .base import FixedArgs as FixedArgs
+from .base import FixedArgs as FixedArgs, refuse_no_signal as refuse_no_signal
 from .batched import (
     Batched as Batched,
     check_batch as check_batch,
@@ -15,6 +15,7 @@ from .covariance import (
     AbstractPosteriorCovariance as AbstractPosteriorCovariance,
     IsotropicCovariance as IsotropicCovariance,
     JacobianCovariance as JacobianCovariance,
+    Tweedie as Tweedie,
     ZeroCovariance as ZeroCovariance,
 )
 from .dynamic_threshold import DynamicThreshold as DynamicThreshold
@@ -29,4 +30,5 @@ from .linear import (
 from .noise_conditional import Classifier as Classifier
 from .projected import ProjectedClassifierFree as ProjectedClassifierFree
 from .rescaled import RescaledClassifierFree as RescaledClassifierFree
+from .system import conjugate_gradients as conjugate_gradients
 from .zero_star import ZeroStarClassifierFree as ZeroStarClassifierFree

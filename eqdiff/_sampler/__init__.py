@@ -13,10 +13,18 @@ from .correctors import (
     AnnealedLangevin as AnnealedLangevin,
     Langevin as Langevin,
 )
+from .daps import DAPS as DAPS
+from .data_draw import (
+    AbstractDataDraw as AbstractDataDraw,
+    LangevinDraw as LangevinDraw,
+    LinearisedDraw as LinearisedDraw,
+)
 from .ddim import DDIM as DDIM
+from .diffpir import DiffPIR as DiffPIR
 from .dpm import DPMSolverPP as DPMSolverPP
 from .grid import Grid as Grid
 from .heun import StochasticHeun as StochasticHeun
+from .particles import Particles as Particles
 from .predictor_corrector import PredictorCorrector as PredictorCorrector
 from .predictors import (
     AbstractPredictor as AbstractPredictor,
@@ -32,4 +40,5 @@ from .solve import (
     ProbabilityFlow as ProbabilityFlow,
     ReverseSDE as ReverseSDE,
 )
+from .twisted import TwistedSMC as TwistedSMC
 from .unipc import UniPC as UniPC
