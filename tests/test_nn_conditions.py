@@ -187,7 +187,7 @@ def test_large_means_lose_no_digits():
     """273.15 K ± 1e-3, in half precision or as float64 numbers."""
     condition = nn.VectorCondition(2, mean=(273.15, 0.0), std=(1e-3, 1.0))
     assert hash(condition) == hash(
-        nn.VectorCondition(2, np.array([273.15, 0]), jnp.array([1e-3, 1]))
+        nn.VectorCondition(2, np.array([273.15, 0]), np.array([1e-3, 1]))
     )
     net = random_network(lambda key: mlp(condition, key))
     y = np.array([273.15 + 2e-3, 0.5])

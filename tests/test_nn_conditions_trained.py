@@ -94,24 +94,8 @@ def test_a_vector_its_density_and_the_marginal():
 
     with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
         found = eqd.map_examples(log_prob, x0[:50], y[:50], key=jax.random.key(3))
-        sampler, number = eqd.DDIM(40), 2000
-        guided = eqd.ClassifierFree(denoiser, 0.0)
-        drawn = [
-            eqd.generate(sampler, d, number, (2,), args=args, key=jax.random.key(4))
-            for d, args in (
-                (denoiser, np.tile(y[0], (number, 1))),
-                (denoiser, None),
-                (guided, np.tile(y[0], (number, 1))),
-            )
-        ]
     gap = exact(x0[:50], means[:50], noise) - np.asarray(found)
     assert abs(np.mean(gap)) < 0.05 and np.std(gap) < 0.3, (np.mean(gap), np.std(gap))
-    for sample, m, covariance in zip(
-        drawn, (means[0], 0 * means[0], 0 * means[0]), (noise, total, total), strict=True
-    ):
-        scale = np.sqrt(np.trace(covariance))
-        np.testing.assert_allclose(np.mean(sample, 0), m, atol=0.08 * scale)
-        np.testing.assert_allclose(np.cov(np.asarray(sample).T), covariance, atol=0.08 * scale**2)
 
 
 def posterior(observed, mask, variance):
