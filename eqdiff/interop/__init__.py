@@ -1,6 +1,11 @@
 """Models of other projects: files or weights in memory, as denoisers and as our networks."""
 
-from .diffusers import diffusers_network as diffusers_network, load_diffusers as load_diffusers
+from .diffusers import (
+    diffusers_network as diffusers_network,
+    load_diffusers as load_diffusers,
+    load_diffusers_pipeline as load_diffusers_pipeline,
+    save_diffusers as save_diffusers,
+)
 from .edm import (
     edm_network as edm_network,
     edm_state_dict as edm_state_dict,

@@ -1,27 +1,35 @@
 r"""diffusers' `UNet2DModel` and our networks.
 
-It is the network of Ho et al. (2020) with options. Two sets of them are networks here: that of
-Ho et al. as TensorFlow had it (`google/ddpm-*`), in the style of [`eqdiff.nn.styles.ddpm`][] with
-attention after every block, and the defaults of diffusers, which are those of OpenAI, in the style
-of [`eqdiff.nn.styles.iddpm`][]:
+It is the network of Ho et al. (2020) with options, each of which is an object of
+[`eqdiff.nn.Style`][] or of [`eqdiff.nn.Embedding`][] here:
 
-| option | `ddpm` | `iddpm` |
-|---|---|---|
-| `flip_sin_to_cos`, `freq_shift` | false, 1 | true, 0 |
-| `downsample_padding` | 0 | 1 |
-| `norm_eps` | 1e-6 | 1e-5 |
-| `attention_head_dim` | null: one head | any |
-| `resnet_time_scale_shift` | `default` | `default`, or `scale_shift` with `attn_norm_num_groups` |
+| option | object |
+|---|---|
+| `flip_sin_to_cos`, `freq_shift`: true, 0 or false, 1 | `Sinusoids`, `SongSinusoids` |
+| `downsample_padding`: 1 or 0 | `Strided()`, `Strided((0, 1))` |
+| `norm_num_groups`, `norm_eps` | `Norm` |
+| `attention_head_dim`: null or a number | `Heads(1)`, `HeadsOf` |
+| `resnet_time_scale_shift`: `default` or `scale_shift` | `Added`, `ScaleShift` |
+| `time_embedding_dim`, `num_class_embeds` | `mult` and the classes of the embedding |
+
+`google/ddpm-*` have those of [`eqdiff.nn.styles.ddpm`][], and the defaults of diffusers are nearly
+those of OpenAI, [`eqdiff.nn.styles.iddpm`][].
 """
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 
 from ..._shown import shortened, shown
-from ...nn import _flags
+from ..._types import Key
+from ...nn._embedding import Embedding
 from ...nn._ends import Centred
+from ...nn._resampling import Strided
+from ...nn._shape import UNetShape
+from ...nn._style import Added, FanInit, Heads, HeadsOf, Norm, ScaleShift, Style, TorchInit
+from ...nn._time_features import Sinusoids, SongSinusoids
 from ...nn._unet import UNet
 from .._weights import checked_skeleton, fill
 from ._entries import entries, new_name
@@ -55,9 +63,14 @@ _DEFAULTS: dict[str, Any] = dict(
     add_attention=True,
     class_embed_type=None,
     num_class_embeds=None,
+    attention_legacy_order=False,
 )
-# Options that do not change the network's mathematics.
-_UNUSED = ("sample_size", "num_train_timesteps")
+# What does not change the network's mathematics: sizes that it does not depend on, and what
+# `EMAModel.save_pretrained` writes of the average next to the network's own options.
+_UNUSED = frozenset(
+    "sample_size num_train_timesteps force_upcast decay min_decay optimization_step "
+    "update_after_step use_ema_warmup inv_gamma power".split()
+)
 # Options of which only these values are networks here.
 _FIXED: dict[str, tuple[Any, ...]] = dict(
     time_embedding_type=("positional",),
@@ -69,9 +82,12 @@ _FIXED: dict[str, tuple[Any, ...]] = dict(
     add_attention=(True,),
     class_embed_type=(None,),
     resnet_time_scale_shift=("default", "scale_shift"),
+    downsample_padding=(0, 1),
+    # Of other versions than 0.42.
+    attention_legacy_order=(False,),
 )
-_SONG = dict(flip_sin_to_cos=False, freq_shift=1, downsample_padding=0, norm_eps=1e-6)
-_OPENAI = dict(flip_sin_to_cos=True, freq_shift=0, downsample_padding=1, norm_eps=1e-5)
+# `flip_sin_to_cos` and `freq_shift` of `Sinusoids` and of `SongSinusoids`.
+_TIMES = ((True, 0), (False, 1))
 
 
 def _said(name: Any) -> str:
@@ -86,17 +102,34 @@ def _refuse(problems: list[str]) -> None:
         )
 
 
-def _read(config: Mapping[str, Any]) -> dict[str, Any]:
-    """All options; those that are the same in every network here are checked."""
+def _known(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the network itself, with the defaults of those that are missing."""
     given = {k: v for k, v in config.items() if not k.startswith("_") and k not in _UNUSED}
     unknown = sorted(set(given) - set(_DEFAULTS))
+    refused = [name for name in unknown if given[name] is not None]
     name = _said(config.get("_class_name", "UNet2DModel"))
-    if name != "UNet2DModel" or unknown:
+    if name != "UNet2DModel":
+        raise ValueError(f"config must be that of a UNet2DModel, got a {name}.")
+    if refused:
         raise ValueError(
-            f"config must be that of a UNet2DModel, got a {name} with the unknown options "
-            f"{shown(unknown)}."
+            f"the UNet2DModel has the unknown options {shown(refused)}, which may change the "
+            "network. If you know that they do not, give a config without them."
         )
-    options = _DEFAULTS | given
+    if unknown:
+        warnings.warn(
+            f"options of UNet2DModel that are not known here, but null, are not read: "
+            f"{shown(unknown, 300)}.",
+            stacklevel=2,
+        )
+    return _DEFAULTS | {name: given[name] for name in given if name not in unknown}
+
+
+def read(config: Mapping[str, Any]) -> dict[str, Any]:
+    """All options, checked.
+
+    **Raises:** `ValueError` that names every one that no network here has.
+    """
+    options = _known(config)
     for option in ("block_out_channels", "down_block_types", "up_block_types"):
         kind = int if option == "block_out_channels" else str
         value = options[option]
@@ -108,8 +141,19 @@ def _read(config: Mapping[str, Any]) -> dict[str, Any]:
         for name, allowed in _FIXED.items()
         if options[name] not in allowed
     ]
+    _refuse(problems + _contradictions(options))
+    return options
+
+
+def _contradictions(options: Mapping[str, Any]) -> list[str]:
+    """What is an option of no network here together with others."""
+    problems = []
     if options["mid_block_type"] is None:
         problems.append("mid_block_type=None, expected 'UNetMidBlock2D'")
+    if _time(options) not in _TIMES:
+        problems.append(
+            f"flip_sin_to_cos, freq_shift={shown(_time(options))}, expected (True, 0) or (False, 1)"
+        )
     # With scale_shift and no attn_norm_num_groups the attention in the middle is not normalised.
     default = options["resnet_time_scale_shift"] == "default"
     groups = options["norm_num_groups"]
@@ -130,61 +174,71 @@ def _read(config: Mapping[str, Any]) -> dict[str, Any]:
         problems.append(
             f"up_block_types={shown(options['up_block_types'])}, expected {shown(mirrored)}"
         )
-    if options["time_embedding_dim"] not in (None, 4 * widths[0]):
+    size = options["time_embedding_dim"]
+    if size is not None and (type(size) is not int or size < 1 or size % widths[0]):
         problems.append(
-            f"time_embedding_dim={shown(options['time_embedding_dim'])}, expected {4 * widths[0]}"
+            f"time_embedding_dim={shown(size)}, expected a multiple of the first width, {widths[0]}"
         )
-    _refuse(problems)
-    return options
+    return problems
 
 
-def network(options: Mapping[str, Any], compute_dtype: Any) -> tuple[Any, dict[str, Any]]:
-    """What makes the network of data in [−1, 1], and its arguments."""
+def _time(options: Mapping[str, Any]) -> tuple[Any, Any]:
+    return options["flip_sin_to_cos"], options["freq_shift"]
+
+
+def unet(
+    *,
+    cosine_first: bool,
+    padding: int,
+    norm_groups: int,
+    norm_eps: float,
+    channels_per_head: int | None,
+    scale_shift: bool,
+    embedding_mult: int,
+    dropout: float,
+    compute_dtype: Any = jnp.float32,
+    key: Key,
+    **sizes: Any,
+) -> UNet:
+    """The network of these options; `padding=0` is one zero after each side."""
+    # How weights would start, which these do not: as in the two published families.
+    init = TorchInit() if cosine_first else FanInit()
+    style = Style(
+        Strided((1, 1) if padding else (0, 1)),
+        Norm(norm_groups, norm_eps),
+        init,
+        ScaleShift() if scale_shift else Added(),
+        Heads() if channels_per_head is None else HeadsOf(channels_per_head),
+        dropout=dropout,
+    )
+    time = Sinusoids() if cosine_first else SongSinusoids()
+    embed = Embedding(time, init=init, mult=embedding_mult)
+    return UNet(UNetShape(**sizes), style, embed, compute_dtype=compute_dtype, key=key)
+
+
+def arguments(options: Mapping[str, Any], compute_dtype: Any) -> dict[str, Any]:
+    """Those of `unet`, for options that were read."""
     widths = options["block_out_channels"]
-    common: dict[str, Any] = dict(
+    return dict(
+        cosine_first=bool(options["flip_sin_to_cos"]),
+        padding=options["downsample_padding"],
+        norm_groups=options["norm_num_groups"],
+        norm_eps=options["norm_eps"],
+        channels_per_head=options["attention_head_dim"],
+        scale_shift=options["resnet_time_scale_shift"] == "scale_shift",
+        embedding_mult=(options["time_embedding_dim"] or 4 * widths[0]) // widths[0],
+        dropout=options["dropout"],
+        compute_dtype=compute_dtype,
         in_channels=options["in_channels"],
         out_channels=options["out_channels"],
         channels=widths[0],
+        channel_mult=tuple(w // widths[0] if w % widths[0] == 0 else w / widths[0] for w in widths),
         num_res_blocks=options["layers_per_block"],
         attention_downsamples=tuple(
             2**i for i, block in enumerate(options["down_block_types"]) if block.startswith("Attn")
         ),
-        dropout=options["dropout"],
         num_classes=options["num_class_embeds"],
-        norm_groups=options["norm_num_groups"],
-        compute_dtype=compute_dtype,
     )
-    song = {name: options[name] for name in _SONG} == _SONG
-    if not song and {name: options[name] for name in _OPENAI} != _OPENAI:
-        found = shown({name: options[name] for name in _SONG}, 200)
-        _refuse([f"{found}, expected {_SONG} (styles.ddpm) or {_OPENAI} (styles.iddpm)"])
-    mults = tuple(
-        width // widths[0] if width % widths[0] == 0 else width / widths[0] for width in widths
-    )
-    problems = []
-    if not song:
-        if options["center_input_sample"]:
-            problems.append("center_input_sample=True, which styles.iddpm does not have")
-        _refuse(problems)
-        head = options["attention_head_dim"]
-        return _flags.openai_unet, dict(
-            channel_mult=mults,
-            num_heads=1,
-            channels_per_head=head,
-            scale_shift_norm=options["resnet_time_scale_shift"] == "scale_shift",
-            **common,
-        )
-    if options["attention_head_dim"] is not None:
-        problems.append(
-            f"attention_head_dim={shown(options['attention_head_dim'])}, expected null: "
-            "styles.ddpm has one head"
-        )
-    if options["resnet_time_scale_shift"] != "default":
-        problems.append("resnet_time_scale_shift='scale_shift', which styles.ddpm does not have")
-    if not all(isinstance(mult, int) for mult in mults):
-        problems.append(f"block_out_channels={shown(widths)}, expected multiples of the first")
-    _refuse(problems)
-    return _flags.ddpm, common | dict(channel_mult=mults, attention_after_every=True)
 
 
 def diffusers_network(
@@ -201,11 +255,15 @@ def diffusers_network(
     **Returns:** an [`eqdiff.nn.UNet`][] with float32 parameters, in an [`eqdiff.nn.Centred`][]
     where `center_input_sample` is true.
 
+    **Warns:** of options that are not known here but null. The numbers of an average (`decay`, …),
+    which diffusers writes into the configuration of `unet_ema`, and sizes such as `sample_size` are
+    not read.
+
     **Raises:** `ValueError` that names every option that no network here has, or missing,
     unexpected and mis-shaped weights.
     """
-    options = _read(config)
-    net = checked_skeleton(*network(options, compute_dtype), state_dict)
+    options = read(config)
+    net = checked_skeleton(unet, arguments(options, compute_dtype), state_dict)
     arrays = {new_name(name): array for name, array in state_dict.items()}
     net = fill(net, entries(net), arrays)
     return Centred(net) if options["center_input_sample"] else net
