@@ -116,7 +116,7 @@ SKIPPED = {
     "docs/api/interop.md": ["load_edm("],
     "docs/your-data.md": ["image_folder(", "load_dataset(", "cached("],
     "docs/bring-your-own-network.md": ["from flax import nnx"],
-    "docs/coming-from.md": [".pt"],
+    "docs/coming-from.md": [".pt", "ddpm-cifar10-32", "save_diffusers("],
     "docs/many-samples.md": ["start_processes()"],
 }
 

@@ -100,8 +100,51 @@ def test_flags(tmp_path, capsys, monkeypatch):
             [str(FOLDER / "zip.pt"), "--preset", "64x64_diffusion", "--flags", "a"],
             "written NAME=VALUE, got 'a'",
         ),
-        ([str(FOLDER / "edm.pkl"), "--flags", "a=1"], "--flags are those of OpenAI's scripts"),
-        ([str(FOLDER / "edm.pkl"), "--preset", "x"], "--preset does not go with a file of edm"),
+        ([str(FOLDER / "edm.pkl"), "--flags", "a=1"], "--flags is for files of OpenAI's scripts"),
+        ([str(FOLDER / "edm.pkl"), "--preset", "x"], "but this is one of edm"),
+        ([str(FOLDER / "edm.pkl"), "--config", "x"], "--config is for files of score_sde, but"),
+        ([str(FOLDER / "edm.pkl"), "--variant", "x"], "--variant is for files of diffusers, but"),
+        (
+            [str(FOLDER / "diffusers_run"), "--project", "edm"],
+            "is a folder, expected a file of edm",
+        ),
+        ([str(FOLDER / "edm.pkl"), "--project", "diffusers"], "is a file, expected the folder of"),
+        (
+            [str(FOLDER / "diffusers_ddpm" / "diffusion_pytorch_model.safetensors")],
+            f"give its folder, {FOLDER / 'diffusers_ddpm'}.",
+        ),
+        (
+            [str(FOLDER / "diffusers_ddpm"), "--scheduler", str(FOLDER)],
+            "is a folder, expected a JSON file",
+        ),
+        (
+            [str(FOLDER / "diffusers_run/checkpoint-500/unet_ema"), "--variant", "x"],
+            "variants 'fp16', not of 'x'",
+        ),
+        (
+            [str(FOLDER / "zip.pt"), "--project", "improved-diffusion"],
+            "--flags alone for its defaults; or the name of a published file, --preset NAME.",
+        ),
+        (
+            [str(FOLDER / "score_sde.pth"), "--config", "nowhere.json"],
+            "--config nowhere.json is not there, expected a JSON file",
+        ),
+        (
+            [str(FOLDER / "score_sde.pth"), "--config", str(FOLDER / "make_fixtures.py")],
+            "make_fixtures.py is not JSON",
+        ),
+        (
+            [str(FOLDER / "score_sde.pth"), "--config", "a.json", "--preset", "b"],
+            "--preset and --config both say",
+        ),
+        (
+            [str(FOLDER / "score_sde.pth")],
+            "--config FILE.json, or the name of a published one, such as --preset ve/",
+        ),
+        (
+            [str(FOLDER / "edm.pkl"), "--output", str(FOLDER / "edm.pkl" / "a")],
+            "edm.pkl is a file.",
+        ),
         (
             [str(FOLDER / "score_sde.pth")],
             "is not in a folder called like a published configuration",
@@ -113,6 +156,25 @@ def test_what_is_wrong_is_said(arguments, message, capsys):
     assert main(arguments) == 2
     captured = capsys.readouterr()
     assert message in captured.err and captured.out == ""
+
+
+def test_flags_with_dashes_are_explained(capsys):
+    arguments = [str(FOLDER / "zip.pt"), "--project", "improved-diffusion", "--flags"]
+    with pytest.raises(SystemExit):
+        main([*arguments, "--num_heads", "4"])
+    assert (
+        "--num_heads 4; --flags are written without dashes, NAME=VALUE" in capsys.readouterr().err
+    )
+
+
+def test_a_scheduler_of_its_own(tmp_path, capsys):
+    folder = tmp_path / "model"
+    shutil.copytree(FOLDER / "diffusers_ddpm", folder)
+    (folder / "scheduler_config.json").rename(tmp_path / "mine.json")
+    assert main([str(folder)]) == 2
+    assert "If you know it, give it: --scheduler FILE.json." in capsys.readouterr().err
+    assert main([str(folder), "--scheduler", str(tmp_path / "mine.json")]) == 0
+    assert "a schedule of 100 steps" in capsys.readouterr().out
 
 
 def test_it_is_a_module(tmp_path):

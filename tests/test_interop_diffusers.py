@@ -239,20 +239,19 @@ def test_folders(tmp_path):
         interop.load_diffusers(tmp_path)
 
 
-def _trained(style, embed, out_channels, **sizes):
+def _trained(style, embed, out_channels, attention_downsamples=(2,), num_classes=None):
     shape = eqd.nn.UNetShape(
         in_channels=2,
         out_channels=out_channels,
         channels=8,
         num_res_blocks=1,
         channel_mult=(1, 2),
-        attention_downsamples=(2,),
-        **sizes,
+        attention_downsamples=attention_downsamples,
+        num_classes=num_classes,
     )
-    net = eqd.nn.UNet(shape, style, embed, key=jax.random.key(0))
-    leaves, structure = jax.tree.flatten(net)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    moved = [a + 0.1 * jax.random.normal(k, a.shape) for a, k in zip(leaves, keys, strict=True)]
+    leaves, structure = jax.tree.flatten(eqd.nn.UNet(shape, style, embed, key=jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    moved = [a + jnp.asarray(0.1 * rng.standard_normal(a.shape), a.dtype) for a in leaves]
     return jax.tree.unflatten(structure, moved)
 
 
@@ -272,10 +271,10 @@ def test_writing_back(tmp_path):
         eqd.linear_schedule(1000),
         variance=eqd.LearnedRange(),
     )
-    x, t = jax.random.normal(jax.random.key(2), (2, 8, 8)), jnp.asarray(7)
+    x, t = jax.random.normal(jax.random.key(2), (2, 8, 8), jnp.float32), jnp.asarray(7)
     for name, denoiser in denoisers.items():
         folder = tmp_path / name
-        interop.save_diffusers(folder, eqd.ClipDataAlone(denoiser, -2, 2), sample_size=8)
+        interop.save_diffusers(folder, eqd.ClipDataAlone(denoiser, -2.0, 2.0), sample_size=8)
         again = interop.load_diffusers(folder)
         assert again.process == denoiser.process
         y = jnp.asarray(1) if name in ("iddpm", "diffusers_default") else None
@@ -299,7 +298,7 @@ def test_what_diffusers_cannot_express_is_named(tmp_path):
     shape = eqd.nn.UNetShape(channels=32, channel_mult=(2, 4), attention_downsamples=(1, 2))
     style = eqd.nn.styles.ncsnpp()
     net = eqd.nn.UNet(shape, style, eqd.nn.embeddings.edm(), key=jax.random.key(0))
-    odd = eqd.Denoiser(net, eqd.VPSDE(), variance=eqd.AnalyticVariance([0.5]))
+    odd = eqd.Denoiser(net, eqd.VPSDE(), variance=eqd.AnalyticVariance(np.array([0.5])))
     problems = _message(lambda: interop.save_diffusers(tmp_path / "a", odd))
     for problem in (
         "32 channels, 64 after the first convolution",
@@ -316,17 +315,25 @@ def test_what_diffusers_cannot_express_is_named(tmp_path):
         eqd.nn.styles.iddpm(norm_groups=4, heads=eqd.nn.styles.Heads(2)),
         eqd.nn.embeddings.iddpm(),
         2,
+        attention_downsamples=(1, 2),
     )
-    wide = eqx.tree_at(lambda net: net.body.middle.attentions[0].num_heads, heads, 4)
     for message, other in {
-        "heads of 4 and 8 channels": eqd.Denoiser(wide, denoiser.process),
+        "heads of 4 and 8 channels": eqd.Denoiser(heads, denoiser.process),
+        "conditions, expected None": eqd.Denoiser(
+            eqd.nn.UNet(
+                heads.shape,
+                heads.style,
+                heads.embed,
+                conditions=eqd.nn.FieldCondition(1),
+                key=jax.random.key(0),
+            ),
+            denoiser.process,
+        ),
         "time input of its network is not the number": eqd.Denoiser(
             denoiser.net, eqd.linear_schedule(50)
         ),
-        ", and a UNet2DModel is a UNet": eqd.Denoiser(
-            jnp.tanh, denoiser.process
-        ),
-        "ClipDataAlone(low=0, high=1), expected low=-high": eqd.ClipDataAlone(denoiser, 0, 1),
+        ", and a UNet2DModel is a UNet": eqd.Denoiser(jnp.tanh, denoiser.process),
+        "ClipDataAlone(low=0.0, high=1.0), expected low": eqd.ClipDataAlone(denoiser, 0.0, 1.0),
         "got a Clip. Save the denoiser": eqd.Clip(denoiser),
     }.items():
         assert message in _message(lambda d=other: interop.save_diffusers(tmp_path / "a", d))

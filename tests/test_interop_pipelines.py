@@ -47,7 +47,8 @@ def test_samples_are_those_of_diffusers(i):
     )
 
     def sample(sampler, denoiser):
-        return quick_jit(sampler)(denoiser, jnp.asarray(GOLDEN["x1"]), key=jax.random.key(0))
+        draw = quick_jit(lambda x1: sampler(denoiser, x1, key=jax.random.key(0)))
+        return draw(jnp.asarray(GOLDEN["x1"]))
 
     error = np.abs(sample(sampler, denoiser) - theirs).max() / np.abs(theirs).max()
     # diffusers' tables are float32.
@@ -90,7 +91,7 @@ def test_the_defaults_are_eqdiffs_own_samplers():
             "a DDPMPipeline gives its DDIMScheduler none",
         ),
         ({}, None, dict(num_steps=1001), "the schedule has 1000 steps"),
-        ({}, None, dict(num_steps=1.5), "expected a positive whole number"),
+        ({}, None, dict(num_steps=0), "expected a positive whole number"),
         ({"timestep_spacing": "log"}, None, {}, "timestep_spacing='log', expected 'leading'"),
         ({"steps_offset": 1}, None, {}, "the first of 1000 steps is 1000, but the schedule ends"),
         ({"steps_offset": "1"}, None, {}, "steps_offset='1', expected a number"),
@@ -120,8 +121,6 @@ def test_a_run_of_diffusers_is_read_by_its_checkpoint():
         x, t, out = (jnp.asarray(file[name]) for name in ("x", "t", "out"))
     net = quick_jit(jax.vmap(denoiser.denoiser.net))
     np.testing.assert_allclose(net(t.astype(jnp.float32), x), out, atol=2e-6 * np.abs(out).max())
-    with pytest.raises(TypeError, match="the path of a folder, got a dict"):
-        interop.load_diffusers_pipeline({})
 
 
 def test_files_of_weights(tmp_path):

@@ -130,6 +130,11 @@ def network_config(net: Any, problems: _Problems) -> dict[str, Any]:
     shape, style, embed = net.shape, net.style, net.embed
     problems.unless(shape.dims == 2, f"dims={shape.dims}, expected 2")
     problems.unless(shape.augment_size == 0, f"augment_size={shape.augment_size}, expected 0")
+    problems.unless(
+        net.conditions is None,
+        "conditions, expected None: the one that a UNet2DModel has is a class, num_classes of the "
+        "shape",
+    )
     widths = shape.widths
     problems.unless(
         shape.stem == widths[0] == shape.channels,
