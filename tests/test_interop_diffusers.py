@@ -1,5 +1,6 @@
 """Folders that diffusers 0.42 wrote, as denoisers, and the outputs that it computed."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -317,8 +318,13 @@ def test_what_diffusers_cannot_express_is_named(tmp_path):
         2,
         attention_downsamples=(1, 2),
     )
+    periodic = dataclasses.replace(heads.style, padding=eqd.PeriodicPadding())
     for message, other in {
         "heads of 4 and 8 channels": eqd.Denoiser(heads, denoiser.process),
+        "expected ZeroPadding()": eqd.Denoiser(
+            eqd.nn.UNet(heads.shape, periodic, heads.embed, key=jax.random.key(0)),
+            denoiser.process,
+        ),
         "conditions, expected None": eqd.Denoiser(
             eqd.nn.UNet(
                 heads.shape,

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..._denoiser import AbstractDenoiser, Denoiser
 from ..._guidance import ClipDataAlone
+from ..._padding import ZeroPadding
 from ..._parameterisation import PredictData, PredictNoise, PredictVelocity
 from ..._process import Schedule
 from ..._serialise.write import write_safetensors
@@ -171,6 +172,8 @@ def _style_options(style: Any, attends: bool, problems: _Problems) -> dict[str, 
         padding in ((0, 1), (1, 1)), f"resampling={style.resampling}, expected Strided()"
     )
     problems.unless(style.norm.min_channels == 0, f"norm={style.norm}, expected min_channels=0")
+    zeros = isinstance(style.padding, ZeroPadding)
+    problems.unless(zeros, f"padding={style.padding}, expected ZeroPadding()")
     problems.unless(style.scale == 1, f"scale={style.scale:g}, expected 1")
     for name in ("input_pyramid", "output_pyramid"):
         value = getattr(style, name)
