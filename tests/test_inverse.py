@@ -272,15 +272,16 @@ def test_bad_arguments(kwargs, match):
         jax.jit(lambda x: eqd.PosteriorGuidance(**arguments)(0.5, x))(jnp.asarray(X, float))
 
 
-def test_a_measurement_in_parts_is_told_what_to_write(monkeypatch):
+def test_anything_but_a_measurement_is_told_what_to_write(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     denoiser = prior(eqd.VPSDE())
     for call in (
-        lambda: eqd.PosteriorGuidance(denoiser, Y, measure, STD),
-        lambda: eqd.PosteriorGuidance(denoiser, Y, measure, std=STD),
-        lambda: eqd.PosteriorGuidance(denoiser, MEASUREMENT, covarianse=eqd.ZeroCovariance()),
+        lambda: eqd.PosteriorGuidance(denoiser, Y),
+        lambda: eqd.DiffPIR(50),
+        lambda: eqd.DAPS(Y),
+        lambda: eqd.TwistedSMC(2, 2)(denoiser, Y, np.shape(X), key=jax.random.key(0)),
     ):
-        with pytest.raises(ValueError, match=r"write .*Measurement\(y, operator, std\)"):
+        with pytest.raises(ValueError, match=r"expected a Measurement, .*Measurement\(y, operator"):
             call()
 
 

@@ -30,7 +30,7 @@ noise gives the posterior mean of a Gaussian: exact if $p(x_0)$ is one.
 import jax
 
 from .._denoiser import AbstractDenoiser, AbstractWrapper, Estimate
-from .._measurement import Measurement
+from .._measurement import Measurement, require_measurement
 from .._types import Args, Example, Key, Time
 from .base import refuse_no_signal
 from .covariance import AbstractPosteriorCovariance, JacobianCovariance, Tweedie
@@ -59,9 +59,8 @@ class PosteriorGuidance(AbstractWrapper):
         self,
         denoiser: AbstractDenoiser,
         measurement: Measurement,
-        *former: object,
+        *,
         covariance: AbstractPosteriorCovariance = JacobianCovariance(),
-        **former_names: object,
     ):
         r"""**Arguments:**
 
@@ -69,19 +68,12 @@ class PosteriorGuidance(AbstractWrapper):
         - `measurement`: what was measured, and how. A nonlinear operator, and noise that depends on
             the mean, are linearised at $\hat x_0$.
         - `covariance`: which approximation of $p(x_0|x_t)$.
-        - `former`, `former_names`: none; there to refuse a measurement given in parts.
 
         **Raises:** `ValueError` for anything but a measurement, one without noise with
         [`eqdiff.ZeroCovariance`][], and a process that ends without signal (α = 0); when called,
         for an operator that does not return the shape of $y$.
         """
-        if former or former_names or not isinstance(measurement, Measurement):
-            given = ", ".join(former_names) or type(measurement).__name__
-            raise ValueError(
-                f"PosteriorGuidance: expected a denoiser, a Measurement and covariance=, got "
-                f"{given}. For PosteriorGuidance(denoiser, y, operator, std) write "
-                "PosteriorGuidance(denoiser, eqdiff.Measurement(y, operator, std))."
-            )
+        require_measurement(self, measurement)
         covariance.check(measurement)
         refuse_no_signal(
             "PosteriorGuidance", denoiser, "x says nothing of x0 and equation (2) is 0/0"

@@ -171,6 +171,15 @@ class Measurement(eqx.Module):
         self.noise.check(name, self.y)
 
 
+def require_measurement(owner: object, measurement: object) -> None:
+    """Raises `ValueError`, in the name of `owner`, for anything but a measurement."""
+    if not isinstance(measurement, Measurement):
+        raise ValueError(
+            f"{of(owner)}: expected a Measurement, got {type(measurement).__name__}. Write "
+            "eqdiff.Measurement(y, operator, std)."
+        )
+
+
 def _is_number(value: ArrayLike) -> bool:
     try:
         return np.dtype(jnp.result_type(value)).kind in "iuf"

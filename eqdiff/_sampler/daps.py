@@ -1,7 +1,7 @@
 r"""Decoupled annealing posterior sampling (DAPS).
 
-At each level the probability flow is solved from $x_t$ to the data, in a few steps, and its end
-$\hat x_0$ is taken for the centre of $p(x_0|x_t)$. With the measurement,
+At each level the probability flow is followed from $x_t$ to the data, in one step or a few, and its
+end $\hat x_0$ is taken for the centre of $p(x_0|x_t)$. With the measurement,
 
 $$x_0 \sim p(x_0|x_t, y) \propto p(y|x_0)\,\mathcal N(x_0;\ \hat x_0, r_t^2 I), \qquad
   r_t^2 = \frac{s^2\sigma_t^2}{\alpha_t^2s^2 + \sigma_t^2}, \tag{1}$$
@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from .._check import check_positive, whole
 from .._denoiser import AbstractDenoiser
 from .._guidance import refuse_no_signal
-from .._measurement import Measurement
+from .._measurement import Measurement, require_measurement
 from .._process import as_time
 from .._types import Args, Example
 from .base import AbstractChain, Step
@@ -62,7 +62,7 @@ class DAPS(AbstractChain):
         measurement: Measurement,
         num_steps: int | None = None,
         *,
-        flow_steps: int = 5,
+        flow_steps: int = 1,
         std: float = 1.0,
         draw: AbstractDataDraw = LinearisedDraw(),
         spacing: Spacing | None = None,
@@ -73,7 +73,9 @@ class DAPS(AbstractChain):
         - `measurement`: what was measured.
         - `num_steps`, `spacing`, `times`: the levels, as for [`eqdiff.Grid`][]; 50 evenly spaced
             times by default.
-        - `flow_steps`: network calls at each level, Euler steps of the probability flow.
+        - `flow_steps`: network calls at each level, Euler steps of the probability flow. One is
+            the mean of $p(x_0|x_t)$ and was the best of the two for known posteriors; the paper
+            takes five, for images.
         - `std`: $s$, the standard deviation of the data; `float("inf")` is the paper's $r_t$.
         - `draw`: how equation (1) is drawn: [`eqdiff.LinearisedDraw`][], exact for a linear
             operator and Gaussian noise, or [`eqdiff.LangevinDraw`][].
@@ -84,6 +86,7 @@ class DAPS(AbstractChain):
         """
         if std != float("inf"):
             check_positive(self, std=std)
+        require_measurement(self, measurement)
         self.measurement, self.draw, self.std = measurement, draw, std
         self.grid = grid_of(self, num_steps, spacing, times, default=50)
         self.flow_steps = whole(self, "flow_steps", flow_steps)

@@ -25,7 +25,7 @@ import jax
 
 from .._check import check_fraction, check_positive, whole
 from .._guidance import refuse_no_signal
-from .._measurement import Measurement
+from .._measurement import Measurement, require_measurement
 from .base import AbstractChain
 from .grid import Grid, grid_of, Spacing
 from .linearised import gauss_newton
@@ -84,6 +84,7 @@ class DiffPIR(AbstractChain):
         for a measurement that does not fit the sample, and a process that ends without signal
         (α = 0).
         """
+        require_measurement(self, measurement)
         check_positive(self, strength=strength)
         check_fraction(self, share=share)
         self.measurement = measurement

@@ -49,7 +49,7 @@ from .._guidance import (
     refuse_no_signal,
     Tweedie,
 )
-from .._measurement import Measurement
+from .._measurement import Measurement, require_measurement
 from .._process import karras_times
 from .._types import Args, Example, Key, Scalar
 from .base import check_call, Step, steps_along
@@ -209,6 +209,7 @@ class TwistedSMC(eqx.Module):
         return Particles(x0, log_weights - total, sizes, log_evidence)
 
     def _check(self, denoiser: AbstractDenoiser, measurement: Measurement, like: Any) -> None:
+        require_measurement(self, measurement)
         measurement.check("TwistedSMC", like)
         measurement.noise.check_density("TwistedSMC")
         self.covariance.check(measurement)
