@@ -1,5 +1,6 @@
 """Grids of times: what they space evenly, their ends, and samplers on them."""
 
+import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -143,3 +144,16 @@ REFUSED = [
 def test_refused(call, match):
     with pytest.raises(ValueError, match=match):
         call()
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [eqd.DDIM(50), eqd.ProbabilityFlow(diffrax.Heun(), num_steps=25), eqd.DPMSolverPP(25)],
+    ids=lambda s: type(s).__name__,
+)
+def test_samplers_space_the_times_of_edm_as_its_paper_does(sampler):
+    """Of evenly spaced noise levels up to 80 hardly one is of the size of the data."""
+    process, std = eqd.EDMSDE(), 0.5
+    x1 = jnp.asarray([80.0, -40.0])
+    x0 = sampler(eqd.GaussianDenoiser(process, 0.0, std), x1)
+    np.testing.assert_allclose(x0, x1 * std / np.hypot(80.0, std), rtol=0.1)

@@ -32,6 +32,7 @@ from .schedule import is_whole as is_whole, Schedule as Schedule
 from .spacing import ddim_timesteps as ddim_timesteps, section_timesteps as section_timesteps
 from .sub_vp import SubVPSDE as SubVPSDE
 from .times import (
+    default_times as default_times,
     karras_times as karras_times,
     log_snr_times as log_snr_times,
     quadratic_times as quadratic_times,

@@ -20,8 +20,8 @@ class EDMSDE(AbstractProcess):
 
     $c_\text{noise} = \frac14\log\sigma_t$. The prior is $\mathcal N(0, t_1^2 I)$.
 
-    [`eqdiff.uniform_times`][] are uniform in $t = \sigma$, which is not how this process is used:
-    train with the times of [`eqdiff.LogNormal`][], and sample with [`eqdiff.karras_times`][].
+    Times that are uniform in $t = \sigma$ are not how this process is used: train with those of
+    [`eqdiff.LogNormal`][]. Samplers take [`eqdiff.karras_times`][] unless they are given others.
 
     ??? cite "Reference"
 

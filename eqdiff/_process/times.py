@@ -25,6 +25,7 @@ from jaxtyping import Array, Float, Shaped
 from .._check import check_positive, known_number, whole
 from .._types import Scalar
 from .base import AbstractProcess
+from .edm import EDMSDE
 from .named import cosine_schedule
 from .schedule import Schedule
 from .spacing import section_timesteps
@@ -38,8 +39,17 @@ def time_at(process: AbstractProcess, u: Float[Array, "..."]) -> Shaped[Array, "
     return process.t0 + (process.t1 - process.t0) * u
 
 
+def default_times(process: AbstractProcess, num_steps: int) -> Shaped[Array, " num_steps"]:
+    """`uniform_times`, but `karras_times` for EDM's process, whose time is the noise level itself:
+    of 50 levels evenly spaced up to 80 two would be of the size of the data.
+    """
+    spacing = karras_times if isinstance(process, EDMSDE) else uniform_times
+    return spacing(process, num_steps)
+
+
 def uniform_times(process: AbstractProcess, num_steps: int) -> Shaped[Array, " num_steps"]:
-    r"""`num_steps` decreasing times, evenly spaced in $t$: what samplers use by default.
+    r"""`num_steps` decreasing times, evenly spaced in $t$: what samplers use by default on every
+    process but [`eqdiff.EDMSDE`][].
 
     On a schedule they are its steps from $T-1$ to 0, rounded as in the official code.
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Shaped
 
 from .._check import of, whole
 from .._denoiser import AbstractDenoiser
-from .._process import AbstractProcess
+from .._process import AbstractProcess, default_times, Schedule
 from .._term import interval
 from .._types import Args, Example, Key, Scalar
 from .adjoint import adjoint_named
@@ -115,15 +115,17 @@ def ends_of(owner: AbstractSolve, num_steps: Any, spacing: Any, times: Any) -> G
         grid = grid_of(owner, num_steps, spacing, times)
     else:
         ends = whole(owner, "num_steps", num_steps) + 1
-        grid = grid_of(owner, ends, spacing, None, default_spacing=_evenly)
+        grid = grid_of(owner, ends, spacing, None, default_spacing=_real_times)
     if grid.num_steps is not None and grid.num_steps < 2:
         raise ValueError(f"{of(owner)}: one time was given; a step needs two.")
     return grid
 
 
-def _evenly(process: AbstractProcess, num_times: int) -> Float[Array, " n"]:
-    """Real times, also on a schedule."""
-    return jnp.linspace(process.t1, process.t0, num_times)
+def _real_times(process: AbstractProcess, num_times: int) -> Float[Array, " n"]:
+    """The default times of chains, but real ones on a schedule too."""
+    if isinstance(process, Schedule):
+        return jnp.linspace(process.t1, process.t0, num_times)
+    return default_times(process, num_times)
 
 
 def solve_terms(sampler, owner, terms, ends, dt0, y0, args, *, controller, saveat):

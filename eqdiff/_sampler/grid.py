@@ -12,10 +12,10 @@ from .._check import is_traced, of, whole
 from .._process import (
     AbstractProcess,
     check_time,
+    default_times,
     exactly,
     require_schedule,
     Schedule,
-    uniform_times,
 )
 from .._process._table import Table
 
@@ -45,7 +45,7 @@ class Grid(eqx.Module):
 
         - `num_steps`: how many times; all steps of a schedule if nothing is given.
         - `spacing`: a function `(process, num_steps) -> times`: [`eqdiff.uniform_times`][] (the
-            default), [`eqdiff.karras_times`][] and so on.
+            default), [`eqdiff.karras_times`][] (the default for [`eqdiff.EDMSDE`][]) and so on.
         - `times`: the decreasing times themselves, instead of both.
 
         **Raises:** `ValueError` if `times` is given together with one of the others, for a number
@@ -59,7 +59,7 @@ class Grid(eqx.Module):
             traced = is_traced(times)
             self._known, self._traced = (None, times) if traced else (Table(times), None)
         self.num_steps = None if num_steps is None else whole("Grid", "num_steps", num_steps)
-        self.spacing = uniform_times if spacing is None else spacing
+        self.spacing = default_times if spacing is None else spacing
 
     def times(self, process: AbstractProcess) -> Shaped[Array, " n"]:
         """The times on a process, decreasing.
@@ -107,7 +107,7 @@ def grid_of(
     times: Any,
     *,
     default: int | None = None,
-    default_spacing: Spacing = uniform_times,
+    default_spacing: Spacing = default_times,
 ) -> Grid:
     """The grid of a sampler, whose name error texts begin with, and whose defaults these are."""
     _check(owner, num_steps, spacing, times)
