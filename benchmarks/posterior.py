@@ -48,7 +48,7 @@ def problem(dim: int, measured: int, std: float, seed: int = 0):
     return denoiser, eqd.Measurement(jnp.asarray(y, float), operator, std), means
 
 
-def methods(denoiser, measurement) -> dict[str, tuple[Callable, Callable[[Any], Any], float]]:
+def methods(denoiser, measurement) -> dict[str, tuple[Callable, Any]]:
     """Name -> (draws of one key, calls)."""
 
     def chain(sampler, guided=denoiser):
