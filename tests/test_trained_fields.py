@@ -35,42 +35,30 @@ def _trained(shape, steps, batch):
     def build(key):
         return eqd.nn.UNet(sizes, style, eqd.nn.embeddings.iddpm(), key=key)
 
+    def loss(net, t, x0, args, *, key):
+        denoiser = eqd.Denoiser(net, process, eqd.PredictVelocity())
+        return eqd.l_simple(eqd.predict(denoiser, t, x0, args, key=key)), {}
+
     net = eqx.filter_jit(build)(jax.random.key(0))
-    params, static = eqx.partition(net, eqx.is_inexact_array)
     optimiser = optax.adam(optax.cosine_decay_schedule(3e-3, steps))
-
-    def denoiser(params):
-        return eqd.Denoiser(eqx.combine(params, static), process, eqd.PredictVelocity())
-
-    def loss(params, key):
-        keys = jax.random.split(key, 3)
-        x0 = _fields(shape, keys[0], batch)
-        t = jax.random.uniform(keys[1], (batch,), jnp.float32, process.t0, process.t1)
-
-        def one(t, x0, key):
-            return eqd.l_simple(eqd.predict(denoiser(params), t, x0, key=key))
-
-        return jnp.mean(jax.vmap(one)(t, x0, jax.random.split(keys[2], batch)))
-
-    @jax.jit
-    def run(params, keys):
-        def step(carry, key):
-            params, state = carry
-            gradient = jax.grad(loss)(params, key)
-            with jax.numpy_dtype_promotion("standard"):
-                updates, state = optimiser.update(gradient, state, params)
-                return (optax.apply_updates(params, updates), state), None
-
-        return jax.lax.scan(step, (params, optimiser.init(params)), keys)[0][0]
-
-    return denoiser(run(params, jax.random.split(jax.random.key(1), steps)))
+    timesteps, key = eqd.Uniform(process), jax.random.key(1)
+    fields = jax.jit(lambda key: _fields(shape, key, batch))
+    with jax.numpy_dtype_promotion("standard"):
+        state = eqd.train.init(net, optimiser, timesteps=timesteps, ema=(), key=key)
+        # One step at a time: XLA's gradients of convolutions are slow in a loop on a CPU.
+        step = eqd.train.make_step(loss, optimiser)
+        for key in jax.random.split(jax.random.key(2), steps):
+            state, _ = step(state, (fields(key), None))
+    return eqd.Denoiser(state.net, process, eqd.PredictVelocity())
 
 
 @pytest.mark.slow
-def test_a_small_network_learns_a_field():
+@pytest.mark.parametrize(
+    ("shape", "steps", "batch"), [((16,), 1200, 64), ((4, 4, 4), 250, 32)], ids=["1-D", "3-D"]
+)
+def test_a_small_network_learns_a_field(shape, steps, batch):
     """Samples have the covariance of a stationary Gaussian field."""
-    shape = (16,)
-    denoiser = _trained(shape, steps=1200, batch=64)
+    denoiser = _trained(shape, steps, batch)
 
     def draw(key):
         x1 = denoiser.process.prior_sample((1, *shape), key=key).astype(jnp.float32)
