@@ -52,7 +52,8 @@ FAULTS = r"""(screen) => {
 def site(tmp_path_factory):
     """The built site's folder and its address."""
     folder = tmp_path_factory.mktemp("site")
-    command = (sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(folder))
+    # Not --quiet: MkDocs then counts no warnings, and --strict means nothing.
+    command = (sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(folder))
     env = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     subprocess.run(command, cwd=ROOT, env=env, check=True, timeout=600)
     quiet = type("Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})

@@ -4,12 +4,12 @@ A split sampler deals with the prior and the measurement in turn. At each level 
 $\hat x_0$; a proximal step moves it towards the measurement, as far as the level's noise leaves
 $\hat x_0$ uncertain,
 
-$$\hat x_0' = \arg\min_x\ -\log p(y|x) + \frac{\|x - \hat x_0\|^2}{2v}, \qquad
+$$\hat x_0' = \operatorname*{arg\,min}_x\ -\log p(y|x) + \frac{\|x - \hat x_0\|^2}{2v}, \qquad
   v = \frac{\sigma_t^2}{\lambda\alpha_t^2}, \tag{1}$$
 
-which for $y = Ax_0 + \sigma_y n$ is the paper's $\arg\min \|y - Ax\|^2 + \rho_t\|x - \hat x_0\|^2$
-with $\rho_t = \lambda\sigma_y^2\alpha_t^2/\sigma_t^2$; and the state at the next level is made from
-it with a share ζ of fresh noise,
+which for $y = Ax_0 + \sigma_y n$ is the paper's minimum of
+$\|y - Ax\|^2 + \rho_t\|x - \hat x_0\|^2$ with $\rho_t = \lambda\sigma_y^2\alpha_t^2/\sigma_t^2$;
+and the state at the next level is made from it with a share ζ of fresh noise,
 
 $$x_s = \alpha_s\hat x_0' + \sigma_s\left(\sqrt{1-\zeta}\,\hat\varepsilon' + \sqrt\zeta\,z\right),
   \qquad \hat\varepsilon' = \frac{x_t - \alpha_t\hat x_0'}{\sigma_t}. \tag{2}$$

@@ -5,8 +5,9 @@ $x_t$. Where lines of many directions cross, their mean turns on the way, and a 
 it in small steps. The law of $x_0$ and that of ε must stay as they are, or other samples come out;
 which ε goes with which $x_0$ is free. Lines cross least if a batch is paired by the permutation
 
-$$\pi = \arg\min_\pi \sum_{i=1}^n \|x_0^i - \varepsilon^{\pi(i)}\|^2
-      = \arg\max_\pi \sum_{i=1}^n \langle x_0^i, \varepsilon^{\pi(i)}\rangle \tag{1}$$
+$$\pi = \operatorname*{arg\,min}_\pi \sum_{i=1}^n \|x_0^i - \varepsilon^{\pi(i)}\|^2
+      = \operatorname*{arg\,max}_\pi \sum_{i=1}^n \langle x_0^i, \varepsilon^{\pi(i)}\rangle
+      \tag{1}$$
 
 (Pooladian et al. 2023; Tong et al. 2024), which tends to optimal transport as batches grow. The
 right-hand side has no squares to cancel. SciPy solves it exactly on the host (Jonker & Volgenant's
