@@ -30,5 +30,5 @@ from .linear import (
 from .noise_conditional import Classifier as Classifier
 from .projected import ProjectedClassifierFree as ProjectedClassifierFree
 from .rescaled import RescaledClassifierFree as RescaledClassifierFree
-from .system import conjugate_gradients as conjugate_gradients
+from .system import weighed_residual as weighed_residual
 from .zero_star import ZeroStarClassifierFree as ZeroStarClassifierFree

@@ -42,7 +42,7 @@ from jaxtyping import Array
 from .._check import check_positive, whole
 from .._measurement import Measurement
 from .._types import Example, Scalar
-from .system import conjugate_gradients, Krylov, krylov, ridge, safe_divide, safe_norm
+from .system import Krylov, krylov, ridge, safe_divide, safe_norm, weighed_residual
 
 
 class Tweedie(NamedTuple):
@@ -173,11 +173,8 @@ class IsotropicCovariance(AbstractPosteriorCovariance):
         near = measurement.linearised(x0)
         square = jnp.asarray(self.std, x0.dtype) ** 2
         variance = square * sigma**2 / (alpha**2 * square + sigma**2)
-
-        def system(u):
-            return near.noise(u) + variance * near.forward(near.transpose(u))
-
-        v = near.transpose(conjugate_gradients(system, near.residual, self.iterations))
+        u = weighed_residual(near, lambda v: variance * v, self.iterations)
+        v = near.transpose(u)
         move, own = tweedie.back(v), variance * v
         along = jnp.sum(v * move)
         negative = safe_divide(jnp.minimum(along, 0), safe_norm(v))

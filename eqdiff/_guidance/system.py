@@ -88,6 +88,17 @@ def conjugate_gradients(system: Callable, b: Example, iterations: int) -> Exampl
     return u
 
 
+def weighed_residual(
+    here: Linearised, covariance: Callable[[Example], Example], iterations: int
+) -> Example:
+    r"""$u = S^{-1}r$ by conjugate gradients, for a symmetric $V$ as a product with vectors."""
+
+    def system(u: Example) -> Example:
+        return here.noise(u) + here.forward(covariance(here.transpose(u)))
+
+    return conjugate_gradients(system, here.residual, iterations)
+
+
 def safe_divide(a: Array, b: Array) -> Array:
     """a/b, and 0 where b is 0, with derivatives of 0 there."""
     return jnp.where(b != 0, a / jnp.where(b != 0, b, 1), 0)

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from .._check import check_positive, whole
+from .._guidance import weighed_residual
 from .._measurement import Measurement
 from .._types import Example, Key, Scalar
-from .linearised import gauss_newton, weighed_residual
+from .linearised import gauss_newton
 
 
 class AbstractDataDraw(eqx.Module):

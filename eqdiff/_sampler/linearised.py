@@ -8,24 +8,11 @@ $$\hat x_0 + VH^\top u, \qquad (\Sigma + HVH^\top)\,u = y - A(\hat x_0). \tag{1}
 The system is solved by conjugate gradients, by products with $H$ and $H^\top$ alone.
 """
 
-from collections.abc import Callable
-
 import jax
 
-from .._guidance import conjugate_gradients
-from .._measurement import Linearised, Measurement
+from .._guidance import weighed_residual
+from .._measurement import Measurement
 from .._types import Example, Scalar
-
-
-def weighed_residual(
-    here: Linearised, covariance: Callable[[Example], Example], iterations: int
-) -> Example:
-    r"""$u$ of equation (1), for $V$ as a product with vectors."""
-
-    def system(u: Example) -> Example:
-        return here.noise(u) + here.forward(covariance(here.transpose(u)))
-
-    return conjugate_gradients(system, here.residual, iterations)
 
 
 def gauss_newton(

@@ -48,13 +48,13 @@ from .._guidance import (
     IsotropicCovariance,
     refuse_no_signal,
     Tweedie,
+    weighed_residual,
 )
 from .._measurement import Measurement, require_measurement
 from .._process import karras_times
 from .._types import Args, Example, Key, Scalar
 from .base import check_call, Step, steps_along
 from .grid import Grid, grid_of, Spacing
-from .linearised import weighed_residual
 from .particles import effective_sample_size, Particles, systematic
 
 
