@@ -41,6 +41,13 @@ class DDIM(AbstractChain):
     Each step costs one network call. Deterministic at η = 0, and then needs no key, and `encode` is
     its inverse.
 
+    **Example:**
+
+    ```python
+    denoiser = eqd.GaussianDenoiser(eqd.VPSDE())
+    x0 = eqd.DDIM(20)(denoiser, jax.random.normal(jax.random.key(0), (3,)))
+    ```
+
     ??? cite "Reference"
 
         Song, Meng & Ermon, *Denoising Diffusion Implicit Models*, ICLR 2021, equations 12 and 16.
