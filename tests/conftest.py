@@ -1,7 +1,8 @@
 """Strictness for every test: float64, errors on promotion, two CPU devices to exercise sharding.
 
 `EQDIFF_TEST_X64=0` runs the same suite the way users run it, in float32; tests that need float64
-for their truth skip themselves there through the `x64` fixture.
+for their truth skip themselves there through the `x64` fixture. `EQDIFF_TEST_SEED=7` draws other random numbers: a sound bound on
+what is random holds for every seed.
 
 Compiled programs are kept in `.pytest_cache` and shared by the processes of a run: a second run
 takes less than half the time. `pytest --cache-clear` forgets them.
@@ -18,6 +19,7 @@ import jax
 
 
 X64 = os.environ.get("EQDIFF_TEST_X64", "1") == "1"
+SEED = int(os.environ.get("EQDIFF_TEST_SEED", "0"))
 
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_enable_x64", X64)
@@ -53,7 +55,7 @@ class _GetKey:
 
 @pytest.fixture
 def getkey():
-    return _GetKey(0)
+    return _GetKey(SEED)
 
 
 @pytest.fixture
