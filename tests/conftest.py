@@ -1,8 +1,10 @@
 """Strictness for every test: float64, errors on promotion, two CPU devices to exercise sharding.
 
 `EQDIFF_TEST_X64=0` runs the same suite the way users run it, in float32; tests that need float64
-for their truth skip themselves there through the `x64` fixture. `EQDIFF_TEST_SEED=7` draws other random numbers: a sound bound on
-what is random holds for every seed.
+for their truth skip themselves there through the `x64` fixture.
+
+`EQDIFF_TEST_SEED=7` draws other random numbers: a sound bound on what is random holds for (almost)
+every seed.
 
 Compiled programs are kept in `.pytest_cache` and shared by the processes of a run: a second run
 takes less than half the time. `pytest --cache-clear` forgets them.
