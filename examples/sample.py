@@ -147,15 +147,11 @@ def make_sampler(name, settings, process, num_steps, eta, tolerance) -> eqd.Abst
         num_steps = settings.get("sample_steps", recipe.sample_steps) if recipe else 100
     if isinstance(process, eqd.Schedule) and name in ("recipe", "ancestral"):
         num_steps = min(num_steps, process.num_steps)
-    # Evenly spaced times leave hardly any to EDM's low noise levels.
-    spacing = eqd.karras_times if isinstance(process, eqd.EDMSDE) else None
     make = {
         "recipe": lambda: recipe.sampler(num_steps),
         "ancestral": lambda: eqd.Ancestral(num_steps),
-        "ddim": lambda: eqd.DDIM(num_steps, eta=eta, spacing=spacing),
-        "pc": lambda: eqd.PredictorCorrector(
-            num_steps, corrector=eqd.Langevin(snr=0.16), spacing=spacing
-        ),
+        "ddim": lambda: eqd.DDIM(num_steps, eta=eta),
+        "pc": lambda: eqd.PredictorCorrector(num_steps, corrector=eqd.Langevin(snr=0.16)),
         "heun": lambda: eqd.StochasticHeun(num_steps),
         "ode": lambda: eqd.ProbabilityFlow(diffrax.Tsit5(), rtol=tolerance, atol=tolerance),
         "sde": lambda: eqd.ReverseSDE(diffrax.ShARK(), rtol=tolerance, atol=tolerance),
