@@ -13,6 +13,7 @@ the best round of each is kept.
 """
 
 import argparse
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,12 +21,11 @@ from typing import Any, NamedTuple
 
 import diffrax
 import equinox as eqx
+import figures
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 import optax
-from matplotlib.ticker import LogLocator, NullLocator
 from scipy import integrate
 from tqdm import tqdm, trange
 
@@ -256,30 +256,16 @@ def equal_error_table(rows: list[Row], batch: int) -> str:
     return "\n".join(lines)
 
 
-def picture(path: Path, name: str, rows: list[Row], batch: int) -> None:
-    fig, panels = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
-    for method in dict.fromkeys(row.method for row in rows):
-        mine = [row for row in rows if row.method == method]
-        style: dict[str, Any] = (
-            {"color": "0.3", "ls": "--", "marker": "s"} if method == HOST else {"marker": "o"}
-        )
-        errors = [row.rms for row in mine]
-        panels[0].plot([row.calls for row in mine], errors, ms=4, label=method, **style)
-        panels[1].plot([1e3 * row.seconds / batch for row in mine], errors, ms=4, **style)
-    panels[0].set(ylabel="error, bits/dim", xlabel="network calls")
-    panels[1].set(xlabel="ms per image")
-    for axes in panels:
-        axes.set(xscale="log", yscale="log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.grid(which="major", alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    fig.suptitle(name)
-    fig.legend(loc="outside lower center", ncols=3, frameon=False)
+def record(path: Path, rows: list[Row], batch: int) -> None:
+    """What `figures.py` draws."""
+    lines = []
+    for row in rows:
+        facts = {key: value for key, value in row._asdict().items() if key != "seconds"}
+        facts["ms"] = float(f"{1e3 * row.seconds / batch:.3g}")
+        facts |= {key: float(f"{facts[key]:.1e}") for key in ("rms", "largest")}
+        lines.append(json.dumps(facts))
     path.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(path, dpi=150)
-    plt.close(fig)
+    path.write_text("[\n " + ",\n ".join(lines) + "\n]\n")
 
 
 def sampling_table(denoiser: eqd.Denoiser, x: Any, rounds: int) -> str:
@@ -329,7 +315,7 @@ def main() -> None:
     parser.add_argument("--train-steps", type=int, default=1000, help="twice as many for the mlp")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--no-sampling", action="store_true", help="only the likelihoods")
-    parser.add_argument("--out", type=Path, help="folder for a picture of each network")
+    parser.add_argument("--out", type=Path, help="folder for numbers and figures")
     options = parser.parse_args()
     print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}")
     for name in options.network:
@@ -339,7 +325,9 @@ def main() -> None:
         print(f"\n**{title}**\n\n{likelihood_table(rows, options.batch)}")
         print(f"\n{equal_error_table(rows, options.batch)}", flush=True)
         if options.out is not None:
-            picture(options.out / f"{name}.png", title, rows, options.batch)
+            record(options.out / f"{name}.json", rows, options.batch)
+            if name in figures.LIKELIHOOD:
+                figures.likelihood(options.out, (name,))
         if not options.no_sampling:
             print(f"\n{sampling_table(denoiser, x, options.rounds)}", flush=True)
 

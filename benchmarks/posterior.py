@@ -1,7 +1,7 @@
 """Posterior samplers against exact posteriors: Gaussian mixtures in 2, 8 and 64 dimensions.
 
     python benchmarks/posterior.py                              # the table
-    python benchmarks/posterior.py --out docs/assets/posterior  # and posterior.json, posterior.png
+    python benchmarks/posterior.py --out docs/assets/posterior  # and posterior.json, figures
 
 The denoiser is exact, and so is the posterior, so that what is left is the sampler's own error: the
 energy distance of its samples to exact draws, and the largest error of a mode's weight. Calls are
@@ -14,17 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import figures
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 
 import eqdiff as eqd
-
-
-matplotlib.use("Agg")  # No screen is needed.
-
-import matplotlib.pyplot as plt
 
 
 SDE = eqd.VPSDE()
@@ -118,49 +113,17 @@ def measure(dim: int, measured: int, std: float, num: int) -> list[dict[str, Any
     return rows
 
 
-# Families, each one line of the figure.
-COLOURS = {
-    "DPS": "#D55E00",
-    "ΠGDM": "#CC79A7",
-    "MMPS": "#0072B2",
-    "DiffPIR": "#E69F00",
-    "DAPS": "#56B4E9",
-    "TwistedSMC": "#009E73",
-}
-
-
-def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """The energy distance against calls, one panel for each dimension."""
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.8), sharey=True, constrained_layout=True)
-    for axis, dim in zip(axes, (2, 8, 64), strict=True):
-        here = [row for row in rows if row["dim"] == dim]
-        axis.axhline(here[0]["distance"], color="0.6", ls=":")
-        axis.text(20, here[0]["distance"] * 1.06, "exact draws", color="0.4")
-        for family, colour in COLOURS.items():
-            line = [row for row in here if row["name"].startswith(family)]
-            if family == "DAPS":
-                line = [row for row in line if "flow_steps=1" in row["name"]]
-            calls = [row["calls"] for row in line]
-            distances = [row["distance"] for row in line]
-            axis.plot(calls, distances, "o-", color=colour, label=family)
-        axis.set(xscale="log", yscale="log", xlabel="network calls", title=f"{dim} dimensions")
-    axes[0].set_ylabel("energy distance")
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center", frameon=False)
-    figure.savefig(path, dpi=130)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--num", type=int, default=800, help="samples per setting")
-    parser.add_argument("--out", type=Path, help="a folder for posterior.json and posterior.png")
+    parser.add_argument("--out", type=Path, help="a folder for posterior.json and its figures")
     options = parser.parse_args()
     problems = ((2, 1, 0.2), (8, 2, 0.2), (64, 8, 0.1))
     rows = [row for problem in problems for row in measure(*problem, options.num)]
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "posterior.json").write_text(json.dumps(rows, indent=1) + "\n")
-        draw(rows, options.out / "posterior.png")
+        figures.posterior(options.out)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Error against network calls for every sampler, on a Gaussian mixture whose score is exact.
 
     python benchmarks/samplers.py                               # the table
-    python benchmarks/samplers.py --out docs/assets/samplers    # and samplers.json, samplers.png
+    python benchmarks/samplers.py --out docs/assets/samplers    # and samplers.json, figures
     python benchmarks/samplers.py --only UniPC --out docs/assets/samplers    # those alone again
 
 With the exact score all that is left is the sampler's own error. It is measured in two ways, in
@@ -26,19 +26,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import diffrax
+import figures
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 from tqdm import tqdm
 
 import eqdiff as eqd
-
-
-matplotlib.use("Agg")  # No screen is needed.
-
-import matplotlib.pyplot as plt
-from matplotlib.patheffects import withStroke
 
 
 SDE = eqd.VPSDE()
@@ -187,70 +181,6 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-# Okabe and Ito's palette, which the colour-blind tell apart.
-BLUE, ORANGE, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
-SKY, AMBER, BLACK = "#56B4E9", "#E69F00", "#000000"
-# What a panel shows: the family, its colour, its label, where that stands, and what it points at.
-DETERMINISTIC = (
-    ("DDIM", BLUE, "DDIM", (330, 0.0125), None),
-    ("StochasticHeun, no churn", AMBER, "StochasticHeun", (13.5, 0.9), None),
-    ("DPMSolverPP", GREEN, "DPM-\nSolverPP", (4.6, 0.023), (17.1, 0.023)),
-    ("UniPC", PINK, "UniPC", (4.6, 0.045), (10.6, 0.045)),
-    ("ProbabilityFlow, Tsit5, adaptive", BLACK, "ProbabilityFlow", (45, 0.25), None),
-)
-STOCHASTIC = (
-    ("Ancestral", BLUE, "Ancestral,\nDDIM(eta=1)", (4.6, 0.045), (18, 0.075)),
-    ("EulerMaruyama", SKY, "Euler-\nMaruyama", (5.3, 0.75), None),
-    ("StochasticHeun, churn 40", AMBER, "StochasticHeun, churn 40", (20, 0.3), None),
-    ("SDEDPMSolverPP", GREEN, "SDEDPM-\nSolverPP", (4.6, 0.021), (26, 0.021)),
-    ("ReverseSDE, ShARK, adaptive", BLACK, "ReverseSDE", (44, 0.14), None),
-    ("PredictorCorrector", ORANGE, "PredictorCorrector", (170, 0.085), None),
-)
-PATH = (
-    ("DDIM", BLUE, "DDIM", (330, 0.015), None),
-    ("StochasticHeun, no churn", AMBER, "Stochastic-\nHeun", (15, 0.4), None),
-    ("DPMSolverPP", GREEN, "DPMSolverPP", (225, 0.0038), None),
-    ("UniPC", PINK, "UniPC", (225, 0.0018), None),
-    ("DPMSolverPP, order 3", SKY, "DPMSolverPP,\norder 3", (225, 0.0009), None),
-    ("UniPC, order 3", ORANGE, "UniPC, order 3", (185, 0.0002), None),
-    ("ProbabilityFlow, Tsit5, adaptive", BLACK, "ProbabilityFlow", (18, 0.0002), None),
-)
-
-
-def panel(axes: Any, rows: list[Row], shown: tuple, error: Callable[[Row], float | None]) -> None:
-    for name, colour, label, place, target in shown:
-        mine = [row for row in rows if row.sampler == name]
-        axes.plot([row.calls for row in mine], list(map(error, mine)), "o-", color=colour, ms=4)
-        arrow = None if target is None else dict(arrowstyle="-", color=colour, lw=0.8)
-        text = axes.annotate(
-            label, target or place, place, color=colour, va="center", arrowprops=arrow
-        )
-        text.set_path_effects([withStroke(linewidth=3, foreground="white")])
-    axes.set(xscale="log", yscale="log", xlabel="network calls per sample", xlim=(4.2, 1500))
-    axes.set_xticks([5, 10, 20, 50, 100, 200, 500, 1000], minor=False)
-    axes.set_xticklabels(["5", "10", "20", "50", "100", "200", "500", "1000"])
-    axes.minorticks_off()
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def picture(path: Path, rows: list[Row], floor: tuple[float, float]) -> None:
-    plt.rcParams["font.size"] = 13
-    fig, (left, middle, right) = plt.subplots(1, 3, figsize=(16, 5.4), layout="constrained")
-    for axes, shown in ((left, DETERMINISTIC), (middle, STOCHASTIC)):
-        panel(axes, rows, shown, lambda row: row.distribution)
-        axes.set(ylim=(0.005, 1.2), ylabel="error of the distribution")
-        axes.axhspan(*floor, color="0.88", lw=0)
-        axes.annotate("exact draws", (4.6, 1.07 * floor[0]), color="0.35")
-    panel(right, rows, PATH, lambda row: row.path)
-    right.set(ylim=(1e-5, 1.2), ylabel="error of the path")
-    left.set_title("Deterministic samplers")
-    middle.set_title("Stochastic samplers")
-    right.set_title("Deterministic samplers, the same noise")
-    fig.savefig(path, dpi=130)
-    plt.close(fig)
-
-
 def merged(rows: list[Row], num: int, path: Path) -> list[Row]:
     """The rows, and those of other families that were measured before with as many points."""
     names: dict[str, list[Row]] = {}
@@ -266,7 +196,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--num", type=int, default=32768, help="points per setting")
     parser.add_argument("--only", nargs="*", help="families whose name contains one of these")
-    parser.add_argument("--out", type=Path, help="folder for samplers.json and samplers.png")
+    parser.add_argument("--out", type=Path, help="folder for samplers.json and its figures")
     options = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
     chosen = [f for f in families() if not options.only or any(o in f.name for o in options.only)]
@@ -281,7 +211,7 @@ def main() -> None:
         rows = merged(rows, options.num, options.out / "samplers.json")
         facts = {"num": options.num, "floor": floor, "rows": [row._asdict() for row in rows]}
         (options.out / "samplers.json").write_text(json.dumps(facts, indent=1) + "\n")
-        picture(options.out / "samplers.png", rows, floor)
+        figures.samplers(options.out)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """Inference from simulations, against the exact posterior: `python examples/simulator.py`.
 
 Trains a conditional denoiser on pairs of parameters θ and data x, compares log p(θ|x) and samples
-with the exact posterior, checks the calibration, and writes `simulator.png`. `--help` lists the
-flags.
+with the exact posterior, checks the calibration, and writes `simulator.png` and, with its numbers,
+`simulator.json`. `--help` lists the flags.
 """
 
 import dataclasses
+import json
 import warnings
 from pathlib import Path
 from typing import Literal
@@ -155,6 +156,13 @@ def main(config: Config) -> None:
     right.set(title="coverage", xlabel="level", xlim=(0, 1), ylim=(0, 1), aspect="equal")
     right.legend()
     figure.savefig(config.out, dpi=120)
+    numbers = {
+        "samples": np.round(drawn.astype(float), 3).tolist(),
+        "levels": check.levels.tolist(),
+        "band": np.broadcast_to(check.band, check.levels.shape).tolist(),
+        "coverage": np.asarray(check.coverage).tolist(),
+    }
+    config.out.with_suffix(".json").write_text(json.dumps(numbers) + "\n")
     print(config.out)
 
 

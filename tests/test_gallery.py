@@ -78,16 +78,3 @@ def test_a_page_runs(name, tmp_path):
         command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-2000:]
-
-
-def test_text_becomes_light_on_a_dark_page(runner):
-    figure, axes = runner.plt.subplots()
-    with runner.plt.rc_context(runner.STYLE):
-        figure, axes = runner.plt.subplots()
-        axes.set_title("title")
-        (line,) = axes.plot([0, 1])
-    before = line.get_color()
-    runner._darken(figure)
-    assert axes.title.get_color() == runner.DARK
-    assert line.get_color() == before
-    runner.plt.close("all")

@@ -20,35 +20,16 @@ import time
 import jupytext
 import matplotlib
 import matplotlib.pyplot as plt
-from matplotlib.figure import Figure
 
 
 HERE = pathlib.Path(__file__).parent
-ASSETS = HERE.parent / "assets" / "gallery"
+# At the end: examples have modules of the same names as some benchmarks.
+sys.path.append(str(HERE.parent.parent / "benchmarks"))
 
-# Okabe and Ito's colours, which the colour-blind can tell apart; the eighth, black, is the text's.
-PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
-LIGHT, DARK = "#202124", "#dadce3"
-STYLE = {
-    "axes.prop_cycle": matplotlib.cycler(color=PALETTE),
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlesize": 12,
-    "figure.constrained_layout.use": True,
-    "font.size": 11,
-    "image.cmap": "viridis",
-    "legend.frameon": False,
-    "savefig.bbox": "tight",
-    "savefig.dpi": 110,
-    "savefig.transparent": True,
-    **{
-        f"{what}.{part}": LIGHT
-        for what, part in (
-            *(("axes", "edgecolor"), ("axes", "labelcolor"), ("axes", "titlecolor")),
-            *(("text", "color"), ("xtick", "color"), ("ytick", "color")),
-        )
-    },
-}
+from _figure import save_twins, STYLE  # noqa: E402
+
+
+ASSETS = HERE.parent / "assets" / "gallery"
 
 
 def pages() -> list[pathlib.Path]:
@@ -67,27 +48,11 @@ def digest(path: pathlib.Path) -> str:
     return hashlib.sha256(re.sub(r"[\s,]", "", code).encode()).hexdigest()[:16]
 
 
-def _darken(figure: Figure) -> None:
-    """Gives what has the colour of the text the dark page's instead."""
-    light = matplotlib.colors.to_rgba(LIGHT)
-    for artist in figure.findobj():
-        for kind in ("color", "edgecolor"):
-            get = getattr(artist, f"get_{kind}", None)
-            if get is None or not matplotlib.colors.is_color_like(color := get()):
-                continue
-            if matplotlib.colors.to_rgba(color) == light:
-                getattr(artist, f"set_{kind}")(DARK)
-    for axes in figure.axes:
-        axes.tick_params(colors=DARK)
-
-
 def _save_figures(name: str, number: int) -> list[str]:
     names = []
     for index, figure in enumerate(map(plt.figure, plt.get_fignums())):
         stem = f"{name}-{number}" + (f"-{index}" if index else "")
-        figure.savefig(ASSETS / f"{stem}-light.png")
-        _darken(figure)
-        figure.savefig(ASSETS / f"{stem}-dark.png")
+        save_twins(figure, ASSETS / stem)
         names.append(stem)
     plt.close("all")
     return names

@@ -1,0 +1,55 @@
+"""The documentation's figures: drawn from the numbers beside them, for light and dark pages."""
+
+import pathlib
+import shutil
+import sys
+
+import pytest
+
+
+pytest.importorskip("matplotlib")
+
+ROOT = pathlib.Path(__file__).parent.parent
+# At the end: examples have modules of the same names as some benchmarks.
+sys.path.append(str(ROOT / "benchmarks"))
+
+import _figure
+import figures
+import matplotlib.pyplot as plt
+
+
+def test_text_becomes_light_on_a_dark_page(tmp_path):
+    with plt.rc_context(_figure.STYLE):
+        figure, axes = plt.subplots()
+        axes.set_title("title")
+        (line,) = axes.plot([0, 1])
+        points = axes.scatter([0], [1], color=_figure.FAINT)
+        name = _figure.label(axes, "name", (0, 1), _figure.BLUE)
+    before, dim = line.get_color(), sum(_figure.to_rgb(name.get_color()))
+    _figure.save_twins(figure, tmp_path / "x")
+    assert {path.name for path in tmp_path.iterdir()} == {"x-light.png", "x-dark.png"}
+    assert _figure.to_rgba(axes.title.get_color()) == _figure.to_rgba(_figure.DARK)
+    assert tuple(points.get_facecolor()[0]) == _figure.to_rgba(_figure.FAINT_DARK)
+    assert sum(_figure.to_rgb(name.get_color())) > dim
+    assert line.get_color() == before
+    plt.close("all")
+
+
+@pytest.mark.parametrize("name", figures.FIGURES)
+def test_what_is_committed_is_what_is_drawn(name, tmp_path):
+    draw, folder = figures.FIGURES[name]
+    kept = figures.ASSETS / folder
+    for path in (*kept.glob("*.json"), *kept.glob("*.png")):
+        shutil.copy(path, tmp_path)
+    draw(tmp_path)
+    drawn = {path.name for path in tmp_path.glob("*.svg")}
+    assert drawn and drawn <= {path.name for path in kept.glob("*.svg")}
+    for dark in tmp_path.glob("*-dark.svg"):
+        light = dark.with_name(dark.name.replace("-dark", "-light"))
+        assert _figure.LIGHT in light.read_text() and _figure.LIGHT not in dark.read_text()
+
+
+def test_no_figure_is_left_over():
+    pages = "".join(path.read_text() for path in (ROOT / "docs").glob("*.md"))
+    for path in figures.ASSETS.glob("*/*.svg"):
+        assert str(path.relative_to(figures.ASSETS)) in pages, path
