@@ -55,6 +55,7 @@ BEFORE = {
     "docs/api/terms.md": COMMON,
     "docs/api/train.md": COMMON + TRAINING,
     "docs/many-samples.md": COMMON + IMAGES,
+    "docs/recipes.md": "import diffrax\n",
 }
 
 # Smaller sizes, so that a page runs in seconds: every left-hand side must still be on its page.
@@ -98,6 +99,20 @@ SMALLER = {
         "denoiser, 1000": "denoiser, 4",
         "process, 1000": "process, 20",
     },
+    "docs/recipes.md": {
+        "= eqd.nn.presets.iddpm_digits(key=key)": (
+            "= lambda c, x, args, *, key: jnp.concatenate([x, x])"
+        ),
+        "init(net, partly": "init(new, partly",
+        "DDIM(50": "DDIM(2",
+        "denoiser), 16": "denoiser), 2",
+        "range(400, -1, -10)": "range(400, -1, -200)",
+        "repeats=10": "repeats=2",
+        "flow = eqd.ProbabilityFlow(rtol=1e-3, atol=1e-3)": (
+            "flow = eqd.ProbabilityFlow(diffrax.Euler(), num_steps=2)"
+        ),
+        "levels=17, key": "levels=17, flow=flow, key",
+    },
     "docs/simulators.md": {
         "range(4000)": "range(2)",
         "simulate(512)": "simulate(4)",
@@ -118,6 +133,7 @@ SKIPPED = {
     "docs/bring-your-own-network.md": ["from flax import nnx"],
     "docs/coming-from.md": [".pt", "ddpm-cifar10-32", "save_diffusers("],
     "docs/many-samples.md": ["start_processes()"],
+    "docs/recipes.md": ["ddpm-cifar10-32", ".pt"],
 }
 
 SLOW = frozenset(
@@ -131,6 +147,7 @@ SLOW = frozenset(
             "inverse-problems",
             "simulators",
             "likelihoods",
+            "recipes",
             "evaluate",
             "api/bound",
             "api/likelihood",
