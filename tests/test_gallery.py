@@ -16,6 +16,12 @@ PAGES = sorted(path.stem for path in GALLERY.glob("[!_]*.py"))
 
 # Smaller sizes, so that a page runs in seconds: every left-hand side must still be on its page.
 SMALLER = {
+    "bring_a_model": {
+        "num_steps = 2000": "num_steps = 3",
+        "num_steps=1000)": "num_steps=3)",
+        "Ancestral()": "Ancestral(3)",
+        "held_out(100)": "held_out(4)",
+    },
     "eight_devices": {"num_steps=1500": "num_steps=3", "4096, (2,)": "16, (2,)"},
     "three_views": {
         "num_steps = 6000": "num_steps = 3",
