@@ -266,6 +266,7 @@ def first_steps(folder: pathlib.Path) -> None:
 
 
 def skipped_prefix(folder: pathlib.Path) -> None:
+    """The numbers of the page's table, written by `examples/reproduce_iddpm`."""
     found = _read(folder / "reproduction.json")
     with panel(folder / "skipped_prefix", (4.6, 3.6)) as axes:
         for name, colour, place in (
@@ -282,6 +283,7 @@ def skipped_prefix(folder: pathlib.Path) -> None:
 
 
 def training(folder: pathlib.Path) -> None:
+    """The bound along training: numbers read off the picture of that run, to about 5 %."""
     found = _read(folder / "reproduction.json")["training"]
     with panel(folder / "training", (4.6, 3.6)) as axes:
         for name, text, colour, place in (
@@ -298,6 +300,7 @@ def training(folder: pathlib.Path) -> None:
 
 
 def fewer_steps(folder: pathlib.Path) -> None:
+    """The numbers of the page's two tables, written by `examples/reproduce_iddpm`."""
     found = _read(folder / "reproduction.json")
     claim, real = found["fewer_steps"], found["real"]
     # The name, and how far its label is moved, in points, from the right end of the bits and from

@@ -1,16 +1,17 @@
 """Says where names may be broken at the end of a line: `eqdiff.` from `PredictorCorrector`.
 
-Browsers break code anywhere, in the middle of a word, or at each hyphen. Here a short name is never
-broken, and a long one after a dot, a slash or an underscore.
+Browsers break code anywhere, in the middle of a word, or at each hyphen. Here a long name is broken
+after a dot, a slash or an underscore, a short one not at all but in a table on a phone, and a flag,
+`--process`, never.
 """
 
 import re
 
 
-_CODE = re.compile(r"<code>([^<\s]+)</code>")
+_CODE = re.compile(r"<code>([^<]+)</code>")
+_FLAG = re.compile(r"(?<!\S)-[^\s]{1,30}")
 _HEADING = re.compile(r'(<span class="doc doc-object-name [^"]*">)([^<\s]+)(</span>)')
-_SHORT = 14  # Characters.
-_LONG = 26
+_LONG = 30  # Characters; fewer fit a line of a phone.
 _AFTER = re.compile(r"(?<=[^./_,=(])([./_,=(])(?=[^./_,=()&;])")
 
 
@@ -22,11 +23,16 @@ def breakable(text: str) -> str:
     return _AFTER.sub(r"\1<wbr>", text)
 
 
+def _whole(match: re.Match) -> str:
+    return f'<span class="whole">{match.group()}</span>'
+
+
 def _code(match: re.Match) -> str:
     text = match.group(1)
-    if len(text) <= _SHORT or ("." not in text and len(text) <= _LONG):
-        return f'<code class="whole">{text}</code>'
-    return f"<code>{breakable(text)}</code>"
+    if " " in text:
+        return f"<code>{_FLAG.sub(_whole, text)}</code>"
+    whole = ' class="whole"' if len(text) <= _LONG else ""
+    return f"<code{whole}>{breakable(text)}</code>"
 
 
 def on_page_content(content, page, config, files):

@@ -1,5 +1,6 @@
-"""The documentation's figures: drawn from the numbers beside them, for light and dark pages."""
+"""How the documentation looks: figures of light and dark pages, and names at the end of a line."""
 
+import importlib.util
 import pathlib
 import shutil
 import sys
@@ -53,3 +54,24 @@ def test_no_figure_is_left_over():
     pages = "".join(path.read_text() for path in (ROOT / "docs").glob("*.md"))
     for path in figures.ASSETS.glob("*/*.svg"):
         assert str(path.relative_to(figures.ASSETS)) in pages, path
+
+
+@pytest.mark.parametrize(
+    ("html", "shown"),
+    [
+        ("<code>--process</code>", '<code class="whole">--process</code>'),
+        ("<code>eqdiff.DDIM</code>", '<code class="whole">eqdiff.<wbr>DDIM</code>'),
+        ("<code>a --b</code>", '<code>a <span class="whole">--b</span></code>'),
+        ("<code>a - b</code>", "<code>a - b</code>"),
+        (
+            "<code>eqdiff.discretised_gaussian_log_likelihood_exact</code>",
+            "<code>eqdiff.<wbr>discretised_<wbr>gaussian_<wbr>log_<wbr>likelihood_<wbr>exact</code>",
+        ),
+    ],
+)
+def test_where_names_are_broken(html, shown):
+    spec = importlib.util.spec_from_file_location("names", ROOT / "docs" / "hooks" / "names.py")
+    assert spec is not None and spec.loader is not None
+    names = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(names)
+    assert names.on_page_content(html, None, None, None) == shown
