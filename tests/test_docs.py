@@ -39,9 +39,7 @@ def loss_fn(net, t, x0, args, *, key):
     return eqd.l_simple(eqd.predict(eqd.Denoiser(net, schedule), t, x0, args, key=key)), {}
 loader = [(jnp.zeros((4, 2)), None)] * 2
 """
-IMAGES = "denoiser = eqd.Denoiser(lambda c, x, args, *, key: 0 * x, schedule)\n"
 BEFORE = {
-    "docs/adaptive-solves.md": COMMON + "x1 = jnp.stack([x1, -x1])\nx = image\n",
     "docs/api/bound.md": COMMON,
     "docs/api/denoisers.md": COMMON,
     "docs/api/guidance.md": COMMON + CONDITIONAL,
@@ -54,8 +52,8 @@ BEFORE = {
     "docs/api/serialise.md": COMMON,
     "docs/api/terms.md": COMMON,
     "docs/api/train.md": COMMON + TRAINING,
-    "docs/many-samples.md": COMMON + IMAGES,
-    "docs/recipes.md": "import diffrax\n",
+    "docs/recipes.md": "import diffrax
+",
 }
 
 # Smaller sizes, so that a page runs in seconds: every left-hand side must still be on its page.
