@@ -52,8 +52,7 @@ BEFORE = {
     "docs/api/serialise.md": COMMON,
     "docs/api/terms.md": COMMON,
     "docs/api/train.md": COMMON + TRAINING,
-    "docs/recipes.md": "import diffrax
-",
+    "docs/recipes.md": "import diffrax\n",
 }
 
 # Smaller sizes, so that a page runs in seconds: every left-hand side must still be on its page.
