@@ -23,6 +23,22 @@ SMALLER = {
         "held_out(100)": "held_out(4)",
     },
     "eight_devices": {"num_steps=1500": "num_steps=3", "4096, (2,)": "16, (2,)"},
+    "flow_matching": {
+        "num_steps=8000": "num_steps=3",
+        "draw_noise(50_000)": "draw_noise(20)",
+        "batch_size=5000": "batch_size=20",
+        "denoiser, 4000": "denoiser, 20",
+    },
+    "inverse": {
+        "side, noise_std = 20": "side, noise_std = 8",
+        "[5:15, 5:15]": "[2:6, 2:6]",
+        "DDIM(50": "DDIM(2",
+        "SDEDPMSolverPP(30)": "SDEDPMSolverPP(2)",
+        "400": "4",
+        "1000": "20",
+        "(100": "(4",
+        "measurement, 100": "measurement, 4",
+    },
     "three_views": {
         "num_steps = 6000": "num_steps = 3",
         "cosine_schedule(1000)": "cosine_schedule(20)",
