@@ -1,10 +1,11 @@
 """The documentation as a browser shows it: every page, in both themes, on a screen and a phone.
 
-Needs Chromium (`apt-get install chromium`), which pip does not have: without it the tests are
-skipped.
+Needs Chromium (`apt-get install chromium`), which pip does not have: without it those tests are
+skipped. `page_faults.js` says what is wrong with a page.
 """
 
 import functools
+import html.parser
 import http.server
 import os
 import pathlib
@@ -12,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import urllib.parse
 
 import pytest
 
@@ -20,32 +22,11 @@ ROOT = pathlib.Path(__file__).parent.parent
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking")
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="There is no Chromium."),
-]
+ADDRESS = "https://example.org/eqdiff/"
 
-# What is wrong with a page as it stands. Code, tables and formulas may scroll inside themselves on
-# a phone; on a screen, code and the page as a whole must not.
-FAULTS = r"""(screen) => {
-  const width = document.documentElement.clientWidth, faults = [];
-  if (document.documentElement.scrollWidth > width + 1)
-    faults.push(`the page is ${document.documentElement.scrollWidth} wide`);
-  for (const code of document.querySelectorAll('article pre > code'))
-    if (screen && code.scrollWidth > code.clientWidth + 1)
-      faults.push('code is cut: ' + code.textContent.slice(0, 60));
-  const text = document.body.cloneNode(true);
-  for (const node of text.querySelectorAll('code, pre, script, style, annotation')) node.remove();
-  for (const match of text.textContent.matchAll(/\\[a-zA-Z]{2,}|\\\(|\\\[|\$[^$\n]{1,40}\$/g))
-    faults.push('raw TeX: ' + match[0]);
-  for (const link of document.querySelectorAll('a[href^="#"]')) {
-    const id = decodeURIComponent(link.getAttribute('href').slice(1));
-    if (id && !document.getElementById(id)) faults.push('no such place: #' + id);
-  }
-  for (const image of document.images)
-    if (image.complete && !image.naturalWidth) faults.push('no picture: ' + image.src);
-  return faults;
-}"""
+pytestmark = pytest.mark.slow
+
+FAULTS = (pathlib.Path(__file__).parent / "page_faults.js").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +35,7 @@ def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
     # Not --quiet: MkDocs then counts no warnings, and --strict means nothing.
     command = (sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(folder))
-    env = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    env = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "SITE_URL": ADDRESS}
     subprocess.run(command, cwd=ROOT, env=env, check=True, timeout=600)
     quiet = type("Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
     server = http.server.ThreadingHTTPServer(
@@ -68,6 +49,8 @@ def site(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
+    if CHROMIUM is None:
+        pytest.skip("There is no Chromium.")
     playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=[*FLAGS])
@@ -93,14 +76,121 @@ def test_every_page_is_whole(site, browser, width, scheme):
     assert not faults, "\n".join(faults)
 
 
-@pytest.mark.parametrize(
-    ("words", "page"), [("FID", "evaluate"), ("bits per dimension", "faq"), ("inpainting", "contr")]
-)
-def test_the_search_finds(site, browser, words, page):
+FAULTY = """<!DOCTYPE html><title>t</title><body style="margin: 0"><article>
+<p style="width: 2000px">wide</p> <p style="overflow: hidden; width: 50px">VeryLongWordThatIsCut</p>
+<div class="highlight"><nav class="md-code__nav" style="position: absolute; width: 3em">b</nav>
+<pre><code>some code</code></pre></div> <h1 style="width: 2em; word-break: break-all">sampler</h1>
+$x_1$ <a href="#nowhere">link</a> <img src="data:,"> <img alt="twin" src="data:,#only-light">
+</article><div class="md-nav--secondary"><ul>ENTRIES</ul></div></body>"""
+
+
+def test_the_faults_of_a_page_are_found(browser):
+    page = browser.new_context(viewport={"width": 1400, "height": 900}).new_page()
+    page.set_content(FAULTY.replace("ENTRIES", "<li>entry</li>" * 51))
+    found = "\n".join(page.evaluate(FAULTS, True))
+    for fault in (
+        *("the page is 2000 wide", "P leaves the page", "P is cut: Very", "code lies under"),
+        *('"sampler" is broken', "raw TeX: $x_1$", "no such place: #nowhere", "no picture"),
+        *("without words", "without its twin", "more than 50"),
+    ):
+        assert fault in found, fault
+    page.set_content("<body><article><p>Words, and <code>eqd.DDIM(50)</code>.</p></article></body>")
+    assert page.evaluate(FAULTS, True) == []
+
+
+class _Links(html.parser.HTMLParser):
+    """The links of a page, and the places in it that others may link to."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.links, self.places, self.card = set(), set(), None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        values = dict(attrs)
+        self.places |= {values[name] for name in ("id", "name") if values.get(name)}
+        self.links |= {values[name] for name in ("href", "src") if values.get(name)}
+        if values.get("property") == "og:image":
+            self.card = values["content"]
+
+
+def test_links_lead_somewhere(site):
+    folder, _ = site
+    pages = {p: _Links(p.read_text()) for p in folder.rglob("index.html")}
+    faults = []
+    for page, parsed in pages.items():
+        for link in parsed.links:
+            address = urllib.parse.urlsplit(link.removeprefix(ADDRESS))
+            if address.scheme or address.netloc:
+                continue
+            base = folder if link.startswith(ADDRESS) else page.parent
+            target = (base / urllib.parse.unquote(address.path)).resolve()
+            target = target if address.path or base == folder else page
+            target = target / "index.html" if target.is_dir() else target
+            place = urllib.parse.unquote(address.fragment)
+            known = pages[target].places if target in pages else {place}
+            if not target.exists() or (place and place not in known):
+                faults.append(f"{page.relative_to(folder)}: {link}")
+    assert not faults, "\n".join(sorted(faults))
+
+
+def test_a_link_to_a_page_shows_a_card(site):
+    folder, _ = site
+    for path in folder.rglob("index.html"):
+        card = _Links(path.read_text()).card
+        assert card is not None and card.startswith(ADDRESS), path
+        header = (folder / card.removeprefix(ADDRESS)).read_bytes()[:24]
+        assert header[:4] == b"\x89PNG"
+        assert [int.from_bytes(header[i : i + 4], "big") for i in (16, 20)] == [1200, 630]
+
+
+# What readers look for, and a page that must be among the first five of the answer.
+SEARCHES = {
+    "FID": "evaluate",
+    "metrics": "api/metrics",
+    "bits/dim": "likelihoods",
+    "bits per dimension": "api/likelihood",
+    "inpainting": "controllable",
+    "EMA": "averages",
+    "resume": "api/train",
+    "TensorBoard": "training",
+    "checkpoint": "api/train",
+    "diffusers": "coming-from",
+    "classifier-free guidance": "api/guidance",
+    "CFG": "controllable",
+    "multi-GPU": "devices",
+    "bfloat16": "speed",
+    "learning rate": "fine-tuning",
+    "posterior": "inverse-problems",
+    "optimal transport": "flow-matching",
+    "fine-tune": "fine-tuning",
+    "export": "export",
+    "DDIM": "api/samplers",
+    "DDPM": "reproduction",
+    "DPM-Solver++": "choosing-a-sampler",
+    "SDEdit": "controllable",
+    "corrector": "api/samplers",
+    "LowDiscrepancy": "api/losses",
+    "cite": "citing",
+}
+
+
+def test_the_search_finds(site, browser):
     _, address = site
     tab = browser.new_context(viewport={"width": 1400, "height": 900}).new_page()
     tab.goto(address)
-    tab.fill("input[name=query]", words)
-    tab.wait_for_selector(".md-search-result__link")
-    links = tab.locator(".md-search-result__link").evaluate_all("a => a.map(b => b.href)")
-    assert any(page in link for link in links[:5]), links
+    missed = []
+    for words, page in SEARCHES.items():
+        for text in ("", words):
+            # The search listens to keys.
+            tab.fill("input[name=query]", text)
+            tab.press("input[name=query]", "End")
+            tab.wait_for_function(
+                "some => some === !!document.querySelector('.md-search-result__item')",
+                arg=bool(text),
+            )
+        links = tab.locator(".md-search-result__item > a")
+        found = [*dict.fromkeys(links.evaluate_all("a => a.map(b => b.pathname)"))]
+        if f"/{page}/" not in found[:5]:
+            missed.append(f"{words}: {found[:5]}")
+    assert not missed, "\n".join(missed)
