@@ -65,7 +65,8 @@ def test_no_figure_is_left_over():
         ("<code>a - b</code>", "<code>a - b</code>"),
         (
             "<code>eqdiff.discretised_gaussian_log_likelihood_exact</code>",
-            "<code>eqdiff.<wbr>discretised_<wbr>gaussian_<wbr>log_<wbr>likelihood_<wbr>exact</code>",
+            "<code>eqdiff.<wbr>discretised_<wbr>gaussian_<wbr>log_<wbr>likelihood_<wbr>"
+            "exact</code>",
         ),
     ],
 )

@@ -17,6 +17,9 @@ PAGES = sorted(path.stem for path in GALLERY.glob("[!_]*.py"))
 # Smaller sizes, so that a page runs in seconds: every left-hand side must still be on its page.
 SMALLER = {
     "bring_a_model": {
+        "channel_mult=(1, 2)": "channel_mult=(1,)",
+        "attention_downsamples=(2,)": "attention_downsamples=(1,)",
+        '"1,2"': '"1"',
         "num_steps = 2000": "num_steps = 3",
         "num_steps=1000)": "num_steps=3)",
         "Ancestral()": "Ancestral(3)",
@@ -38,6 +41,14 @@ SMALLER = {
         "1000": "20",
         "(100": "(4",
         "measurement, 100": "measurement, 4",
+    },
+    "simulator": {
+        "num_steps = 6000": "num_steps = 3",
+        "20_000": "200",
+        "num = 1000": "num = 20",
+        "DDIM(60": "DDIM(4",
+        "simulate(400)": "simulate(40)",
+        "num_draws=19": "num_draws=4",
     },
     "three_views": {
         "num_steps = 6000": "num_steps = 3",
