@@ -24,7 +24,14 @@ class AbstractActivation(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class SiLU(AbstractActivation):
-    r"""$x / (1 + e^{-x})$, also called swish (every published U-Net)."""
+    r"""$x / (1 + e^{-x})$, also called swish (every published U-Net).
+
+    **Example:**
+
+    ```python
+    style = eqd.nn.Style(eqd.nn.styles.Strided(), activation=eqd.nn.styles.SiLU())
+    ```
+    """
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """See `AbstractActivation.__call__`."""
@@ -33,7 +40,14 @@ class SiLU(AbstractActivation):
 
 @dataclasses.dataclass(frozen=True)
 class ELU(AbstractActivation):
-    """$x$ above zero, $e^x - 1$ below."""
+    """$x$ above zero, $e^x - 1$ below.
+
+    **Example:**
+
+    ```python
+    style = eqd.nn.Style(eqd.nn.styles.Strided(), activation=eqd.nn.styles.ELU())
+    ```
+    """
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """See `AbstractActivation.__call__`."""
@@ -49,6 +63,12 @@ class LeakyReLU(AbstractActivation):
     - `slope`: $k$, between 0 (ReLU) and 1; score_sde's is 0.2.
 
     **Raises:** `ValueError` for another slope.
+
+    **Example:**
+
+    ```python
+    style = eqd.nn.Style(eqd.nn.styles.Strided(), activation=eqd.nn.styles.LeakyReLU(0.2))
+    ```
     """
 
     slope: float | int = 0.2
@@ -64,7 +84,14 @@ class LeakyReLU(AbstractActivation):
 
 @dataclasses.dataclass(frozen=True)
 class ReLU(AbstractActivation):
-    """$x$ above zero, 0 below."""
+    """$x$ above zero, 0 below.
+
+    **Example:**
+
+    ```python
+    style = eqd.nn.Style(eqd.nn.styles.Strided(), activation=eqd.nn.styles.ReLU())
+    ```
+    """
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """See `AbstractActivation.__call__`."""

@@ -114,7 +114,15 @@ class AbstractAttention(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class PlainAttention(AbstractAttention):
-    """Two matrix products and a softmax in float32 or better, everywhere."""
+    """Two matrix products and a softmax in float32 or better, everywhere.
+
+    **Example:**
+
+    ```python
+    q = k = v = jnp.ones((16, 4, 8))  # tokens, heads, channels of a head
+    out = eqd.nn.PlainAttention()(q, k, v)
+    ```
+    """
 
     def __call__(self, q: Queries, k: Keys, v: Keys) -> Queries:
         """See `AbstractAttention`."""
@@ -129,6 +137,13 @@ class FusedAttention(AbstractAttention):
     bfloat16 or float16 with at most 128 channels per head, a multiple of 8. Forward mode and second
     derivatives are those of the plain formula, so likelihoods and exact traces of a network that
     was trained with the kernel need no other network.
+
+    **Example:**
+
+    ```python
+    q = k = v = jnp.ones((16, 4, 8), jnp.bfloat16)  # tokens, heads, channels of a head
+    out = eqd.nn.FusedAttention()(q, k, v)
+    ```
     """
 
     def __call__(self, q: Queries, k: Keys, v: Keys) -> Queries:

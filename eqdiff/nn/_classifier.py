@@ -30,19 +30,18 @@ from ._style import Layers, Style
 class UNetClassifier(eqx.Module):
     r"""Equation (1): logits of a noisy image, from the way down of [`eqdiff.nn.UNet`][].
 
-    ```python
-    nn = eqdiff.nn
-    shape = nn.UNetShape(out_channels=10, attention_downsamples=(2, 4))
-    embed, pool = nn.embeddings.iddpm(), nn.AttentionPool(32)
-    net = nn.UNetClassifier(shape, nn.styles.adm(), embed, pool, key=key)
-    classifier = eqdiff.Classifier(net, schedule)
-    loss = eqdiff.classifier_loss(classifier, t, x0, class_label, key=key)      # to train it
-    guided = eqdiff.ClassifierGuidance(eqdiff.FixedArgs(denoiser), classifier, scale=2.0)
-    ```
-
     The published classifiers are made by `presets.adm_classifier`; their weights are read by
     [`eqdiff.interop.openai_classifier`][]. One example at a time, channels first; use
     `jax.vmap` for a batch.
+
+    **Example:**
+
+    ```python
+    shape = eqd.nn.UNetShape(out_channels=10, channels=64, attention_downsamples=(2, 4))
+    embed, pool = eqd.nn.embeddings.iddpm(), eqd.nn.AttentionPool(image_size=32)
+    net = eqd.nn.UNetClassifier(shape, eqd.nn.styles.adm(), embed, pool, key=jax.random.key(0))
+    classifier = eqd.Classifier(net, eqd.cosine_schedule(1000))
+    ```
 
     ??? cite "Reference"
 

@@ -26,6 +26,12 @@ class Conditions(NamedTuple):
 
     - `class_label`: the class, one integer, or `None`.
     - `augment`: the parameters of the augmentation, `(augment_size,)`, or `None` for zeros.
+
+    **Example:**
+
+    ```python
+    args = eqd.nn.Conditions(class_label=3, augment=jnp.zeros(9))
+    ```
     """
 
     class_label: Any = None

@@ -132,6 +132,14 @@ class ClassCondition(AbstractCondition):
         is a null.
 
     **Raises:** `ValueError` for fewer than one class, or a dropout that is no probability below 1.
+
+    **Example:**
+
+    ```python
+    condition = eqd.nn.ClassCondition(10, dropout=0.1)
+    net = eqd.nn.MLP(2, 2, conditions=condition, key=jax.random.key(0))
+    F = net(0.5, jnp.ones(2), 3)  # None in place of 3 for the null
+    ```
     """
 
     num_classes: int
@@ -168,6 +176,14 @@ class VectorCondition(AbstractCondition):
 
     **Raises:** `ValueError` for an empty vector, a mean or a std of another size, a std that is not
     positive, or a dropout that is no probability below 1.
+
+    **Example:**
+
+    ```python
+    conditions = {"theta": eqd.nn.VectorCondition(3, mean=1.0, std=2.0)}
+    net = eqd.nn.MLP(2, 2, conditions=conditions, key=jax.random.key(0))
+    F = net(0.5, jnp.ones(2), {"theta": jnp.ones(3)})
+    ```
     """
 
     size: int
@@ -214,6 +230,15 @@ class FieldCondition(AbstractCondition):
 
     **Raises:** `ValueError` for fewer than one channel, a mean or a std of another size, a std that
     is not positive, or a dropout that is no probability below 1.
+
+    **Example:**
+
+    ```python
+    shape, style = eqd.nn.UNetShape(channels=32, channel_mult=(1, 2)), eqd.nn.styles.ddpm()
+    embed, mask = eqd.nn.embeddings.iddpm(), eqd.nn.FieldCondition(1)
+    net = eqd.nn.UNet(shape, style, embed, conditions=mask, key=jax.random.key(0))
+    F = net(500.0, jnp.ones((3, 16, 16)), jnp.ones((1, 16, 16)))
+    ```
     """
 
     channels: int
@@ -262,6 +287,14 @@ class TokenCondition(AbstractCondition):
 
     **Raises:** `ValueError` for empty tokens, a mean or a std of another size, a std that is not
     positive, or a dropout that is no probability below 1.
+
+    **Example:**
+
+    ```python
+    condition = eqd.nn.TokenCondition(4)
+    net = eqd.nn.MLP(2, 2, conditions=condition, key=jax.random.key(0))
+    F = net(0.5, jnp.ones(2), jnp.ones((7, 4)))  # seven tokens of four numbers
+    ```
     """
 
     size: int

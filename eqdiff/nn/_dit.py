@@ -173,6 +173,13 @@ class DiT(eqx.Module):
     One example at a time, channels first; use `jax.vmap` for a batch. The paper's sizes are made by
     [`eqdiff.nn.presets.dit`][].
 
+    **Example:**
+
+    ```python
+    net = eqd.nn.DiT(channels=64, depth=2, num_heads=4, num_classes=10, key=jax.random.key(0))
+    F = net(500.0, jnp.ones((4, 8, 8)), 3)
+    ```
+
     ??? cite "Reference"
 
         Peebles & Xie, *Scalable Diffusion Models with Transformers*, ICCV 2023.

@@ -61,7 +61,14 @@ class AbstractConditions(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class ClassTable(AbstractConditions):
-    """A learned vector for each class, added after the perceptron; every call needs a class."""
+    """A learned vector for each class, added after the perceptron; every call needs a class.
+
+    **Example:**
+
+    ```python
+    embed = eqd.nn.Embedding(conditions=eqd.nn.embeddings.ClassTable())
+    ```
+    """
 
     def build(self, shape: UNetShape, in_size: int, out_size: int, key: Key) -> Modules:
         """See `AbstractConditions.build`."""
@@ -113,6 +120,12 @@ class OneHotBefore(AbstractConditions):
     **Arguments:**
 
     - `class_dropout`: the probability that a class is dropped where a key is given.
+
+    **Example:**
+
+    ```python
+    embed = eqd.nn.Embedding(conditions=eqd.nn.embeddings.OneHotBefore(class_dropout=0.1))
+    ```
     """
 
     class_dropout: float = 0.0
@@ -151,6 +164,12 @@ class OneHotAfter(AbstractConditions):
     **Arguments:**
 
     - `class_dropout`: the probability that a class is dropped where a key is given.
+
+    **Example:**
+
+    ```python
+    embed = eqd.nn.Embedding(conditions=eqd.nn.embeddings.OneHotAfter(class_dropout=0.1))
+    ```
     """
 
     class_dropout: float = 0.0
@@ -200,6 +219,12 @@ class Embedding:
     - `init`: how the perceptron's weights start, as in [`eqdiff.nn.Style`][].
     - `mult`: the size of the embedding as a multiple of the network's channels.
     - `activation`: of the perceptron, as in [`eqdiff.nn.Style`][].
+
+    **Example:**
+
+    ```python
+    embed = eqd.nn.Embedding(eqd.nn.embeddings.Fourier(scale=16.0), mult=4)
+    ```
     """
 
     time: AbstractTime = _SINUSOIDS

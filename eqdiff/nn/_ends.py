@@ -15,7 +15,15 @@ from ._check import check_c_noise
 
 
 class Centred(eqx.Module):
-    """A network of data in [−1, 1] for data in [0, 1]: the left of equation (1)."""
+    """A network of data in [−1, 1] for data in [0, 1]: the left of equation (1).
+
+    **Example:**
+
+    ```python
+    net = eqd.nn.Centred(eqd.nn.MLP(2, 2, key=jax.random.key(0)))
+    F = net(0.5, jnp.array([0.0, 1.0]))  # the network sees [-1, 1]
+    ```
+    """
 
     net: Network
 
@@ -41,11 +49,14 @@ class DividedBySigma(eqx.Module):
 
     Its time input is $\log\sigma$, the `c_noise` of [`eqdiff.VESDE`][], so that
 
-    ```python
-    denoiser = eqd.Denoiser(eqd.nn.DividedBySigma(net), eqd.VESDE(), eqd.PredictScore())
-    ```
-
     is right for a network whose output has the same scale at every σ.
+
+    **Example:**
+
+    ```python
+    net = eqd.nn.DividedBySigma(eqd.nn.MLP(2, 2, key=jax.random.key(0)))
+    denoiser = eqd.Denoiser(net, eqd.VESDE(), eqd.PredictScore())
+    ```
     """
 
     net: Network

@@ -31,12 +31,15 @@ from .._types import Args, Example, Key, Network, Time
 class FourierFeatures(eqx.Module):
     r"""A network that sees sines and cosines of its input as further channels: equation (2).
 
-    ```python
-    net = eqd.nn.FourierFeatures(eqd.nn.MLP(5 * 64, 64, key=key), levels=17)
-    ```
-
     What the network sees is $c_\text{in}x_t$, so it is for parameterisations with
     $c_\text{in} = 1$, and processes with $\alpha \approx 1$ where there is little noise: VP, VE.
+
+    **Example:**
+
+    ```python
+    net = eqd.nn.FourierFeatures(eqd.nn.MLP(5 * 64, 64, key=jax.random.key(0)), levels=17)
+    F = net(500.0, jnp.zeros(64))
+    ```
 
     ??? cite "Reference"
 

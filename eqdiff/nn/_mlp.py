@@ -85,6 +85,13 @@ class MLP(eqx.Module):
 
     The time input may have any scale: it resolves $[0, 1000]$, $[0, 1]$ and logarithms of a noise
     level equally finely.
+
+    **Example:**
+
+    ```python
+    net = eqd.nn.MLP(2, 2, width=64, key=jax.random.key(0))
+    F = jax.vmap(net)(jnp.array([1.0, 500.0]), jnp.ones((2, 2)))
+    ```
     """
 
     linear_in: Linear

@@ -172,6 +172,13 @@ class NCSNv2(eqx.Module):
 
     One example at a time, channels first; use `jax.vmap` for a batch.
 
+    **Example:**
+
+    ```python
+    net = eqd.nn.NCSNv2(channels=32, key=jax.random.key(0))
+    score = net(jnp.log(0.1), jnp.ones((3, 16, 16)))
+    ```
+
     ??? cite "Reference"
 
         Song & Ermon, *Improved Techniques for Training Score-Based Generative Models*,

@@ -94,6 +94,12 @@ class AveragePool(AbstractPool):
     """Global average pooling, equation (1); the official code's `pool="adaptive"`.
 
     At first all logits are zero.
+
+    **Example:**
+
+    ```python
+    pool = eqd.nn.AveragePool()  # the `pool` of an eqd.nn.UNetClassifier
+    ```
     """
 
     def build(
@@ -140,6 +146,12 @@ class AttentionPool(AbstractPool):
     """Attention pooling, equation (3): what ADM's published classifiers have.
 
     For square images of one side only, whose pixels at the lowest level it knows by position.
+
+    **Example:**
+
+    ```python
+    pool = eqd.nn.AttentionPool(image_size=64)  # the `pool` of an eqd.nn.UNetClassifier
+    ```
     """
 
     image_size: int = eqx.field(static=True)
@@ -201,7 +213,14 @@ class SpatialHead(AbstractHead):
 
 class SpatialPool(AbstractPool):
     """The means of every block's output in a perceptron, equation (2); the official code's
-    `pool="spatial"` and `"spatial_v2"`."""
+    `pool="spatial"` and `"spatial_v2"`.
+
+    **Example:**
+
+    ```python
+    pool = eqd.nn.SpatialPool(normalise=True)  # the `pool` of an eqd.nn.UNetClassifier
+    ```
+    """
 
     normalise: bool = eqx.field(static=True)
     hidden_size: int = eqx.field(static=True)

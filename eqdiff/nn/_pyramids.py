@@ -17,6 +17,12 @@ class InputSkip(AbstractInputPyramid):
 
     - `kernel`: the taps of its filter; `(1, 1)` is a 2×2 mean.
     - `concatenate`: whether it becomes further channels, or is added.
+
+    **Example:**
+
+    ```python
+    style = eqd.nn.styles.ncsnpp(input_pyramid=eqd.nn.styles.InputSkip(concatenate=True))
+    ```
     """
 
     kernel: Kernel = (1, 1)
@@ -38,6 +44,12 @@ class OutputSkip(AbstractOutputPyramid):
     **Arguments:**
 
     - `kernel`: the taps of its filter; `(1, 1)` repeats pixels.
+
+    **Example:**
+
+    ```python
+    style = eqd.nn.styles.ncsnpp(output_pyramid=eqd.nn.styles.OutputSkip((1, 3, 3, 1)))
+    ```
     """
 
     kernel: Kernel = (1, 1)
@@ -62,6 +74,13 @@ class ResidualPyramid(AbstractInputPyramid, AbstractOutputPyramid):
 
     - `resampling`: how its sides change: [`eqdiff.nn.styles.Filtered`][] or
         [`eqdiff.nn.styles.Strided`][].
+
+    **Example:**
+
+    ```python
+    pyramid = eqd.nn.styles.ResidualPyramid(eqd.nn.styles.Filtered())
+    style = eqd.nn.styles.ncsnpp(output_pyramid=pyramid)
+    ```
     """
 
     resampling: AbstractResampling

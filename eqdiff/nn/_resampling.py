@@ -17,6 +17,12 @@ class Strided(AbstractResampling):
 
     - `padding`: zeros before and after each side: one on both in OpenAI's networks, `(0, 1)` in
         Song's.
+
+    **Example:**
+
+    ```python
+    style = eqd.nn.Style(eqd.nn.styles.Strided(padding=(0, 1)))
+    ```
     """
 
     padding: tuple[int, int] = (1, 1)
@@ -38,6 +44,12 @@ class Filtered(AbstractResampling):
     **Arguments:**
 
     - `kernel`: the filter's taps along one axis, in any scale.
+
+    **Example:**
+
+    ```python
+    style = eqd.nn.Style(eqd.nn.styles.Filtered((1, 3, 3, 1)))
+    ```
     """
 
     kernel: Kernel = (1, 3, 3, 1)
@@ -67,6 +79,12 @@ class Pooling(AbstractResampling):
     **Arguments:**
 
     - `kernel`: the filter's taps along one axis; `(1, 1)` is a 2×2 mean and repeated pixels.
+
+    **Example:**
+
+    ```python
+    style = eqd.nn.Style(eqd.nn.styles.Pooling())
+    ```
     """
 
     kernel: Kernel = (1, 1)
@@ -90,6 +108,12 @@ class InBlock(AbstractResampling):
 
     - `kernel`: the filter's taps along one axis; `(1, 1)` is a 2×2 mean and repeated pixels.
     - `project`: whether the block has a 1×1 convolution in its skip (NCSN++), or none (ADM).
+
+    **Example:**
+
+    ```python
+    style = eqd.nn.Style(eqd.nn.styles.InBlock(project=True))
+    ```
     """
 
     kernel: Kernel = (1, 1)

@@ -32,6 +32,12 @@ class UNetShape:
 
     **Raises:** `ValueError` for fewer than one block or level, a width below one, or another number
     of dimensions.
+
+    **Example:**
+
+    ```python
+    shape = eqd.nn.UNetShape(in_channels=1, out_channels=2, channels=32, channel_mult=(1, 2))
+    ```
     """
 
     in_channels: int = 3

@@ -32,6 +32,12 @@ class Norm:
     - `eps`: added to the variance: 1e-5 in PyTorch and OpenAI's networks, 1e-6 in Flax and Song's.
     - `min_channels`: never fewer channels in one group, of which there are then fewer than
         `groups` in narrow layers; NCSN++ and EDM's networks have 4. Zero for exactly `groups`.
+
+    **Example:**
+
+    ```python
+    style = eqd.nn.Style(eqd.nn.styles.Strided(), norm=eqd.nn.styles.Norm(groups=8))
+    ```
     """
 
     groups: int = 32
@@ -66,7 +72,14 @@ class AbstractInitialisation(abc.ABC):
 @dataclasses.dataclass(frozen=True)
 class TorchInit(AbstractInitialisation):
     r"""PyTorch's default, $\mathcal U(-n_\text{in}^{-1/2}, n_\text{in}^{-1/2})$; the last map of
-    every branch and of the network starts at zero, and with it the output (OpenAI)."""
+    every branch and of the network starts at zero, and with it the output (OpenAI).
+
+    **Example:**
+
+    ```python
+    style = eqd.nn.Style(eqd.nn.styles.Strided(), init=eqd.nn.styles.TorchInit())
+    ```
+    """
 
     def initialisers(self) -> Initialisers:
         """See `AbstractInitialisation.initialisers`."""
@@ -81,6 +94,12 @@ class FanInit(AbstractInitialisation):
 
     - `out_scale`: $s$ of the last map of every branch and of the network; elsewhere it is 1, and
         0.2 in the map into attention.
+
+    **Example:**
+
+    ```python
+    style = eqd.nn.Style(eqd.nn.styles.Strided(), init=eqd.nn.styles.FanInit(out_scale=0.0))
+    ```
     """
 
     out_scale: float | int = 1e-10
@@ -100,14 +119,28 @@ class AbstractModulation(abc.ABC):
 @dataclasses.dataclass(frozen=True)
 class ScaleShift(AbstractModulation):
     r"""$(1 + s)\,\mathrm{GN}(h) + b$ with $(s, b) = W\,\mathrm{SiLU}(e)$ (Nichol & Dhariwal
-    2021)."""
+    2021).
+
+    **Example:**
+
+    ```python
+    style = eqd.nn.Style(eqd.nn.styles.Strided(), modulation=eqd.nn.styles.ScaleShift())
+    ```
+    """
 
     scales = True
 
 
 @dataclasses.dataclass(frozen=True)
 class Added(AbstractModulation):
-    r"""$\mathrm{GN}(h + W\,\mathrm{SiLU}(e))$ (Ho et al. 2020)."""
+    r"""$\mathrm{GN}(h + W\,\mathrm{SiLU}(e))$ (Ho et al. 2020).
+
+    **Example:**
+
+    ```python
+    style = eqd.nn.Style(eqd.nn.styles.Strided(), modulation=eqd.nn.styles.Added())
+    ```
+    """
 
     scales = False
 
@@ -131,6 +164,12 @@ class Heads(AbstractHeads):
 
     - `heads`: how many.
     - `up`: how many on the way up; `None` for as many.
+
+    **Example:**
+
+    ```python
+    style = eqd.nn.styles.iddpm(heads=eqd.nn.styles.Heads(8))
+    ```
     """
 
     heads: int = 1
@@ -148,6 +187,12 @@ class HeadsOf(AbstractHeads):
     **Arguments:**
 
     - `channels`: of each head.
+
+    **Example:**
+
+    ```python
+    style = eqd.nn.styles.adm(heads=eqd.nn.styles.HeadsOf(32))
+    ```
     """
 
     channels: int = 64
@@ -169,6 +214,12 @@ class HeadsOfAtLeast(AbstractHeads):
     **Arguments:**
 
     - `channels`: of each head, at least.
+
+    **Example:**
+
+    ```python
+    style = eqd.nn.styles.edm_adm(heads=eqd.nn.styles.HeadsOfAtLeast(32))
+    ```
     """
 
     channels: int = 64
@@ -191,14 +242,28 @@ class AbstractAttentionUp(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class EveryBlock(AbstractAttentionUp):
-    """Attention after every block (OpenAI, Ho et al. 2020)."""
+    """Attention after every block (OpenAI, Ho et al. 2020).
+
+    **Example:**
+
+    ```python
+    style = eqd.nn.styles.ddpm(attention_up=eqd.nn.styles.EveryBlock())
+    ```
+    """
 
     every = True
 
 
 @dataclasses.dataclass(frozen=True)
 class LastBlock(AbstractAttentionUp):
-    """Attention after the last block (Song)."""
+    """Attention after the last block (Song).
+
+    **Example:**
+
+    ```python
+    style = eqd.nn.styles.ddpm(attention_up=eqd.nn.styles.LastBlock())
+    ```
+    """
 
     every = False
 
@@ -262,13 +327,6 @@ class Style:
 
     `eqdiff.nn.styles` has one function for each family, whose result `dataclasses.replace` changes:
 
-    ```python
-    import dataclasses
-
-    style = eqd.nn.styles.adm(dropout=0.1)
-    style = dataclasses.replace(style, scale=0.5**0.5, heads=eqd.nn.styles.Heads(8))
-    ```
-
     **Arguments:**
 
     - `resampling`: how sides change between levels: [`eqdiff.nn.styles.Strided`][],
@@ -298,6 +356,12 @@ class Style:
     - `padding`: what convolutions take to lie beyond the edges: [`eqdiff.ZeroPadding`][],
         [`eqdiff.PeriodicPadding`][], [`eqdiff.ReflectingPadding`][], [`eqdiff.LatLonPadding`][] or
         [`eqdiff.MixedPadding`][].
+
+    **Example:**
+
+    ```python
+    style = eqd.nn.Style(eqd.nn.styles.Strided(), heads=eqd.nn.styles.Heads(4), dropout=0.1)
+    ```
     """
 
     resampling: AbstractResampling

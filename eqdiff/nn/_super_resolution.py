@@ -26,16 +26,16 @@ from ._condition_embeddings import resized
 class SuperResolution(eqx.Module):
     """Conditions a network on a low-resolution image, equation (1).
 
-    ```python
-    net = eqdiff.nn.SuperResolution(eqdiff.nn.presets.iddpm_imagenet64(in_channels=6, key=key))
-    denoiser = eqdiff.Denoiser(net, schedule, variance=eqdiff.LearnedRange())
-
-    low_res = eqdiff.nn.area_downsample(x0, 4)                            # in the loss
-    p = eqdiff.predict(denoiser, t, x0, low_res, key=key)
-    ```
-
     For a network with classes, `args` is the pair `(low_res, class)`. A corrupted `low_res` in
     training makes the upsampler of a cascade robust: add noise to it in the loss.
+
+    **Example:**
+
+    ```python
+    net = eqd.nn.presets.iddpm_imagenet64(in_channels=6, channels=32, key=jax.random.key(0))
+    x0 = jnp.ones((3, 64, 64))
+    F = eqd.nn.SuperResolution(net)(500.0, x0, eqd.nn.area_downsample(x0, 4))
+    ```
 
     ??? cite "Reference"
 
@@ -117,6 +117,12 @@ def area_downsample(image: Shaped[Array, "..."], factor: int) -> Float[Array, "c
 
     **Raises:** `ValueError` for a factor that does not divide the sides, or where the image is not
     a floating-point image.
+
+    **Example:**
+
+    ```python
+    low_res = eqd.nn.area_downsample(jnp.ones((3, 64, 64)), 4)  # (3, 16, 16)
+    ```
     """
     shape = jnp.shape(image)
     if len(shape) != 3 or not jnp.issubdtype(jnp.result_type(image), jnp.floating):

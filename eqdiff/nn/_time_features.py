@@ -30,6 +30,12 @@ class Sinusoids(AbstractTime):
     **Arguments:**
 
     - `mult`: how many as a multiple of the network's channels.
+
+    **Example:**
+
+    ```python
+    embed = eqd.nn.Embedding(eqd.nn.embeddings.Sinusoids())
+    ```
     """
 
     mult: int = 1
@@ -51,6 +57,12 @@ class SongSinusoids(AbstractTime):
     **Arguments:**
 
     - `mult`: how many as a multiple of the network's channels.
+
+    **Example:**
+
+    ```python
+    embed = eqd.nn.embeddings.score_sde(eqd.nn.embeddings.SongSinusoids())
+    ```
     """
 
     mult: int = 1
@@ -79,6 +91,12 @@ class NoiseLevels(AbstractTime):
     - `sigma_min`, `sigma_max`, `number_of_levels`: $\sigma_{\min}$, $\sigma_{\max}$ and $N$.
 
     **Raises:** `ValueError` for levels that are not increasing, positive and at least two.
+
+    **Example:**
+
+    ```python
+    embed = eqd.nn.embeddings.score_sde(eqd.nn.embeddings.NoiseLevels(0.01, 50.0, 1000))
+    ```
     """
 
     sigma_min: float | int
@@ -119,6 +137,12 @@ class Fourier(AbstractTime):
     - `scale`: the standard deviation of the frequencies.
     - `frequencies`: themselves, half as many as the features; by default the same draw in every
         network of that size.
+
+    **Example:**
+
+    ```python
+    embed = eqd.nn.embeddings.score_sde(eqd.nn.embeddings.Fourier(scale=16.0))
+    ```
     """
 
     mult: int = 2

@@ -29,6 +29,14 @@ class Transferred(NamedTuple):
     - `copied`: those that the new network has from the old one.
     - `fresh`: those of the new network that stay as they were initialised.
     - `unused`: those of the old network that nothing was made of.
+
+    **Example:**
+
+    ```python
+    net = eqd.nn.MLP(2, 2, key=jax.random.key(0))
+    _, report = eqd.nn.transfer(net, net)  # an eqd.nn.Transferred
+    print(len(report.copied), report.fresh, report.unused)
+    ```
     """
 
     copied: tuple[str, ...]
@@ -38,13 +46,6 @@ class Transferred(NamedTuple):
 
 def transfer(source: eqx.Module, target: Net) -> tuple[Net, Transferred]:
     """A network with the parameters of another one wherever name and shape agree.
-
-    ```python
-    shape = dataclasses.replace(trained.shape, num_classes=5)
-    new = eqd.nn.UNet(shape, trained.style, trained.embed, key=key)
-    net, report = eqd.nn.transfer(trained, new)
-    print(report.fresh)  # ("class_embedding.weight",)
-    ```
 
     The first and the last convolution are fresh for another number of channels, the embedding of
     classes for another number of classes, everything wider or deeper for another size. Networks of
@@ -59,6 +60,15 @@ def transfer(source: eqx.Module, target: Net) -> tuple[Net, Transferred]:
     names that were copied, fresh and unused.
 
     **Raises:** `ValueError` where no parameter can be copied.
+
+    **Example:**
+
+    ```python
+    trained = eqd.nn.MLP(2, 2, key=jax.random.key(0))
+    new = eqd.nn.MLP(2, 2, num_classes=5, key=jax.random.key(1))
+    net, report = eqd.nn.transfer(trained, new)
+    print(report.fresh)  # ('class_embedding.weight',)
+    ```
     """
     old, new = dict(_parameters(source)), dict(_parameters(target))
     different = _other_frequencies(source, target)

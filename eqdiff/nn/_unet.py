@@ -42,12 +42,6 @@ from ._style import Layers, Style
 class UNet(eqx.Module):
     r"""Equation (1), for images of any size that the levels divide and any number of channels.
 
-    ```python
-    shape = eqd.nn.UNetShape(channels=64, channel_mult=(1, 2, 2), attention_downsamples=(4,))
-    style = eqd.nn.styles.ncsnpp(dropout=0.1)
-    net = eqd.nn.UNet(shape, style, eqd.nn.embeddings.iddpm(), key=key)
-    ```
-
     Conditioned on a field and a vector, of which the network learns to do without either:
 
     ```python
@@ -65,6 +59,15 @@ class UNet(eqx.Module):
     Published configurations are made by `eqdiff.nn.presets`; trained weights are read by
     [`eqdiff.interop.openai_unet`][], [`eqdiff.interop.score_sde_network`][],
     [`eqdiff.interop.edm_network`][] and [`eqdiff.interop.diffusers_network`][].
+
+    **Example:**
+
+    ```python
+    shape = eqd.nn.UNetShape(channels=64, channel_mult=(1, 2, 2), attention_downsamples=(4,))
+    style, embed = eqd.nn.styles.ncsnpp(dropout=0.1), eqd.nn.embeddings.iddpm()
+    net = eqd.nn.UNet(shape, style, embed, key=jax.random.key(0))
+    F = net(500.0, jnp.ones((3, 32, 32)))
+    ```
 
     ??? cite "Reference"
 

@@ -42,8 +42,11 @@ def _convolve(
 class Blur(eqx.Module):
     """Equation (1) with any kernel, such as the point-spread function of a telescope.
 
+    **Example:**
+
     ```python
-    blur = eqd.operators.Blur(psf, padding=eqd.ZeroPadding())
+    blur = eqd.operators.Blur(jnp.ones((3, 3)) / 9, padding=eqd.ZeroPadding())
+    y = blur(jnp.ones((1, 8, 8)))
     ```
     """
 
@@ -94,6 +97,12 @@ class GaussianBlur(eqx.Module):
 
     A mode of $f$ cycles per cell is multiplied by $e^{-2\pi^2s^2f^2}$, up to where the kernel is
     cut off, `radius` cells from its middle. The axes are blurred one after another.
+
+    **Example:**
+
+    ```python
+    y = eqd.operators.GaussianBlur(1.5)(jnp.ones((1, 16, 16)))
+    ```
     """
 
     std: float | Array

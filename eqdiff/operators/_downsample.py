@@ -12,6 +12,12 @@ class Downsample(eqx.Module):
     r"""Means over blocks of some cells along each axis, as a detector of larger pixels sees them.
 
     Its rows are orthogonal, of length $1/\sqrt n$ for blocks of $n$ cells.
+
+    **Example:**
+
+    ```python
+    y = eqd.operators.Downsample(4)(jnp.ones((3, 16, 16)))  # (3, 4, 4)
+    ```
     """
 
     factor: int | tuple[int, ...] = eqx.field(static=True)

@@ -20,11 +20,13 @@ from ._mask import known_indices, take
 class Fourier(eqx.Module):
     r"""Equation (1): chosen Fourier coefficients, real and imaginary parts.
 
+    **Example:**
+
     ```python
-    # Every fourth line of a scan, and the middle ones.
+    import numpy as np
     lines = np.fft.fftfreq(64, 1 / 64)
-    known = np.tile((lines % 4 == 0) | (np.abs(lines) < 4), (64, 1))
-    measurement = eqd.Measurement(y, eqd.operators.Fourier(known), 0.02)
+    known = np.tile((lines % 4 == 0) | (np.abs(lines) < 4), (64, 1))  # the lines of a scan
+    y = eqd.operators.Fourier(known)(jnp.ones((1, 64, 64)))
     ```
     """
 

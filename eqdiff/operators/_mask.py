@@ -43,9 +43,14 @@ def take(
 class Mask(eqx.Module):
     r"""The known elements alone, in their order.
 
+    **Example:**
+
     ```python
+    import numpy as np
+    image = np.ones((1, 8, 8))
+    image[0, 2:5] = np.nan
     mask = eqd.operators.Mask(~np.isnan(image))
-    measurement = eqd.Measurement(mask(image), mask, 0.05)
+    measurement = eqd.Measurement(mask(jnp.asarray(image)), mask, 0.05)
     ```
     """
 

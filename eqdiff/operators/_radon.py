@@ -29,6 +29,13 @@ class Radon(eqx.Module):
 
     At $\theta = 0$ it sums columns, at $\pi/2$ rows. Lengths are counted in pixels: for pixels of
     another size multiply by it.
+
+    **Example:**
+
+    ```python
+    angles = jnp.linspace(0, jnp.pi, 60, endpoint=False)
+    y = eqd.operators.Radon(angles)(jnp.ones((1, 16, 16)))
+    ```
     """
 
     angles: Float[Array, " angles"]

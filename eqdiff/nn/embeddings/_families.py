@@ -9,6 +9,12 @@ def iddpm() -> Embedding:
     """Improved DDPM's and ADM's: sinusoids of the time input, and a table of classes.
 
     **Returns:** an [`eqdiff.nn.Embedding`][].
+
+    **Example:**
+
+    ```python
+    embed = eqd.nn.embeddings.iddpm()
+    ```
     """
     return Embedding()
 
@@ -23,6 +29,12 @@ def score_sde(time: AbstractTime = SongSinusoids()) -> Embedding:
         [`eqdiff.nn.embeddings.NoiseLevels`][].
 
     **Returns:** an [`eqdiff.nn.Embedding`][].
+
+    **Example:**
+
+    ```python
+    embed = eqd.nn.embeddings.score_sde(eqd.nn.embeddings.Fourier())
+    ```
     """
     return Embedding(time, init=FanInit())
 
@@ -39,6 +51,12 @@ def edm(
     - `class_dropout`: the probability that a class is dropped where a key is given.
 
     **Returns:** an [`eqdiff.nn.Embedding`][].
+
+    **Example:**
+
+    ```python
+    embed = eqd.nn.embeddings.edm(class_dropout=0.1)
+    ```
     """
     return Embedding(time, OneHotBefore(class_dropout), FanInit(), mult)
 
@@ -49,5 +67,11 @@ def edm_adm(*, class_dropout: float = 0.0, mult: int = 4) -> Embedding:
     **Arguments:** as for [`eqdiff.nn.embeddings.edm`][].
 
     **Returns:** an [`eqdiff.nn.Embedding`][].
+
+    **Example:**
+
+    ```python
+    embed = eqd.nn.embeddings.edm_adm(class_dropout=0.1)
+    ```
     """
     return Embedding(Sinusoids(), OneHotAfter(class_dropout), mult=mult)

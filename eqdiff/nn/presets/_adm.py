@@ -68,6 +68,12 @@ def adm_imagenet(
     **Returns:** an [`eqdiff.nn.UNet`][].
 
     **Raises:** `ValueError` for another side.
+
+    **Example:**
+
+    ```python
+    net = eqd.nn.presets.adm_imagenet(64, key=jax.random.key(0))
+    ```
     """
     check_variant("image_size", image_size, _IMAGENET)
     # The one published network with a fixed number of heads.
@@ -90,6 +96,12 @@ def adm_lsun(*, dropout: float = 0.1, key: Key, **options: Any) -> UNet:
         [`eqdiff.nn.UNet`][].
 
     **Returns:** an [`eqdiff.nn.UNet`][].
+
+    **Example:**
+
+    ```python
+    net = eqd.nn.presets.adm_lsun(remat=True, key=jax.random.key(0))
+    ```
     """
     defaults = _sizes(256, num_classes=None)
     return unet(styles.adm(dropout=dropout), embeddings.iddpm(), defaults, options, key)
@@ -122,6 +134,12 @@ def adm_upsampler(
     **Returns:** an [`eqdiff.nn.SuperResolution`][] of an [`eqdiff.nn.UNet`][].
 
     **Raises:** `ValueError` for another side.
+
+    **Example:**
+
+    ```python
+    net = eqd.nn.presets.adm_upsampler(256, key=jax.random.key(0))
+    ```
     """
     check_variant("image_size", image_size, _UPSAMPLER)
     heads: AbstractHeads = Heads(4) if image_size == 256 else HeadsOf(64)
@@ -155,6 +173,12 @@ def adm_classifier(
     **Returns:** an [`eqdiff.nn.UNetClassifier`][].
 
     **Raises:** `ValueError` for another side.
+
+    **Example:**
+
+    ```python
+    net = eqd.nn.presets.adm_classifier(64, key=jax.random.key(0))
+    ```
     """
     check_variant("image_size", image_size, _MULT)
     blocks = 4 if image_size == 64 else 2

@@ -24,6 +24,12 @@ def dit(size: Literal["S", "B", "L", "XL"] = "S", *, key: Key, **options: Any) -
     **Returns:** an [`eqdiff.nn.DiT`][].
 
     **Raises:** `ValueError` for another size.
+
+    **Example:**
+
+    ```python
+    net = eqd.nn.presets.dit("S", num_classes=1000, key=jax.random.key(0))
+    ```
     """
     check_variant("size", size, _DIT)
     channels, depth, heads = _DIT[size]

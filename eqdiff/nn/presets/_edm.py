@@ -61,6 +61,12 @@ def edm_ddpmpp_cifar10(
         and `compute_dtype` and `remat` of [`eqdiff.nn.UNet`][].
 
     **Returns:** an [`eqdiff.nn.UNet`][].
+
+    **Example:**
+
+    ```python
+    net = eqd.nn.presets.edm_ddpmpp_cifar10(num_classes=10, key=jax.random.key(0))
+    ```
     """
     return _ddpmpp(_SIDE_32, dropout, class_dropout, options, key)
 
@@ -82,6 +88,12 @@ def edm_ncsnpp_cifar10(
         and `compute_dtype` and `remat` of [`eqdiff.nn.UNet`][].
 
     **Returns:** an [`eqdiff.nn.UNet`][].
+
+    **Example:**
+
+    ```python
+    net = eqd.nn.presets.edm_ncsnpp_cifar10(key=jax.random.key(0))
+    ```
     """
     return _ncsnpp(_SIDE_32, dropout, class_dropout, options, key)
 
@@ -104,6 +116,12 @@ def edm_ddpmpp_64(
         [`eqdiff.nn.UNet`][].
 
     **Returns:** an [`eqdiff.nn.UNet`][].
+
+    **Example:**
+
+    ```python
+    net = eqd.nn.presets.edm_ddpmpp_64(dropout=0.25, key=jax.random.key(0))
+    ```
     """
     return _ddpmpp(_SIDE_64, dropout, class_dropout, options, key)
 
@@ -124,6 +142,12 @@ def edm_ncsnpp_64(
         [`eqdiff.nn.UNet`][].
 
     **Returns:** an [`eqdiff.nn.UNet`][].
+
+    **Example:**
+
+    ```python
+    net = eqd.nn.presets.edm_ncsnpp_64(key=jax.random.key(0))
+    ```
     """
     return _ncsnpp(_SIDE_64, dropout, class_dropout, options, key)
 
@@ -145,6 +169,12 @@ def edm_adm_imagenet64(
         [`eqdiff.nn.UNet`][].
 
     **Returns:** an [`eqdiff.nn.UNet`][].
+
+    **Example:**
+
+    ```python
+    net = eqd.nn.presets.edm_adm_imagenet64(key=jax.random.key(0))
+    ```
     """
     defaults: dict[str, Any] = dict(
         channels=192,

@@ -37,6 +37,12 @@ def iddpm_cifar10(
     - `compute_dtype`, `remat`, `key`: as for [`eqdiff.nn.UNet`][].
 
     **Returns:** an [`eqdiff.nn.UNet`][].
+
+    **Example:**
+
+    ```python
+    net = eqd.nn.presets.iddpm_cifar10(dropout=0.1, key=jax.random.key(0))
+    ```
     """
     shape = UNetShape(
         out_channels=6 if learned_variance else 3,
@@ -70,6 +76,12 @@ def iddpm_imagenet64(*, dropout: float = 0.0, key: Key, **options: Any) -> UNet:
         [`eqdiff.nn.UNet`][].
 
     **Returns:** an [`eqdiff.nn.UNet`][].
+
+    **Example:**
+
+    ```python
+    net = eqd.nn.presets.iddpm_imagenet64(num_classes=1000, key=jax.random.key(0))
+    ```
     """
     return unet(styles.iddpm(dropout=dropout), embeddings.iddpm(), _SIDE_64, options, key)
 
@@ -88,6 +100,12 @@ def iddpm_lsun256(*, dropout: float = 0.0, key: Key, **options: Any) -> UNet:
         [`eqdiff.nn.UNet`][].
 
     **Returns:** an [`eqdiff.nn.UNet`][].
+
+    **Example:**
+
+    ```python
+    net = eqd.nn.presets.iddpm_lsun256(compute_dtype=jnp.bfloat16, key=jax.random.key(0))
+    ```
     """
     style = styles.iddpm(dropout=dropout, heads=Heads(1), modulation=Added())
     defaults = _SIDE_256 | dict(attention_downsamples=(16,))
@@ -108,6 +126,12 @@ def iddpm_upsampler256(*, dropout: float = 0.0, key: Key, **options: Any) -> Sup
         `compute_dtype` and `remat` of [`eqdiff.nn.UNet`][].
 
     **Returns:** an [`eqdiff.nn.SuperResolution`][] of an [`eqdiff.nn.UNet`][].
+
+    **Example:**
+
+    ```python
+    net = eqd.nn.presets.iddpm_upsampler256(key=jax.random.key(0))
+    ```
     """
     defaults = _SIDE_256 | dict(
         in_channels=6, channels=192, attention_downsamples=(16, 32), num_classes=1000
@@ -138,6 +162,13 @@ def iddpm_digits(
     - `compute_dtype`, `key`: as for [`eqdiff.nn.UNet`][].
 
     **Returns:** an [`eqdiff.nn.UNet`][].
+
+    **Example:**
+
+    ```python
+    net = eqd.nn.presets.iddpm_digits(num_classes=10, key=jax.random.key(0))
+    F = net(500.0, jnp.zeros((1, 8, 8)), 3)  # (2, 8, 8)
+    ```
     """
     shape = UNetShape(
         in_channels=1,

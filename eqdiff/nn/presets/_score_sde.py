@@ -61,6 +61,12 @@ def ddpm_cifar10(
 
     **Returns:** an [`eqdiff.nn.UNet`][]; with features of log σ (VE) in an [`eqdiff.nn.Centred`][]
     and an [`eqdiff.nn.DividedBySigma`][].
+
+    **Example:**
+
+    ```python
+    net = eqd.nn.presets.ddpm_cifar10(key=jax.random.key(0))
+    ```
     """
     return _network(styles.ddpm(dropout=dropout), time, {}, centred, options, key)
 
@@ -82,6 +88,12 @@ def ddpm_256(
 
     **Returns:** an [`eqdiff.nn.UNet`][]; with features of log σ (VE) in an [`eqdiff.nn.Centred`][]
     and an [`eqdiff.nn.DividedBySigma`][].
+
+    **Example:**
+
+    ```python
+    net = eqd.nn.presets.ddpm_256(key=jax.random.key(0))
+    ```
     """
     defaults = dict(channel_mult=(1, 1, 2, 2, 4, 4), attention_downsamples=(16,))
     return _network(styles.ddpm(dropout=dropout), time, defaults, centred, options, key)
@@ -108,6 +120,12 @@ def ddpmpp_cifar10(
 
     **Returns:** an [`eqdiff.nn.UNet`][]; with features of log σ (VE) in an [`eqdiff.nn.Centred`][]
     and an [`eqdiff.nn.DividedBySigma`][].
+
+    **Example:**
+
+    ```python
+    net = eqd.nn.presets.ddpmpp_cifar10(deep=True, key=jax.random.key(0))
+    ```
     """
     defaults = dict(num_res_blocks=8 if deep else 4)
     return _network(styles.ddpmpp(dropout=dropout), time, defaults, centred, options, key)
@@ -136,6 +154,12 @@ def ncsnpp_cifar10(
 
     **Returns:** an [`eqdiff.nn.UNet`][]; with features of log σ (VE) in an [`eqdiff.nn.Centred`][]
     and an [`eqdiff.nn.DividedBySigma`][].
+
+    **Example:**
+
+    ```python
+    net = eqd.nn.presets.ncsnpp_cifar10(centred=True, key=jax.random.key(0))
+    ```
     """
     defaults = dict(num_res_blocks=8 if deep else 4)
     return _network(styles.ncsnpp(dropout=dropout), time, defaults, centred, options, key)
@@ -157,6 +181,12 @@ def ncsnpp_celeba64(
 
     **Returns:** an [`eqdiff.nn.UNet`][]; with features of log σ (VE) in an [`eqdiff.nn.Centred`][]
     and an [`eqdiff.nn.DividedBySigma`][].
+
+    **Example:**
+
+    ```python
+    net = eqd.nn.presets.ncsnpp_celeba64(key=jax.random.key(0))
+    ```
     """
     defaults = dict(num_res_blocks=4, attention_downsamples=(4,))
     return _network(styles.ncsnpp(dropout=dropout), time, defaults, centred, options, key)
@@ -188,6 +218,12 @@ def ncsnpp_256(
 
     **Returns:** an [`eqdiff.nn.UNet`][]; with features of log σ (VE) in an [`eqdiff.nn.Centred`][]
     and an [`eqdiff.nn.DividedBySigma`][].
+
+    **Example:**
+
+    ```python
+    net = eqd.nn.presets.ncsnpp_256(key=jax.random.key(0))
+    ```
     """
     defaults = dict(channel_mult=(1, 1, 2, 2, 2, 2, 2), attention_downsamples=(16,))
     return _network(_skips(dropout), time, defaults, centred, options, key)
@@ -209,6 +245,12 @@ def ncsnpp_1024(
 
     **Returns:** an [`eqdiff.nn.UNet`][]; with features of log σ (VE) in an [`eqdiff.nn.Centred`][]
     and an [`eqdiff.nn.DividedBySigma`][].
+
+    **Example:**
+
+    ```python
+    net = eqd.nn.presets.ncsnpp_1024(key=jax.random.key(0))
+    ```
     """
     defaults = dict(
         channels=16,
@@ -231,6 +273,12 @@ def ncsnv2_64(*, key: Key, **options: Any) -> NCSNv2:
     - `options`: of [`eqdiff.nn.NCSNv2`][].
 
     **Returns:** an [`eqdiff.nn.NCSNv2`][].
+
+    **Example:**
+
+    ```python
+    net = eqd.nn.presets.ncsnv2_64(key=jax.random.key(0))
+    ```
     """
     defaults: dict[str, Any] = dict(centred=False)
     return NCSNv2(key=key, **(defaults | options))
@@ -246,6 +294,12 @@ def ncsnv2_128(*, key: Key, **options: Any) -> NCSNv2:
     - `options`: of [`eqdiff.nn.NCSNv2`][].
 
     **Returns:** an [`eqdiff.nn.NCSNv2`][].
+
+    **Example:**
+
+    ```python
+    net = eqd.nn.presets.ncsnv2_128(key=jax.random.key(0))
+    ```
     """
     stages: dict[str, Any] = dict(
         channel_mult=(1, 2, 2, 4, 4), dilations=(1, 1, 1, 2, 4), centred=False

@@ -43,6 +43,12 @@ def iddpm(
     - `norm_groups`: of every normalisation; must divide every width.
 
     **Returns:** an [`eqdiff.nn.Style`][].
+
+    **Example:**
+
+    ```python
+    style = eqd.nn.styles.iddpm(dropout=0.1, norm_groups=8)
+    ```
     """
     return Style(resampling, Norm(norm_groups), modulation=modulation, heads=heads, dropout=dropout)
 
@@ -60,6 +66,12 @@ def adm(
     **Arguments:** as for [`eqdiff.nn.styles.iddpm`][].
 
     **Returns:** an [`eqdiff.nn.Style`][].
+
+    **Example:**
+
+    ```python
+    style = eqd.nn.styles.adm(dropout=0.1)
+    ```
     """
     return iddpm(
         dropout=dropout,
@@ -87,6 +99,12 @@ def ddpm(
     - `norm_groups`: of every normalisation; must divide every width.
 
     **Returns:** an [`eqdiff.nn.Style`][].
+
+    **Example:**
+
+    ```python
+    style = eqd.nn.styles.ddpm(dropout=0.0)
+    ```
     """
     return Style(
         resampling,
@@ -107,6 +125,12 @@ def ddpmpp(*, dropout: float = 0.1) -> Style:
     - `dropout`: its probability.
 
     **Returns:** an [`eqdiff.nn.Style`][].
+
+    **Example:**
+
+    ```python
+    style = eqd.nn.styles.ddpmpp()
+    ```
     """
     return _song(InBlock(project=True), None, None, dropout)
 
@@ -126,6 +150,12 @@ def ncsnpp(
     - `kernel`: the taps of the filter inside residual blocks.
 
     **Returns:** an [`eqdiff.nn.Style`][].
+
+    **Example:**
+
+    ```python
+    style = eqd.nn.styles.ncsnpp(output_pyramid=eqd.nn.styles.OutputSkip())
+    ```
     """
     return _song(InBlock(kernel, project=True), input_pyramid, output_pyramid, dropout)
 
@@ -143,6 +173,12 @@ def edm(
     **Arguments:** as for [`eqdiff.nn.styles.ncsnpp`][].
 
     **Returns:** an [`eqdiff.nn.Style`][].
+
+    **Example:**
+
+    ```python
+    style = eqd.nn.styles.edm(dropout=0.05)
+    ```
     """
     return _song(InBlock(kernel, project=True), input_pyramid, output_pyramid, dropout)
 
@@ -155,6 +191,12 @@ def edm_adm(*, dropout: float = 0.1, heads: AbstractHeads = HeadsOfAtLeast(64)) 
     - `dropout`, `heads`: as for [`eqdiff.nn.Style`][].
 
     **Returns:** an [`eqdiff.nn.Style`][].
+
+    **Example:**
+
+    ```python
+    style = eqd.nn.styles.edm_adm(dropout=0.1)
+    ```
     """
     return Style(InBlock(), Norm(min_channels=4), heads=heads, dropout=dropout)
 
