@@ -18,23 +18,12 @@ from ._classifier import UNetClassifier
 from ._embedding import Embedding
 from ._ends import wrapped
 from ._fir import Kernel
+from ._heads import AbstractHeads, EveryBlock, Heads, HeadsOf, HeadsOfAtLeast, LastBlock
 from ._pool import AbstractPool, AveragePool
 from ._pyramids import InputSkip, OutputSkip, ResidualPyramid
 from ._resampling import Filtered, InBlock, Pooling, Strided
 from ._shape import UNetShape
-from ._style import (
-    AbstractHeads,
-    AbstractResampling,
-    Added,
-    EveryBlock,
-    FanInit,
-    Heads,
-    HeadsOf,
-    HeadsOfAtLeast,
-    LastBlock,
-    ScaleShift,
-    Style,
-)
+from ._style import AbstractResampling, Added, FanInit, ScaleShift, Style
 from ._time_features import AbstractTime, Fourier, NoiseLevels, SongSinusoids
 from ._unet import UNet
 

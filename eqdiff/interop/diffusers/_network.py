@@ -26,9 +26,10 @@ from ..._shown import shortened, shown
 from ..._types import Key
 from ...nn._embedding import Embedding
 from ...nn._ends import Centred
+from ...nn._heads import Heads, HeadsOf
 from ...nn._resampling import Strided
 from ...nn._shape import UNetShape
-from ...nn._style import Added, FanInit, Heads, HeadsOf, Norm, ScaleShift, Style, TorchInit
+from ...nn._style import Added, FanInit, Norm, ScaleShift, Style, TorchInit
 from ...nn._time_features import Sinusoids, SongSinusoids
 from ...nn._unet import UNet
 from .._weights import checked_skeleton, fill

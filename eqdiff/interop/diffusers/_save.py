@@ -23,8 +23,9 @@ from ..._shown import shown
 from ..._variance import FixedLarge, FixedSmall, LearnedRange
 from ...nn._embedding import ClassTable
 from ...nn._ends import Centred
+from ...nn._heads import EveryBlock, HeadsOf
 from ...nn._resampling import Strided
-from ...nn._style import EveryBlock, HeadsOf, ScaleShift
+from ...nn._style import ScaleShift
 from ...nn._time_features import Sinusoids, SongSinusoids
 from ...nn._unet import UNet
 from .._weights import official

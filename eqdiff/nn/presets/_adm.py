@@ -10,9 +10,9 @@ from ..._types import Key
 from .. import embeddings, styles
 from .._check import check_variant
 from .._classifier import UNetClassifier
+from .._heads import AbstractHeads, Heads, HeadsOf
 from .._pool import AttentionPool
 from .._shape import UNetShape
-from .._style import AbstractHeads, Heads, HeadsOf
 from .._super_resolution import SuperResolution
 from .._unet import UNet
 from ._build import split, unet

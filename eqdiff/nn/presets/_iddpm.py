@@ -6,8 +6,9 @@ import jax.numpy as jnp
 
 from ..._types import Key
 from .. import embeddings, styles
+from .._heads import Heads
 from .._shape import UNetShape
-from .._style import Added, Heads
+from .._style import Added
 from .._super_resolution import SuperResolution
 from .._unet import UNet
 from ._build import unet

@@ -9,6 +9,13 @@ from .._activation import (
     ReLU as ReLU,
     SiLU as SiLU,
 )
+from .._heads import (
+    EveryBlock as EveryBlock,
+    Heads as Heads,
+    HeadsOf as HeadsOf,
+    HeadsOfAtLeast as HeadsOfAtLeast,
+    LastBlock as LastBlock,
+)
 from .._pyramids import (
     InputSkip as InputSkip,
     OutputSkip as OutputSkip,
@@ -22,12 +29,7 @@ from .._resampling import (
 )
 from .._style import (
     Added as Added,
-    EveryBlock as EveryBlock,
     FanInit as FanInit,
-    Heads as Heads,
-    HeadsOf as HeadsOf,
-    HeadsOfAtLeast as HeadsOfAtLeast,
-    LastBlock as LastBlock,
     Norm as Norm,
     ScaleShift as ScaleShift,
     TorchInit as TorchInit,

@@ -1,21 +1,16 @@
 """The style of each family, in terms of the objects of `_style.py`."""
 
 from .._fir import Kernel
+from .._heads import AbstractAttentionUp, AbstractHeads, Heads, HeadsOf, HeadsOfAtLeast, LastBlock
 from .._pyramids import ResidualPyramid
 from .._resampling import Filtered, InBlock, Strided
 from .._style import (
-    AbstractAttentionUp,
-    AbstractHeads,
     AbstractInputPyramid,
     AbstractModulation,
     AbstractOutputPyramid,
     AbstractResampling,
     Added,
     FanInit,
-    Heads,
-    HeadsOf,
-    HeadsOfAtLeast,
-    LastBlock,
     Norm,
     ScaleShift,
     Style,
