@@ -28,7 +28,17 @@ _WINDOW = 30.0
 
 
 class DownloadError(ConnectionError):
-    """A download failed: no connection, an interrupted one, or not the file that was expected."""
+    """A download failed: no connection, an interrupted one, or not the file that was expected.
+
+    **Example:**
+
+    ```python
+    try:
+        data = eqd.data.cifar10()
+    except eqd.data.DownloadError as error:
+        print(error)
+    ```
+    """
 
 
 def cache_directory() -> Path:

@@ -135,7 +135,7 @@ def test_train_and_test_trees(tmp_path):
     val = data.TrainTestFolders("train", "val", data.ClassFolders())
     d = data.image_folder(tmp_path / "data", layout=val)
     assert labels_of(d) == {1: 1, 2: 2, 3: 0, 4: 2}
-    with pytest.raises(ValueError, match="test_fraction=0.5.*test images of its own"):
+    with pytest.raises(ValueError, match="test_fraction=0.5.*its own test images"):
         data.image_folder(tmp_path / "data", test_fraction=0.5)
     numbers = {"train/dataset.json": {"labels": [["dog/1.png", 3], ["emu/1.png", 12]]}}
     numbers["test/dataset.json"] = {

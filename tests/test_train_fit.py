@@ -199,7 +199,7 @@ def test_spoilt_steps_may_be_tolerated_and_are_named(tmp_path, step, capsys):
     spoilt = Numbers({2: float("nan"), 5: float("nan")})
     finish(tmp_path / "a", step, spoilt, max_spoilt=2)
     said = capsys.readouterr().out
-    assert "step 2 was no number" in said and "step 5 was no number" in said
+    assert "step 2 was NaN or infinite" in said and "step 5 was NaN or infinite" in said
     with pytest.raises(train.Diverged, match="step 5"):
         finish(tmp_path / "b", step, Numbers(spoilt.at), max_spoilt=1)
 

@@ -93,6 +93,12 @@ def read_torch(path: str | os.PathLike) -> Any:
     **Raises:** `FileNotFoundError`; `ValueError` for a truncated or damaged file, for one that
     holds anything but tensors and plain data (with the name of what it asks for; nothing is
     executed), and for tensors that reach outside their storage.
+
+    **Example:**
+
+    ```python
+    contents = eqd.interop.read_torch("checkpoint.pt")
+    ```
     """
     with map_file(path) as buffer:
         start = buffer[:4]

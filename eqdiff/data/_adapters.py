@@ -62,6 +62,14 @@ class RandomAccessSource(AbstractSource):
     ```
 
     Examples are arrays, pictures of Pillow, pairs `(example, label)`, or dictionaries of columns.
+
+    **Example:**
+
+    ```python
+    import numpy as np
+    examples = [{"image": np.zeros((3, 8, 8), np.uint8), "label": i % 10} for i in range(100)]
+    source = eqd.data.RandomAccessSource(examples)
+    ```
     """
 
     examples: Any
@@ -168,7 +176,7 @@ class RandomAccessSource(AbstractSource):
 
 
 def as_source(examples: Any) -> AbstractSource:
-    """A source of whatever holds examples: what [`eqdiff.data.loader`][] does with its argument.
+    """Makes a source of anything that holds examples, as [`eqdiff.data.loader`][] does.
 
     **Arguments:**
 
@@ -180,6 +188,13 @@ def as_source(examples: Any) -> AbstractSource:
     [`eqdiff.data.RandomAccessSource`][].
 
     **Raises:** `TypeError` for anything else.
+
+    **Example:**
+
+    ```python
+    import numpy as np
+    source = eqd.data.as_source((np.zeros((100, 2)), np.arange(100) % 10))
+    ```
     """
     if isinstance(examples, AbstractSource):
         return examples

@@ -1,6 +1,6 @@
-"""What changes an example at random, and tells the network how.
+"""Random changes of an example that the network is informed of.
 
-A network that is told how an example was changed learns the data as they are: *non-leaking*
+A network that sees how an example was changed learns the data as they are: *non-leaking*
 augmentation. At zero parameters, "not changed", it generates unchanged examples.
 """
 
@@ -14,8 +14,7 @@ class AbstractAugmentation(abc.ABC):
     """Base class of augmentations. Subclass it to bring your own, as a frozen dataclass: its
     `repr` says to a loader's state which one it is.
 
-    `size` is the number of parameters that it tells the network: the `augment_size` to build the
-    network with.
+    `size` is the number of parameters that the network gets: build it with this `augment_size`.
     """
 
     size: int

@@ -1,7 +1,7 @@
 """Decoded examples on disk: written once, mapped into memory, each checked when it is read.
 
 A cache is a folder whose name holds a digest of all that its examples depend on, so that changed
-data find another one. It is written under a name of its own and renamed: it is there whole or not
+data find another one. It is written under a temporary name and renamed: it is there whole or not
 at all, and of two processes that write at once the second finds the first one's and drops its own.
 Every example has a CRC-32, which is compared whenever the example is read.
 """
@@ -42,7 +42,17 @@ def _crc(array: Shaped[np.ndarray, "..."]) -> int:
 
 
 class MappedSource(AbstractSource):
-    """Examples in a file that is mapped into memory, made by [`eqdiff.data.cached`][]."""
+    """Examples in a file that is mapped into memory, made by [`eqdiff.data.cached`][].
+
+    **Example:**
+
+    ```python
+    import numpy as np
+    eqd.data.write_pngs("pictures", np.zeros((20, 3, 8, 8), np.uint8))
+    data = eqd.data.cached(eqd.data.image_folder("pictures"), "caches")
+    image, label = data.train[0]  # of an eqd.data.MappedSource
+    ```
+    """
 
     folder: Path
 
@@ -110,7 +120,7 @@ def _fingerprint(source: AbstractSource) -> Iterator[str]:
                 stat = path.stat()
                 yield repr((str(path.absolute()), stat.st_size, stat.st_mtime_ns, label))
         return
-    # Hugging Face's data sets have a fingerprint of their own.
+    # Hugging Face's data sets have their own fingerprint.
     known = getattr(getattr(source, "examples", None), "_fingerprint", None)
     if not isinstance(source, RandomAccessSource) or not isinstance(known, str):
         raise ValueError(
@@ -184,7 +194,7 @@ def _write_part(folder: Path, part: str, source: AbstractSource, skip: int, bar:
 
 @contextlib.contextmanager
 def _temporary(parent: Path, name: str) -> Iterator[Path]:
-    """A folder beside the cache, locked while its writer lives; those of killed ones go."""
+    """A folder next to the cache, locked while its writer lives; those of killed ones go."""
     try:
         import fcntl
     except ImportError:  # No such locks: leftovers stay.
@@ -244,12 +254,7 @@ def cached(
     skip_damaged: int = 0,
     progress: bool = True,
 ) -> Dataset:
-    """The same data set, decoded once and read from a file that is mapped into memory.
-
-    ```python
-    data = eqd.data.image_folder("photographs", image_size=64, channels=3)
-    data = eqd.data.cached(data)          # the first time it decodes all; then it is there at once
-    ```
+    """Decodes a data set once, and reads it from a file that is mapped into memory.
 
     Pixels take one byte each (two beyond 256 levels, floats four). What is written is whole or not
     there, whenever the process is killed, and processes that write at the same time do no harm.
@@ -273,6 +278,15 @@ def cached(
     **Raises:** `ValueError` for a damaged cache, naming it, and for a source that needs a `key`;
     [`eqdiff.data.DamagedFileError`][] for an example that cannot be read; `OSError` for a full
     disk. Nothing is left behind.
+
+    **Example:**
+
+    ```python
+    import numpy as np
+    eqd.data.write_pngs("pictures", np.zeros((20, 3, 8, 8), np.uint8))
+    data = eqd.data.image_folder("pictures")
+    data = eqd.data.cached(data, "caches")  # decoded now; the next time it is there at once
+    ```
     """
     if isinstance(dataset.train, ArraySource) and isinstance(dataset.test, ArraySource):
         return dataset

@@ -64,6 +64,12 @@ def find_cifar10(directory: str | os.PathLike | None = None) -> Path:
     **Returns:** the folder that holds `data_batch_1.bin` … `data_batch_5.bin` and `test_batch.bin`.
 
     **Raises:** `FileNotFoundError`, with the names that are missing.
+
+    **Example:**
+
+    ```python
+    folder = eqd.data.find_cifar10("/data/cifar-10-batches-bin")
+    ```
     """
     folder, missing = _locate(directory)
     if missing:
@@ -155,7 +161,7 @@ def fetch_cifar10(
         `eqdiff` in `$XDG_CACHE_HOME`, or in `~/.cache`.
     - `url`, `md5`: of the archive; change them for a mirror.
     - `timeout`: seconds without an answer after which to give up.
-    - `total_timeout`: seconds after which to give up, whatever has come.
+    - `total_timeout`: seconds after which to give up in any case.
     - `min_rate`: the bytes per second, over half a minute, below which to give up.
     - `progress`: whether to show a progress bar.
 
@@ -164,6 +170,13 @@ def fetch_cifar10(
     **Raises:** [`eqdiff.data.DownloadError`][] if the archive cannot be downloaded or is not the
     right one, and `FileExistsError` if the folder already holds something. Either way nothing is
     left behind.
+
+    **Example:**
+
+    ```python
+    folder = eqd.data.fetch_cifar10("/data")
+    data = eqd.data.cifar10(folder)
+    ```
     """
     root = cache_directory() if directory is None else Path(directory).expanduser()
     target = root if root.name == _FOLDER else root / _FOLDER
@@ -221,6 +234,13 @@ def cifar10(
     **Raises:** `FileNotFoundError` if files are missing and not downloaded (or only some are
     missing: nothing is ever overwritten); [`eqdiff.data.DownloadError`][], a `ConnectionError`, if
     the download fails; `ValueError` for a file that is not in the format.
+
+    **Example:**
+
+    ```python
+    data = eqd.data.cifar10()
+    x, labels = data.held_out(256)  # (256, 3, 32, 32) in [-1, 1]
+    ```
 
     ??? cite "Reference"
 

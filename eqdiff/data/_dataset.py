@@ -35,6 +35,15 @@ class Dataset(Generic[_Source]):
         are all 0).
     - `description`: a line that says how the data were read, with their classes and counts, for a
         program to print.
+
+    **Example:**
+
+    ```python
+    import numpy as np
+    points = np.random.default_rng(0).normal(size=(100, 2))
+    train, test = eqd.data.ArraySource(points[:90]), eqd.data.ArraySource(points[90:])
+    data = eqd.data.Dataset("points", train, test)
+    ```
     """
 
     name: str

@@ -42,6 +42,13 @@ def digits(*, test_size: int = 300, seed: int = 0) -> Dataset[ArraySource]:
 
     **Raises:** `ImportError` without scikit-learn; `ValueError` for a `test_size` out of range.
 
+    **Example:**
+
+    ```python
+    data = eqd.data.digits()
+    x, labels = data.held_out(64)  # (64, 1, 8, 8) in [-1, 1]
+    ```
+
     ??? cite "Reference"
 
         Alpaydin & Kaynak, *Optical Recognition of Handwritten Digits*, UCI Machine Learning

@@ -1,6 +1,6 @@
-r"""EDM's augmentation: geometric changes of images, and nine numbers that say which.
+r"""EDM's augmentation: geometric changes of images, and nine numbers that describe them.
 
-Each change happens with probability $p$ (times a factor of its own); where it does not, its
+Each change happens with probability $p$ (times its own factor); where it does not, its
 parameters are zero. With $n, n' \sim N(0, 1)$ and $u \sim U(-1, 1)$,
 
 | change | parameters |
@@ -67,11 +67,6 @@ def _move(
 class EDMAugmentation(AbstractAugmentation):
     """The non-leaking augmentation of EDM, for images: build the network with `augment_size=9`.
 
-    ```python
-    batches = eqd.data.loader(data.train, 128, seed=0, augment=eqd.data.EDMAugmentation(0.12))
-    images, args = next(batches)      # args.class_label (128,), args.augment (128, 9)
-    ```
-
     A network without classes takes `eqd.nn.Conditions(None, args.augment)`. To sample give no
     `augment`, which means zeros: images as the data are.
 
@@ -79,9 +74,17 @@ class EDMAugmentation(AbstractAugmentation):
 
     - `p`: the probability of each change: 0.12 for CIFAR-10, 0.15 for FFHQ and AFHQ.
     - `x_flip`: the probability that an image is mirrored left to right, which does not depend on
-        `p`; 0 where left and right differ. The loader's `horizontal_flip`, of which a network is
-        not told, is another matter.
+        `p`; 0 where left and right differ. The loader's `horizontal_flip` is another matter: the
+        network does not see it.
     - `y_flip`, `scale`, `turn`, `stretch`, `move`: factors of `p` for each of the changes.
+
+    **Example:**
+
+    ```python
+    source, augment = eqd.data.digits().train, eqd.data.EDMAugmentation(0.12)
+    batches = eqd.data.loader(source, 64, seed=0, augment=augment)
+    images, args = next(batches)  # args.class_label (64,), args.augment (64, 9)
+    ```
 
     ??? cite "Reference"
 

@@ -1,4 +1,4 @@
-"""What files of samples have in common: pixels, and labels beside them."""
+"""What files of samples have in common: pixels, and their labels."""
 
 import hashlib
 from typing import Any

@@ -1,7 +1,7 @@
 """The files of a folder or of a zip archive, by name, opened safely.
 
 Names are relative and have forward slashes, sorted, so that a seeded split is the same on every
-machine. Only regular files are opened: a pipe would wait for ever, a device might never end. What
+machine. Only regular files are opened: a pipe could block, a device might never end. What
 an archive says about itself is not trusted: a member is read up to a limit and its CRC-32 checked.
 """
 

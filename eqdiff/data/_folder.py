@@ -21,7 +21,17 @@ from ._source import AbstractSource
 
 
 class FolderSource(AbstractSource):
-    """Image files that are decoded on access."""
+    """Image files that are decoded on access.
+
+    **Example:**
+
+    ```python
+    import numpy as np
+    eqd.data.write_pngs("pictures", np.zeros((20, 3, 8, 8), np.uint8))
+    data = eqd.data.image_folder("pictures")
+    image, label = data.train[0]  # of an eqd.data.FolderSource
+    ```
+    """
 
     paths: tuple[Path | ZipMember, ...]
     labels: Integer[np.ndarray, " n"]
@@ -141,7 +151,7 @@ def _split(
     if (reading.part != EITHER).all():
         if test_fraction is not None:
             raise ValueError(
-                f"test_fraction={test_fraction}: {reading.files.root} has test images of its own; "
+                f"test_fraction={test_fraction}: {reading.files.root} has its own test images; "
                 "leave it out, or pass a layout= that does not divide the images"
             )
         return np.flatnonzero(reading.part == TRAIN), np.flatnonzero(reading.part == TEST)
@@ -164,7 +174,7 @@ def image_folder(
     seed: int = 0,
     max_pixels: int = MAX_PIXELS,
 ) -> Dataset[FolderSource]:
-    """All images of a folder and its sub-folders, or of a zip archive, 256 grey levels.
+    """Reads all images of a folder and its sub-folders, or of a zip archive: 256 grey levels.
 
     PNG, JPEG, BMP, WebP, GIF (its first frame) and TIFF files are read; hidden files are not.
     Photographs are rotated as their EXIF orientation says.
@@ -172,9 +182,9 @@ def image_folder(
     Where the classes are written is the *layout*. Without `layout` it is guessed, if there is only
     one reasonable reading, and `dataset.description` says how, with the classes found and their
     counts: a file `dataset.json` or `labels.csv` (`labels.jsonl`, `metadata.csv`); the folders
-    `train` and `test`; first-level sub-folders, if no image lies beside them; names such as
+    `train` and `test`; first-level sub-folders, if no image lies next to them; names such as
     `cat_0001.png`.
-    Otherwise there are no classes and every label is 0.
+    Otherwise the data have no classes and every label is 0.
 
     **Arguments:**
 
@@ -190,7 +200,7 @@ def image_folder(
         composited over white. 16-bit grey values become the nearest 8-bit ones; palettes become
         colours.
     - `test_fraction`: the share of test images, drawn at random; at least one image unless it is 0.
-        By default a tenth. Not where the layout has test images of its own.
+        By default a tenth. Not for a layout that has its own test images.
     - `seed`: of the split.
     - `max_pixels`: the most pixels of a file that are decoded, so that no file fills the memory.
 
@@ -203,6 +213,15 @@ def image_folder(
     differ, naming two of them and the argument to write, and for a folder with two readings, naming
     both; [`eqdiff.data.DamagedFileError`][], a `ValueError`, for a damaged image, naming it, when
     it is reached.
+
+    **Example:**
+
+    ```python
+    import numpy as np
+    eqd.data.write_pngs("pictures", np.zeros((20, 3, 8, 8), np.uint8))
+    data = eqd.data.image_folder("pictures", image_size=4)
+    print(data.description)
+    ```
     """
     root = Path(directory).expanduser()
     size = _check_arguments(image_size, channels, test_fraction)

@@ -1,4 +1,4 @@
-r"""Affine maps of images, resampled as well as an image of its own size allows.
+r"""Affine maps of images, resampled as well as the size of an image allows.
 
 The image is continued by reflection, doubled in resolution with a wavelet's low-pass filter, read
 bilinearly where the map says, and halved with the same filter. The filter (sym6) is orthogonal to

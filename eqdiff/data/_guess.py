@@ -33,6 +33,12 @@ class TrainTestFolders(AbstractLayout):
 
     - `train`, `test`: the names of the two first-level folders. Others are not read.
     - `within`: the layout of each of them; guessed by default.
+
+    **Example:**
+
+    ```python
+    layout = eqd.data.TrainTestFolders("train", "val", within=eqd.data.ClassFolders())
+    ```
     """
 
     train: str = "train"

@@ -68,7 +68,14 @@ class AbstractLayout(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Unlabelled(AbstractLayout):
-    """Images without classes, wherever they lie: every label is 0."""
+    """Images without classes, wherever they lie: every label is 0.
+
+    **Example:**
+
+    ```python
+    layout = eqd.data.Unlabelled()  # the `layout` of eqd.data.image_folder
+    ```
+    """
 
     def read(self, files: Files) -> Reading:
         return _reading(files, [0] * len(files.names), None)
@@ -76,7 +83,14 @@ class Unlabelled(AbstractLayout):
 
 @dataclasses.dataclass(frozen=True)
 class ClassFolders(AbstractLayout):
-    """Each first-level sub-folder is a class: `cat/1.png`, `dog/puppies/2.png`."""
+    """Each first-level sub-folder is a class: `cat/1.png`, `dog/puppies/2.png`.
+
+    **Example:**
+
+    ```python
+    layout = eqd.data.ClassFolders()  # the `layout` of eqd.data.image_folder
+    ```
+    """
 
     def read(self, files: Files) -> Reading:
         lost = [name for name in files.names if "/" not in name]
@@ -92,6 +106,12 @@ class ClassFolders(AbstractLayout):
 class FileNames(AbstractLayout):
     """The class is a file's name up to the first `_`, as improved-diffusion and guided-diffusion
     read it: `cat_00001.png`.
+
+    **Example:**
+
+    ```python
+    layout = eqd.data.FileNames()  # the `layout` of eqd.data.image_folder
+    ```
     """
 
     def read(self, files: Files) -> Reading:
@@ -106,7 +126,7 @@ class FileNames(AbstractLayout):
 
 
 def _whole_number(value: object) -> int | None:
-    """The integer a label is, or `None` where it is none; `True` is no number."""
+    """A label as an integer, or `None` if it is not one; `True` is not."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     text = value.strip() if isinstance(value, str) else ""
@@ -119,6 +139,12 @@ class DatasetJSON(AbstractLayout):
     …]}`, or `{"labels": null}` for images without classes. Folders are shards, not classes.
 
     - `name`: of the file, relative to the folder or the archive.
+
+    **Example:**
+
+    ```python
+    layout = eqd.data.DatasetJSON("labels.json")  # the `layout` of eqd.data.image_folder
+    ```
     """
 
     name: str = "dataset.json"
@@ -208,6 +234,12 @@ class LabelFile(AbstractLayout):
     - `path`: of the file, relative to the folder or the archive.
     - `file`, `label`: which columns. By default the one named `file`, `file_name`, `filename`,
         `image` or `path`, and the one named `label`, `class` or `class_name`.
+
+    **Example:**
+
+    ```python
+    layout = eqd.data.LabelFile("birds.csv", label="species")  # of eqd.data.image_folder
+    ```
     """
 
     path: str

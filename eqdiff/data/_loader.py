@@ -8,7 +8,7 @@ $$\text{index}(p) = \pi_{\lfloor p / n \rfloor}(p \bmod n), \tag{1}$$
 
 with $\pi_e$ a pseudo-random permutation that is evaluated pointwise (grain's index shuffle: no
 table of $n$ entries). Process $i$ of $m$ reads positions $i, i + m, i + 2m, \dots$, so that the
-processes' $k$-th batches together are the $k$-th window of the stream, whatever $m$. The whole
+processes' $k$-th batches together are the $k$-th window of the stream for every $m$. The whole
 state of a loader is therefore one number, its position. A damaged example is replaced by the next
 one of the source that is whole, which depends on nothing else either.
 """
@@ -42,7 +42,15 @@ def _concatenate(parts):
 
 
 class Loader:
-    """An iterator over batches, made by [`eqdiff.data.loader`][]."""
+    """An iterator over batches, made by [`eqdiff.data.loader`][].
+
+    **Example:**
+
+    ```python
+    batches = eqd.data.loader(eqd.data.digits().train, 128, seed=0)  # an eqd.data.Loader
+    images, labels = next(batches)
+    ```
+    """
 
     def __init__(
         self,
@@ -253,14 +261,6 @@ def loader(
 ) -> Loader:
     """Batches of a source, endless or for some epochs, in an order that depends on `seed` alone.
 
-    ```python
-    data = eqd.data.cifar10()
-    batches = eqd.data.loader(data.train, 128, seed=0, horizontal_flip=True)
-    images, labels = next(batches)        # float32 (128, 3, 32, 32) in [-1, 1], int32 (128,)
-    state = batches.get_state()           # json.dumps(state) goes into the checkpoint
-    batches.set_state(state)              # the same batches again from here
-    ```
-
     **No example is dropped or repeated within an epoch.** Without `epochs` batches run on across
     the end of an epoch, so all are full, and may be larger than the data set. With `epochs` the
     very last batch holds what is left and may be smaller, or is left out with `drop_last`; only if
@@ -298,6 +298,16 @@ def loader(
     augmentation that examples of this shape do not have;
     [`eqdiff.data.DamagedFileError`][], a `ValueError`, from a batch with one damaged example too
     many.
+
+    **Example:**
+
+    ```python
+    data = eqd.data.digits()
+    batches = eqd.data.loader(data.train, 128, seed=0)
+    images, labels = next(batches)  # float32 (128, 1, 8, 8) in [-1, 1], int32 (128,)
+    state = batches.get_state()  # JSON-serialisable: save it with the weights
+    batches.set_state(state)  # the same batches again from here
+    ```
     """
     source = as_source(source)
     _check_numbers(source, batch_size, seed, epochs, skip_damaged, num_threads)

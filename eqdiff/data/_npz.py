@@ -45,6 +45,13 @@ def write_npz(
         [`eqdiff.data.to_uint8`][] does.
 
     **Raises:** `ValueError` for other shapes, and values that are not finite.
+
+    **Example:**
+
+    ```python
+    images = jax.random.normal(jax.random.key(0), (16, 3, 8, 8))
+    eqd.data.write_npz("samples.npz", images)
+    ```
     """
     array, classes = pixels(np.asarray(images), levels), whole_labels(labels)
     check_number(classes, len(array))
@@ -55,10 +62,18 @@ class NPZWriter(AbstractWriter):
     """One npz file of samples, for [`eqdiff.generate_to`][].
 
     The same file as [`eqdiff.data.write_npz`][] writes, without all samples in memory. Finished
-    chunks are kept, as pixels, in a folder `PATH.parts` beside it, which is deleted when the file
+    chunks are kept, as pixels, in a folder `PATH.parts` next to it, which is deleted when the file
     is there: while it is written, both need room.
 
     Where the file exists already, and this call wrote it, nothing is left to do.
+
+    **Example:**
+
+    ```python
+    sampler, denoiser = eqd.DDIM(2), eqd.GaussianDenoiser(eqd.cosine_schedule(10))
+    writer = eqd.data.NPZWriter("samples.npz")
+    eqd.generate_to(writer, sampler, denoiser, 4, (3, 8, 8), key=jax.random.key(0))
+    ```
     """
 
     path: Path

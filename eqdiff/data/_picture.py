@@ -75,6 +75,13 @@ def write_grid(
 
     **Raises:** `ImportError` without Pillow; `ValueError` for another shape or sizes below these,
     and as [`eqdiff.data.normalise`][] and [`eqdiff.data.to_uint8`][].
+
+    **Example:**
+
+    ```python
+    images = jax.random.normal(jax.random.key(0), (16, 3, 8, 8))
+    eqd.data.write_grid("samples.png", images)
+    ```
     """
     images = np.asarray(images)
     _check(images, columns=columns, scale=scale, gap=gap)

@@ -42,6 +42,13 @@ def normalise(image: Shaped[ArrayLike, "..."], *, levels: int = 256) -> Float32[
     **Returns:** a float32 NumPy array of the same shape in $[-1, 1]$.
 
     **Raises:** `TypeError` for floats, `ValueError` for a level outside the range.
+
+    **Example:**
+
+    ```python
+    import numpy as np
+    x = eqd.data.normalise(np.array([0, 8, 16]), levels=17)  # [-1, 0, 1]
+    ```
     """
     check_levels(levels)
     image = np.asarray(image)
@@ -82,6 +89,13 @@ def to_uint8(x: Shaped[ArrayLike, "..."], *, levels: int = 256) -> UInt8[np.ndar
     **Returns:** a uint8 NumPy array of the same shape.
 
     **Raises:** `TypeError` for integers, `ValueError` for NaN.
+
+    **Example:**
+
+    ```python
+    import numpy as np
+    pixels = eqd.data.to_uint8(np.array([-1.0, 0.0, 1.0]))  # [0, 128, 255]
+    ```
     """
     check_levels(levels)
     x = np.asarray(x)

@@ -42,6 +42,13 @@ def write_pngs(
 
     **Raises:** `ValueError` for a folder that is not empty, other shapes, and values that are not
     finite; `ImportError` without Pillow.
+
+    **Example:**
+
+    ```python
+    images = jax.random.normal(jax.random.key(0), (16, 3, 8, 8))
+    eqd.data.write_pngs("samples", images, jnp.arange(16) % 10)
+    ```
     """
     array, classes = pixels(np.asarray(images), levels), whole_labels(labels)
     check_number(classes, len(array))
@@ -57,6 +64,14 @@ class PNGWriter(AbstractWriter):
     The same files as [`eqdiff.data.write_pngs`][] writes, without all samples in memory, and a
     hidden folder `.chunks` with the checksums of those that are written. Called again, it writes
     what is missing or damaged.
+
+    **Example:**
+
+    ```python
+    sampler, denoiser = eqd.DDIM(2), eqd.GaussianDenoiser(eqd.cosine_schedule(10))
+    writer = eqd.data.PNGWriter("samples")
+    eqd.generate_to(writer, sampler, denoiser, 4, (3, 8, 8), key=jax.random.key(0))
+    ```
     """
 
     folder: Path

@@ -22,6 +22,13 @@ class DamagedFileError(ValueError):
 
     A source of your own raises it, with a message that names the file, for what
     `eqd.data.loader(skip_damaged=)` may skip.
+
+    **Example:**
+
+    ```python
+    def take(path):  # of your own eqd.data.AbstractSource
+        raise eqd.data.DamagedFileError(f"{path} is truncated")
+    ```
     """
 
 
@@ -87,7 +94,16 @@ def _check_finite(examples: Shaped[np.ndarray, "..."]) -> None:
 
 
 class ArraySource(AbstractSource):
-    """Examples and labels that are held in memory (or in a memory-mapped array)."""
+    """Examples and labels that are held in memory (or in a memory-mapped array).
+
+    **Example:**
+
+    ```python
+    import numpy as np
+    source = eqd.data.ArraySource(np.zeros((100, 3, 32, 32), np.uint8), np.arange(100) % 10)
+    batches = eqd.data.loader(source, 32, seed=0)
+    ```
+    """
 
     images: Shaped[np.ndarray, "n ..."]
     labels: Shaped[np.ndarray, "n ..."]

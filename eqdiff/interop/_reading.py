@@ -1,4 +1,4 @@
-"""The errors of whatever a file says, as one kind that names the file."""
+"""The errors of a file's contents, as one kind that names the file."""
 
 import contextlib
 from collections.abc import Iterator

@@ -1,8 +1,8 @@
 """State dicts inside something else: a training state's keys, and the names of what wraps a module.
 
-`torch.save` is given whatever a program has: weights alone, or a dictionary that holds them under
-`"model"` or `"state_dict"`, with a moving average of them beside. And the names of weights grow by
-what a module is inside of: `module.` of data-parallel training, `_orig_mod.` of `torch.compile`,
+A program passes anything to `torch.save`: weights alone, or a dictionary that holds them under
+`"model"` or `"state_dict"`, with a moving average of them next to it. And a wrapper lengthens the
+names of weights: `module.` of data-parallel training, `_orig_mod.` of `torch.compile`,
 an attribute's name of Lightning. What is read is the moving average where there is one; whatever
 else holds weights, and is not read, is said.
 """
@@ -56,7 +56,7 @@ def state_inside(contents: Any, source: str) -> Any:
     if averages and trained:
         _say(f"{source}: the moving average {name!r} is read, not the trained weights {trained}.")
     elif unread:
-        _say(f"{source}: {name!r} is read; {unread} is no average with names and arrays.")
+        _say(f"{source}: {name!r} is read; {unread} is not an average with names and arrays.")
     return contents[name]
 
 

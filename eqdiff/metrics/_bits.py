@@ -115,6 +115,14 @@ def bound_bits(
     **Returns:** an [`eqdiff.metrics.Mean`][].
 
     **Raises:** as these functions.
+
+    **Example:**
+
+    ```python
+    denoiser = eqd.GaussianDenoiser(eqd.cosine_schedule(20))
+    images = jnp.sign(jax.random.normal(jax.random.key(0), (8, 1, 4, 4)))  # two levels
+    print(eqd.metrics.bound_bits(denoiser, images, levels=2, key=jax.random.key(1)))
+    ```
     """
     fn = Bound(Clip(from_first_level(denoiser, levels)), levels, num_terms)
     return mean(_mapped(fn, images, args, key, batch_size, mesh, progress)[0])
@@ -144,6 +152,14 @@ def flow_bits(
     **Returns:** an [`eqdiff.metrics.Mean`][], one dequantisation and one Hutchinson probe an image.
 
     **Raises:** as [`eqdiff.bits_per_dim`][] and [`eqdiff.map_examples`][].
+
+    **Example:**
+
+    ```python
+    denoiser = eqd.GaussianDenoiser(eqd.cosine_schedule(20))
+    images = jnp.sign(jax.random.normal(jax.random.key(0), (8, 1, 4, 4)))  # two levels
+    print(eqd.metrics.flow_bits(denoiser, images, levels=2, key=jax.random.key(1)))
+    ```
     """
     dequantise = GaussianDequantisation(levels) if dequantise is None else dequantise
     fn = _Flow(from_first_level(denoiser, levels), flow, dequantise)

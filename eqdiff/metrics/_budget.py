@@ -1,4 +1,4 @@
-r"""Which part of an uncertainty is images, dequantisation, probes or the solver.
+r"""An uncertainty taken apart: images, dequantisation, probes, the solver.
 
 The spread of scores over images mixes everything that was drawn anew for each. Nested draws take it
 apart (an analysis of variance): of $n$ images $i$, $J$ dequantisations $j$ of each, and $K$ probes
@@ -22,7 +22,7 @@ $$p_i = nV - \frac{(n - 1)^2\,V - n\,(m_i - \bar m)^2}{n - 2}, \qquad \bar p = V
 
 A mean over $n$ images, each with one dequantisation and one probe, then has the variance
 $(\sigma_I^2 + \sigma_Q^2 + \sigma_P^2)/n$. Where the images are all there are (a whole test set),
-$\sigma_I$ is no uncertainty of the score on them.
+$\sigma_I$ does not count towards the uncertainty of the score on them.
 
 **The solver** has a bias, which does not fall with $n$. It is found by solving again at a tenth of
 the tolerance with the same draws: of a method whose error is proportional to the tolerance, the
@@ -67,6 +67,15 @@ class ErrorBudget(NamedTuple):
     - `solver`: how far the solver is off, the mean of the differences to a more accurate solve; or
         `None`.
     - `solver_rms`: the root of their mean square: how far off it is on one image.
+
+    **Example:**
+
+    ```python
+    denoiser = eqd.GaussianDenoiser(eqd.cosine_schedule(20))
+    images = jnp.sign(jax.random.normal(jax.random.key(0), (8, 1, 4, 4)))  # two levels
+    budget = eqd.metrics.bound_errors(denoiser, images, levels=2, key=jax.random.key(1))
+    rows = budget.table(10_000)  # of an eqd.metrics.ErrorBudget
+    ```
     """
 
     bits: Mean
@@ -97,7 +106,7 @@ class ErrorBudget(NamedTuple):
 
     def table(self, num: int | None = None) -> list[tuple[str, ...]]:
         """Standard deviations by source, in bits/dim, as rows of a table, the first being the names
-        of the columns; a part that cannot be told from zero is an upper limit, `< …`.
+        of the columns; a part that is not significantly above zero is an upper limit, `< …`.
 
         **Arguments:**
 
@@ -192,22 +201,16 @@ def flow_errors(
     mesh: Mesh | None = None,
     progress: bool = False,
 ) -> ErrorBudget:
-    """Which part of the uncertainty of [`eqdiff.metrics.flow_bits`][] is what, from a few images.
+    """Takes the uncertainty of [`eqdiff.metrics.flow_bits`][] apart, from a few images.
 
-    ```python
-    budget = eqd.metrics.flow_errors(denoiser, images[:50], labels[:50], key=key)
-    print(budget)                 # a table
-    print(budget.stderr(10_000))  # what a mean over so many images will have
-    ```
-
-    Fifty images tell a standard deviation to some 15 %, and are enough to see which part matters.
+    Fifty images give a standard deviation to some 15 %, enough to see which part matters.
     They cost about six times as much as in `flow_bits`: two dequantisations with two probes each,
     and a solve with twice as many steps.
 
     **Arguments:** as for [`eqdiff.metrics.flow_bits`][], and
 
     - `images`: three or more.
-    - `reference`: the more accurate flow that tells the solver's error; by default `flow` at a
+    - `reference`: the more accurate flow that measures the solver's error; by default `flow` at a
         tenth of its tolerances. One of fixed steps has none: give one of twice as many steps.
     - `num_draws`, `num_probes`: how many dequantisations of each image, and probes of each
         dequantisation, two or more.
@@ -216,6 +219,16 @@ def flow_errors(
 
     **Raises:** `ValueError` for too few of anything, or a flow of fixed steps without a reference;
     and as [`eqdiff.metrics.flow_bits`][].
+
+    **Example:**
+
+    ```python
+    denoiser = eqd.GaussianDenoiser(eqd.cosine_schedule(20))
+    images = jnp.sign(jax.random.normal(jax.random.key(0), (8, 1, 4, 4)))  # two levels
+    budget = eqd.metrics.flow_errors(denoiser, images, levels=2, key=jax.random.key(1))
+    print(budget)  # a table
+    print(budget.stderr(10_000))  # what a mean over so many images will have
+    ```
     """
     owner = "flow_errors"
     num_draws = whole(owner, "num_draws", num_draws, least=2)
@@ -255,8 +268,8 @@ def bound_errors(
     mesh: Mesh | None = None,
     progress: bool = False,
 ) -> ErrorBudget:
-    """Which part of the uncertainty of [`eqdiff.metrics.bound_bits`][] is images, and which the
-    times and noise drawn.
+    """Takes the uncertainty of [`eqdiff.metrics.bound_bits`][] apart: into images, and the times
+    and noise drawn.
 
     It makes the same draws as `bound_bits` with the same key, so that its `bits` are the same
     number and serve instead.
@@ -266,6 +279,14 @@ def bound_errors(
     **Returns:** an [`eqdiff.metrics.ErrorBudget`][].
 
     **Raises:** `ValueError` for fewer than three images, and as [`eqdiff.metrics.bound_bits`][].
+
+    **Example:**
+
+    ```python
+    denoiser = eqd.GaussianDenoiser(eqd.cosine_schedule(20))
+    images = jnp.sign(jax.random.normal(jax.random.key(0), (8, 1, 4, 4)))  # two levels
+    print(eqd.metrics.bound_errors(denoiser, images, levels=2, key=jax.random.key(1)))
+    ```
     """
     _check_images("bound_errors", images)
     fn = Bound(Clip(from_first_level(denoiser, levels)), levels, num_terms)

@@ -1,4 +1,4 @@
-r"""Whether posteriors mean what they say: simulation-based calibration.
+r"""Simulation-based calibration: whether posteriors mean what they say.
 
 Draw parameters from the prior and data from the simulator, $\theta^* \sim p(\theta)$,
 $x \sim p(x|\theta^*)$, then $\theta_1, \dots, \theta_L$ from a posterior $q(\theta|x)$. If $q$ is
@@ -48,7 +48,7 @@ from .._types import Key
 
 
 class Calibration(NamedTuple):
-    """Whether ranks are uniform; each column of ranks on its own.
+    """The test of uniform ranks, for each column of ranks separately.
 
     **Fields:**
 
@@ -60,6 +60,14 @@ class Calibration(NamedTuple):
         within what should hold that share. For ranks of the density these are the regions of
         highest density, for those of a parameter all that lies below a quantile.
     - `band`: how far from the diagonal the curve strays in one case of twenty, (3).
+
+    **Example:**
+
+    ```python
+    ranks = jax.random.randint(jax.random.key(0), (200, 2), 0, 100)
+    found = eqd.metrics.calibration(ranks, 99)  # an eqd.metrics.Calibration
+    rows = found.table(["mass", "spin"])
+    ```
     """
 
     num: int
@@ -107,6 +115,14 @@ def calibration_ranks(
     **Returns:** whole numbers from 0 to $L$.
 
     **Raises:** `ValueError` for shapes that do not fit, or numbers that are not finite.
+
+    **Example:**
+
+    ```python
+    draws = jax.random.normal(jax.random.key(0), (200, 99, 2))  # 99 draws, 200 simulations
+    truth = jax.random.normal(jax.random.key(1), (200, 2))
+    ranks = eqd.metrics.calibration_ranks(draws, truth)
+    ```
     """
     draws, truth = np.asarray(draws), np.asarray(truth)
     if draws.ndim < 2 or draws.shape[:1] + draws.shape[2:] != truth.shape or 0 in draws.shape:
@@ -124,7 +140,7 @@ def calibration_ranks(
 def calibration(
     ranks: Int[np.ndarray, "n *d"], num_draws: int, *, num_bins: int | None = None
 ) -> Calibration:
-    """Whether ranks are uniform on 0 … `num_draws`: equation (2), and a curve to draw.
+    """Tests whether ranks are uniform on 0 … `num_draws`: equation (2), and a curve to draw.
 
     **Arguments:**
 
@@ -135,6 +151,13 @@ def calibration(
     **Returns:** an [`eqdiff.metrics.Calibration`][].
 
     **Raises:** `ValueError` for ranks out of range, fewer than two bins or more than ranks.
+
+    **Example:**
+
+    ```python
+    ranks = jax.random.randint(jax.random.key(0), (200, 2), 0, 100)
+    print(eqd.metrics.calibration(ranks, 99).p_value)
+    ```
 
     ??? cite "Reference"
 
@@ -222,11 +245,6 @@ def posterior_ranks(
 ) -> Int[np.ndarray, "n d"]:
     r"""The ranks (1) of parameters among a model's draws of them given their data.
 
-    ```python
-    ranks = eqd.metrics.posterior_ranks(sampler, denoiser, thetas, xs, flow=flow, key=key)
-    print(eqd.metrics.calibration(ranks, 99).p_value)
-    ```
-
     **Arguments:**
 
     - `sampler`, `denoiser`: how the posterior is drawn from, and its denoiser, conditional on
@@ -243,6 +261,16 @@ def posterior_ranks(
     with a `flow`.
 
     **Raises:** as [`eqdiff.map_examples`][] and [`eqdiff.log_likelihood`][].
+
+    **Example:**
+
+    ```python
+    denoiser = eqd.GaussianDenoiser(eqd.cosine_schedule(20))
+    truth, data = jax.random.normal(jax.random.key(0), (2, 20, 2))
+    options = dict(num_draws=9, key=jax.random.key(1))
+    ranks = eqd.metrics.posterior_ranks(eqd.DDIM(10), denoiser, truth, data, **options)
+    print(eqd.metrics.calibration(ranks, 9).p_value)
+    ```
     """
     num_draws = whole("posterior_ranks", "num_draws", num_draws)
     draws, truths = map_examples(

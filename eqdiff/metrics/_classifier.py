@@ -14,6 +14,14 @@ class ClassifierFeatures:
     For data sets to which an Inception network does not apply, such as 8×8 digits. The classifier
     is a perceptron; calling it with images gives one row of features per image. The same images,
     labels and seed give the same features. Needs `pip install 'eqdiff[metrics]'`.
+
+    **Example:**
+
+    ```python
+    x, labels = eqd.data.digits().held_out()
+    features = eqd.metrics.ClassifierFeatures(x, labels, hidden=(16,), max_epochs=5)
+    print(features.accuracy(x, labels))
+    ```
     """
 
     def __init__(

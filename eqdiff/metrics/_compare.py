@@ -23,6 +23,14 @@ class Comparison(NamedTuple):
     - `kernel`: the kernel distance, the "KID" of Inception's features.
     - `inception_score`: of the generated images alone.
     - `precision`, `recall`, `density`, `coverage`: by nearest neighbours.
+
+    **Example:**
+
+    ```python
+    real, generated = jax.random.normal(jax.random.key(0), (2, 100, 8))  # features
+    found = eqd.metrics.compare(real, generated)  # an eqd.metrics.Comparison
+    print(found.frechet, found.kernel, found.recall)
+    ```
     """
 
     num: int
@@ -68,11 +76,6 @@ def compare(
 ) -> Comparison:
     """Every metric of one set of generated images, each with its published settings.
 
-    ```python
-    found = eqd.metrics.compare(real, generated)  # features of both, from `extract`
-    print(found.shown())
-    ```
-
     **Arguments:**
 
     - `real`: the features of real images; or [`eqdiff.metrics.Moments`][], which the Fréchet
@@ -85,6 +88,13 @@ def compare(
     **Warns** and **Raises:** as [`eqdiff.metrics.frechet_distance`][],
     [`eqdiff.metrics.kernel_distance`][], [`eqdiff.metrics.precision_recall`][] and
     [`eqdiff.metrics.density_coverage`][], which it calls.
+
+    **Example:**
+
+    ```python
+    real, generated = jax.random.normal(jax.random.key(0), (2, 100, 8))  # features
+    print(eqd.metrics.compare(real, generated).shown())
+    ```
     """
     score = None if probabilities is None else inception_score(probabilities)
     found = Comparison(len(generated), frechet_distance(real, generated), inception_score=score)

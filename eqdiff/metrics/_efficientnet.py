@@ -74,6 +74,13 @@ class EfficientNetLite(AbstractFeatures):
         others.
     - `layers`: the convolutions.
     - `matrix`, `bias`: of the last layer, whose 1000 classes are ImageNet's.
+
+    **Example:**
+
+    ```python
+    net = eqd.metrics.efficientnet_lite0()  # an eqd.metrics.EfficientNetLite
+    features = net(jnp.zeros((3, 32, 32)))
+    ```
     """
 
     weights: str = eqx.field(static=True)
@@ -128,6 +135,13 @@ def efficientnet_lite0(
 
     **Raises:** `ImportError` without the package; `FileNotFoundError` without the file;
     `ValueError` for another one.
+
+    **Example:**
+
+    ```python
+    net = eqd.metrics.efficientnet_lite0()
+    features = eqd.metrics.extract(net, jnp.zeros((100, 3, 32, 32)))  # (100, 1280)
+    ```
 
     ??? cite "Reference"
 

@@ -68,6 +68,12 @@ def to_uint8(
     **Returns:** uint8 of the same shape.
 
     **Raises:** `TypeError` for other integers.
+
+    **Example:**
+
+    ```python
+    pixels = eqd.metrics.to_uint8(jnp.array([-1.0, 0.0, 1.0]), rounding=jnp.floor)
+    ```
     """
     image = jnp.asarray(image)
     if image.dtype == jnp.uint8:
@@ -90,11 +96,6 @@ def extract(
 ) -> Float32[np.ndarray, "n d"]:
     """The features of many images, in chunks of one compiled program.
 
-    ```python
-    found = eqd.metrics.extract(features, images, mesh=mesh)
-    moments = eqd.metrics.Moments.of(found, features=features.name)
-    ```
-
     **Arguments:**
 
     - `features`: an [`eqdiff.metrics.AbstractFeatures`][], or any function of one image; or an
@@ -108,6 +109,13 @@ def extract(
 
     **Raises:** `ValueError` for no images, images that are not finite or far outside [-1, 1], or
     `features` that return anything but a vector; `TypeError` for other integers than uint8.
+
+    **Example:**
+
+    ```python
+    images = jax.random.uniform(jax.random.key(0), (100, 3, 8, 8), minval=-1, maxval=1)
+    features = eqd.metrics.extract(lambda image: image.mean((1, 2)), images)  # (100, 3)
+    ```
     """
     batch_size = whole("extract", "batch_size", batch_size)
     blocks = [images] if hasattr(images, "shape") else _blocks(images, _BATCHES * batch_size)
@@ -187,7 +195,7 @@ def _checked(images: Any) -> np.ndarray:
         bad = np.flatnonzero(~np.isfinite(largest))
         raise ValueError(
             f"extract: {len(bad)} of {len(images)} images are not finite, the first is number "
-            f"{bad[0]}: leave them out, and say so beside the number."
+            f"{bad[0]}: leave them out, and say so next to the number."
         )
     if largest.max() > _LARGEST:
         raise ValueError(

@@ -46,6 +46,13 @@ def frechet_distance(features1: Features, features2: Features) -> float:
 
     **Raises:** `ValueError` for sets of different feature networks or unequal width, of fewer than
     two images, or that are not finite.
+
+    **Example:**
+
+    ```python
+    features, reference = jax.random.normal(jax.random.key(0), (2, 100, 8))
+    print(eqd.metrics.frechet_distance(features, reference))
+    ```
     """
     moments1, moments2 = (as_moments(f) for f in (features1, features2))
     for remark in remarks(moments1, moments2):

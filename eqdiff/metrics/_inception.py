@@ -62,6 +62,13 @@ class InceptionV3(AbstractFeatures):
     - `weights`: which weights these are: `"2015-12-05"`, or the digest of others.
     - `early`, `spatial_block`, `late`: the network's parts.
     - `logits`: the matrix of equation (1).
+
+    **Example:**
+
+    ```python
+    net = eqd.metrics.inception_v3()  # an eqd.metrics.InceptionV3
+    probabilities = net.probabilities(net(jnp.zeros((3, 32, 32))))
+    ```
     """
 
     resize: AbstractResize
@@ -133,6 +140,13 @@ def inception_v3(
 
     **Raises:** `FileNotFoundError` without the file; `ValueError` for another one;
     [`eqdiff.data.DownloadError`][] if it cannot be had.
+
+    **Example:**
+
+    ```python
+    net = eqd.metrics.inception_v3()
+    features = eqd.metrics.extract(net, jnp.zeros((100, 3, 32, 32)))  # (100, 2048)
+    ```
 
     ??? cite "Reference"
 

@@ -4,7 +4,7 @@ With class probabilities $p(c \mid x)$ of $n$ samples and their mean $p(c)$ (Sal
 
 $$\mathrm{IS} = \exp\Big(\frac1n \sum_i \mathrm{KL}\big(p(c \mid x_i)\,\|\,p(c)\big)\Big), \tag{1}$$
 
-between 1 and the number of classes. It knows nothing of real images: noise that pleases the
+between 1 and the number of classes. It ignores real images: noise that pleases the
 classifier scores well. Published numbers are means over ten parts of the samples, each with its own
 $p(c)$, and the standard deviation over these.
 """
@@ -31,7 +31,14 @@ def inception_score(probabilities: Float[ArrayLike, "n classes"], *, splits: int
     **Returns:** an [`eqdiff.metrics.Mean`][] over the parts. What is published after a ± is the
     standard deviation over them, `stderr` times the root of `splits - 1`.
 
-    **Raises:** `ValueError` for fewer samples than parts, or rows that are no probabilities.
+    **Raises:** `ValueError` for fewer samples than parts, or rows that are not probabilities.
+
+    **Example:**
+
+    ```python
+    probabilities = jax.nn.softmax(jax.random.normal(jax.random.key(0), (100, 10)))
+    print(eqd.metrics.inception_score(probabilities))
+    ```
     """
     p = np.asarray(probabilities).astype(np.float64)
     splits = whole("inception_score", "splits", splits)

@@ -2,7 +2,7 @@ r"""The kernel distance between two sets of features ("KID", Bińkowski et al. 2
 
 The squared maximum mean discrepancy for the kernel $k(x, y) = (x^\top y / d + 1)^3$ of $d$
 features, which sees the first three moments. Of $n$ and $m$ images it is estimated without bias,
-whatever their number, by
+for any number, by
 
 $$\widehat{\mathrm{MMD}}{}^2 = \frac{1}{n(n-1)}\sum_{i \ne j} k(x_i, x_j)
   + \frac{1}{m(m-1)}\sum_{i \ne j} k(y_i, y_j) - \frac{2}{nm}\sum_{i,j} k(x_i, y_j), \tag{1}$$
@@ -38,10 +38,6 @@ def kernel_distance(
 ) -> Mean:
     """The squared kernel distance (1) between two sets of features.
 
-    ```python
-    print(eqd.metrics.kernel_distance(samples, real, subset_size=None))
-    ```
-
     **Arguments:**
 
     - `features1`, `features2`: features, one row per image.
@@ -51,11 +47,18 @@ def kernel_distance(
     - `seed`: of the subsets.
 
     **Returns:** an [`eqdiff.metrics.Mean`][]. Over subsets its `stderr` is the standard deviation,
-    which is what is published, over the root of `num` subsets; it tells how well the subsets
+    which is what is published, over the root of `num` subsets; it says how well the subsets
     represent these images. Of all images it is (2), the error from drawing the images.
 
     **Raises:** `ValueError` for sets of unequal width, of fewer than two images, numbers that are
     not whole and positive, or features that are not finite.
+
+    **Example:**
+
+    ```python
+    features, reference = jax.random.normal(jax.random.key(0), (2, 100, 8))
+    print(eqd.metrics.kernel_distance(features, reference, subset_size=None))
+    ```
     """
     x, y = check_sets("kernel_distance", features1, features2, 2, 2)
     num_subsets = whole("kernel_distance", "num_subsets", num_subsets)

@@ -24,6 +24,13 @@ class Mean(NamedTuple):
     - `value`, `stderr`: float64, a number or, for examples that are arrays, an array.
     - `num`: how many examples there were.
     - `num_nonfinite`: how many of them hold a NaN or an infinity.
+
+    **Example:**
+
+    ```python
+    bits = eqd.metrics.mean(jnp.array([3.4, 3.6, 3.5]))  # an eqd.metrics.Mean
+    print(bits.value, bits.stderr, bits.num)
+    ```
     """
 
     value: Float[np.ndarray, "..."] | float
@@ -42,11 +49,6 @@ class Mean(NamedTuple):
 def mean(values: Shaped[ArrayLike, "n ..."]) -> Mean:
     """The mean (1) over a leading axis of examples, and its standard error, in float64.
 
-    ```python
-    bits = eqd.metrics.mean(values)  # values of shape (n,), one number per example
-    print(bits)                      # 3.512 ± 0.014
-    ```
-
     Values that are not finite are not dropped: the mean is then NaN or infinite, and
     `num_nonfinite` says how many examples to look at. To leave them out, write
     `mean(values[np.isfinite(values)])`.
@@ -58,6 +60,12 @@ def mean(values: Shaped[ArrayLike, "n ..."]) -> Mean:
     **Returns:** [`eqdiff.metrics.Mean`][]. The standard error of a single example is NaN.
 
     **Raises:** `ValueError` for no examples, or a scalar.
+
+    **Example:**
+
+    ```python
+    print(eqd.metrics.mean(jnp.array([3.4, 3.6, 3.5])))  # 3.500 ± 0.058
+    ```
     """
     x = np.asarray(values).astype(np.float64)
     if x.ndim == 0 or len(x) == 0:

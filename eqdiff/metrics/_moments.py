@@ -1,4 +1,4 @@
-r"""The first two moments of a set of features, which are all that a Fréchet distance needs.
+r"""The first two moments of a set of features: all that a Fréchet distance needs.
 
 Of $n$ images with features $f_i$, in float64,
 
@@ -33,16 +33,19 @@ from .._together import together
 class Moments:
     """The mean and covariance (1) of features, and where they come from.
 
-    ```python
-    moments = eqd.metrics.Moments.of(features_of_some) + eqd.metrics.Moments.of(features_of_others)
-    ```
-
     **Fields:**
 
     - `mean`, `covariance`: float64, of shapes `(d,)` and `(d, d)`.
     - `num`: of how many images; `None` in most published files, which do not say.
     - `features`: the name of the feature network, or `None`.
     - `size`: `(height, width)` of the images before they were resized for it, or `None`.
+
+    **Example:**
+
+    ```python
+    features = jax.random.normal(jax.random.key(0), (2, 100, 8))  # in two batches
+    moments = eqd.metrics.Moments.of(features[0]) + eqd.metrics.Moments.of(features[1])
+    ```
     """
 
     mean: Float[np.ndarray, " d"]

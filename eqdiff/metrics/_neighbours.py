@@ -1,4 +1,4 @@
-r"""How much of the real images is covered by samples, and how many of these are real: neighbours.
+r"""Nearest neighbours: how much of the real images samples cover, and how many samples look real.
 
 A set's support is estimated by balls around its features, each as large as the distance to the
 $k$-th nearest neighbour in the same set, $B(f_i, r_i)$. Precision is the share of samples in the
@@ -29,9 +29,17 @@ Rows = Shaped[ArrayLike, "_ _"]
 
 
 class PrecisionRecall(NamedTuple):
-    """How many samples are like real images, and how many real images are like samples.
+    """The share of samples that are like real images, and of real images that are like samples.
 
     **Fields:** `precision` and `recall`, shares between 0 and 1.
+
+    **Example:**
+
+    ```python
+    real, generated = jax.random.normal(jax.random.key(0), (2, 100, 8))
+    found = eqd.metrics.precision_recall(real, generated)  # an eqd.metrics.PrecisionRecall
+    print(found.precision, found.recall)
+    ```
     """
 
     precision: float
@@ -42,6 +50,14 @@ class DensityCoverage(NamedTuple):
     """The same question with the balls of real images alone, equation (1).
 
     **Fields:** `density`, which may exceed 1, and `coverage`, a share.
+
+    **Example:**
+
+    ```python
+    real, generated = jax.random.normal(jax.random.key(0), (2, 100, 8))
+    found = eqd.metrics.density_coverage(real, generated)  # an eqd.metrics.DensityCoverage
+    print(found.density, found.coverage)
+    ```
     """
 
     density: float
@@ -66,6 +82,13 @@ def precision_recall(real: Rows, generated: Rows, *, k: int = 3) -> PrecisionRec
 
     **Raises:** `ValueError` for sets of unequal width or of no more than `k` images, or features
     that are not finite.
+
+    **Example:**
+
+    ```python
+    real, generated = jax.random.normal(jax.random.key(0), (2, 100, 8))
+    print(eqd.metrics.precision_recall(real, generated))
+    ```
     """
     least = whole("precision_recall", "k", k) + 1
     x, y = check_sets("precision_recall", real, generated, least, least)
@@ -85,6 +108,13 @@ def density_coverage(real: Rows, generated: Rows, *, k: int = 5) -> DensityCover
     **Returns:** [`eqdiff.metrics.DensityCoverage`][].
 
     **Raises:** as there.
+
+    **Example:**
+
+    ```python
+    real, generated = jax.random.normal(jax.random.key(0), (2, 100, 8))
+    print(eqd.metrics.density_coverage(real, generated))
+    ```
     """
     least = whole("density_coverage", "k", k) + 1
     x, y = check_sets("density_coverage", real, generated, least, 1)
@@ -100,7 +130,7 @@ def density_coverage(real: Rows, generated: Rows, *, k: int = 5) -> DensityCover
 def nearest_neighbours(
     features: Rows, reference: Rows, k: int = 1
 ) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
-    """The nearest of a reference's images to each of others, to see what was learned by heart.
+    """Finds the images of a reference nearest to each of yours, to see what was memorised.
 
     **Arguments:**
 
@@ -111,6 +141,13 @@ def nearest_neighbours(
 
     **Raises:** `ValueError` for sets of unequal width, fewer than `k` images of reference, or
     features that are not finite.
+
+    **Example:**
+
+    ```python
+    reference = jax.random.normal(jax.random.key(0), (100, 8))
+    indices, distances = eqd.metrics.nearest_neighbours(reference[:5], reference, k=2)
+    ```
     """
     k = whole("nearest_neighbours", "k", k)
     indices, squares = _nearest(*check_sets("nearest_neighbours", features, reference, 1, k), k)

@@ -1,4 +1,4 @@
-"""How good samples of a small data set are, in two numbers that need no pretrained network."""
+"""The quality of samples of a small data set, in two numbers without a pretrained network."""
 
 from typing import NamedTuple
 
@@ -19,6 +19,16 @@ class SampleQuality(NamedTuple):
         many training images.
     - `accuracy`, `accuracy_real`: the share that is taken for the class asked for, of the samples
         (`None` if there are no classes) and of held-out images.
+
+    **Example:**
+
+    ```python
+    data = eqd.data.digits()
+    train, test = next(eqd.data.loader(data.train, 300, seed=0)), data.held_out(100)
+    samples, labels = next(eqd.data.loader(data.train, 100, seed=1))
+    quality = eqd.metrics.sample_quality(samples, labels, train, test, levels=17)
+    rows = quality.table()  # of an eqd.metrics.SampleQuality
+    ```
     """
 
     num: int
@@ -59,6 +69,15 @@ def sample_quality(
     **Returns:** an [`eqdiff.metrics.SampleQuality`][].
 
     **Raises:** `ImportError` without scikit-learn.
+
+    **Example:**
+
+    ```python
+    data = eqd.data.digits()
+    train, test = next(eqd.data.loader(data.train, 300, seed=0)), data.held_out(100)
+    samples, labels = next(eqd.data.loader(data.train, 100, seed=1))
+    print(eqd.metrics.sample_quality(samples, labels, train, test, levels=17))
+    ```
     """
     features = ClassifierFeatures(*train)
     half = (levels - 1) / 2

@@ -43,6 +43,14 @@ def read_moments(path: str | os.PathLike, names: tuple[str, str] = ("mu", "sigma
     known.
 
     **Raises:** `ValueError` for any other file. Pickles are never loaded.
+
+    **Example:**
+
+    ```python
+    moments = eqd.metrics.Moments.of(jax.random.normal(jax.random.key(0), (100, 8)))
+    eqd.metrics.write_moments("reference.npz", moments)
+    assert eqd.metrics.read_moments("reference.npz").digest == moments.digest
+    ```
     """
     stored, found = read_arrays(path, *names, *_KNOWN, *_FEATURES)
     if all(name in stored for name in names):
@@ -65,6 +73,13 @@ def write_moments(path: str | os.PathLike, moments: Moments) -> None:
     **Arguments:** `path`, which ends in `.npz`, and `moments`.
 
     **Raises:** `ValueError` for another ending.
+
+    **Example:**
+
+    ```python
+    moments = eqd.metrics.Moments.of(jax.random.normal(jax.random.key(0), (100, 8)))
+    eqd.metrics.write_moments("reference.npz", moments)
+    ```
     """
     path = Path(path).expanduser()
     if path.suffix != ".npz":

@@ -60,6 +60,13 @@ class TensorFlowBilinear(AbstractResize):
     What the graph of 2015 itself does, and so the Fréchet distances of Heusel et al. (2017), of
     guided-diffusion's evaluator (ADM) and of EDM, and torch-fidelity's. Images are shifted by half
     a pixel of the smaller grid.
+
+    **Example:**
+
+    ```python
+    resize = eqd.metrics.TensorFlowBilinear()  # the `resize` of eqd.metrics.inception_v3
+    x = resize(jnp.zeros((3, 32, 32), jnp.uint8), (299, 299))
+    ```
     """
 
     name: str = eqx.field(default="tensorflow-bilinear", static=True, init=False)
@@ -75,6 +82,13 @@ class PyTorchBilinear(AbstractResize):
     r"""Bilinear as in PyTorch, and $2x/255 - 1$: equation (2), right, no antialiasing.
 
     `torch.nn.functional.interpolate(…, mode="bilinear", align_corners=False)`, as in pytorch-fid.
+
+    **Example:**
+
+    ```python
+    resize = eqd.metrics.PyTorchBilinear()  # the `resize` of eqd.metrics.inception_v3
+    x = resize(jnp.zeros((3, 32, 32), jnp.uint8), (299, 299))
+    ```
     """
 
     name: str = eqx.field(default="pytorch-bilinear", static=True, init=False)
@@ -90,6 +104,13 @@ class PillowBicubic(AbstractResize):
 
     Each channel is resized as 32-bit floats, clipped to [0, 255] and not rounded, as in clean-FID
     (Parmar et al. 2022). The kernel is Keys's with $a = -\tfrac12$.
+
+    **Example:**
+
+    ```python
+    resize = eqd.metrics.PillowBicubic()  # the `resize` of eqd.metrics.inception_v3
+    x = resize(jnp.zeros((3, 32, 32), jnp.uint8), (299, 299))
+    ```
     """
 
     name: str = eqx.field(default="pillow-bicubic", static=True, init=False)

@@ -40,7 +40,15 @@ def read_samples(
     `None`. Nothing is resized; images are of one channel if all of them are grey.
 
     **Raises:** `ValueError` for a file without images, of images of several sizes, or that cannot
-    be read; it is named. `FileNotFoundError` if there is none.
+    be read, naming it. `FileNotFoundError` for a missing file.
+
+    **Example:**
+
+    ```python
+    images = jax.random.normal(jax.random.key(0), (16, 3, 8, 8))
+    eqd.data.write_npz("samples.npz", images, jnp.arange(16) % 10)
+    images, labels = eqd.metrics.read_samples("samples.npz")  # uint8 (16, 3, 8, 8)
+    ```
     """
     path = Path(path).expanduser()
     if path.is_dir():
@@ -52,7 +60,7 @@ def read_samples(
         named = {f.relative_to(path).as_posix(): f.read_bytes for f in files if f.is_file()}
         return _decoded(path, named), None
     if not path.exists():
-        raise FileNotFoundError(f"read_samples: there is no {path}")
+        raise FileNotFoundError(f"read_samples: {path} does not exist")
     if path.suffix == ".npz":
         return _from_npz(path)
     try:

@@ -1,4 +1,4 @@
-r"""What a table of pixels codes images in: the figure that a model of images has to beat.
+r"""The code length of images under a table of pixels: the figure that a model has to beat.
 
 The simplest density of images on a grid of $L$ levels looks at one pixel at a time: in class $c$,
 pixel $i$ has level $k$ as often as it had among the $n_c$ training images,
@@ -36,6 +36,14 @@ def table_bits(
 
     **Raises:** `ValueError` for images of unequal shape or off the grid, for classes of one set
     alone, and for a class that has no training image.
+
+    **Example:**
+
+    ```python
+    data = eqd.data.digits()
+    train, test = eqd.data.loader(data.train, 1497, seed=0), data.held_out()
+    print(eqd.metrics.table_bits(next(train), test, levels=17))
+    ```
     """
     (seen_images, train_labels), (images, labels) = train, test
     if (train_labels is None) != (labels is None):

@@ -3,16 +3,16 @@ r"""The kernels of attention: what computes $\mathrm{softmax}(q k^\top / \sqrt c
 Written as two products and a softmax, the weights of every pair of tokens go through memory: on a
 GPU that is half of what a U-Net moves outside its convolutions. cuDNN's fused kernel reads $q$,
 $k$, $v$ and writes the result, and its backward pass does without the weights too. But a function
-with a backward pass of its own (`jax.custom_vjp`) has no forward mode, which exact traces and
-likelihoods need, and no second derivatives, which guidance through a Jacobian needs.
+with a custom backward pass (`jax.custom_vjp`) lacks forward mode, which exact traces and
+likelihoods need, and second derivatives, which guidance through a Jacobian needs.
 
-So attention has a derivative of its own here, a linear map with a transpose (`_linear_map.py`):
+So the derivative of attention is defined here as a linear map with a transpose (`_linear_map.py`):
 
 $$A(q, k, v), \qquad J(q, k, v)\cdot(\dot q, \dot k, \dot v), \qquad
   J^\top(q, k, v)\cdot \bar o. \tag{1}$$
 
 On an NVIDIA GPU $A$ and $J^\top$ are the fused kernel and $J$ the plain formula; elsewhere all are
-plain. Nobody has to choose: training takes the fused pair, a Jacobian-vector product of the same
+plain. You need not choose: training takes the fused pair, a Jacobian-vector product of the same
 network the plain formula.
 """
 
@@ -131,12 +131,12 @@ class PlainAttention(AbstractAttention):
 
 @dataclasses.dataclass(frozen=True)
 class FusedAttention(AbstractAttention):
-    """cuDNN's fused kernel where there is one, otherwise as [`eqdiff.nn.PlainAttention`][].
+    """cuDNN's fused kernel where it applies, and [`eqdiff.nn.PlainAttention`][] elsewhere.
 
-    There is one on NVIDIA GPUs from Ampere on (compute capability 8.0), for self-attention in
-    bfloat16 or float16 with at most 128 channels per head, a multiple of 8. Forward mode and second
-    derivatives are those of the plain formula, so likelihoods and exact traces of a network that
-    was trained with the kernel need no other network.
+    It applies on NVIDIA GPUs from Ampere on (compute capability 8.0), to self-attention in bfloat16
+    or float16 with at most 128 channels per head, a multiple of 8. Forward mode and second
+    derivatives use the plain formula, so that a network trained with the kernel has exact traces
+    and likelihoods as it is.
 
     **Example:**
 

@@ -30,9 +30,10 @@ from ._style import Layers, Style
 class UNetClassifier(eqx.Module):
     r"""Equation (1): logits of a noisy image, from the way down of [`eqdiff.nn.UNet`][].
 
-    The published classifiers are made by `presets.adm_classifier`; their weights are read by
-    [`eqdiff.interop.openai_classifier`][]. One example at a time, channels first; use
-    `jax.vmap` for a batch.
+    Train it with [`eqdiff.classifier_loss`][] and guide with it in [`eqdiff.ClassifierGuidance`][].
+    [`eqdiff.nn.presets.adm_classifier`][] makes the published classifiers, and
+    [`eqdiff.interop.openai_classifier`][] reads their weights. One example at a time, channels
+    first; use `jax.vmap` for a batch.
 
     **Example:**
 
@@ -104,7 +105,7 @@ class UNetClassifier(eqx.Module):
         - `x`: one image, `(in_channels, height, width)`, whose sides are multiples of 2^(levels −
             1).
         - `args`: `None`: a classifier takes no class.
-        - `key`: a PRNG key for dropout. Without it there is no dropout.
+        - `key`: a PRNG key for dropout. Without one, nothing is dropped.
 
         **Returns:** logits, `(out_channels,)`, in the dtype of `x`.
 

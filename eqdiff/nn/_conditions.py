@@ -1,7 +1,7 @@
-r"""What a network can be conditioned on: a class, a vector, a field, a sequence of tokens.
+r"""The conditions a network can take: a class, a vector, a field, a sequence of tokens.
 
-A condition is described by a small frozen object, as a style is (`_style.py`); what it builds, with
-its parameters, is in `_conditioning.py`. It enters a network in the place where it belongs,
+Like a style (`_style.py`), a condition is a small frozen object; the layers it builds are in
+`_conditioning.py`. Each kind enters the network where it belongs,
 
 | condition | enters |
 |---|---|
@@ -9,11 +9,11 @@ its parameters, is in `_conditioning.py`. It enters a network in the place where
 | field | the input, as further channels: $[x_t, U y]$, where $U$ resamples to the sides of $x_t$ |
 | tokens | cross-attention, $\mathrm{softmax}(q k^\top / \sqrt c)\,v$ with their $k$ and $v$ |
 
-**Learned nulls.** A network that is to know $p(x)$ next to $p(x|y)$ needs an input that stands for
-"no $y$". Each condition with a `dropout`, or with `null=True`, has one, which is learned; `None`
-in place of $y$ is that null. Where a call gets a key, as in training, each condition of each
-example becomes its null with the probability `dropout`, independently of the others (Ho & Salimans
-2022). So one network learns every $p(x|\cdot)$, given all, some or none of its conditions.
+**Learned nulls.** To learn $p(x)$ as well as $p(x|y)$, a network needs an input that means "no
+$y$". A condition with a `dropout`, or with `null=True`, learns one, its null: pass `None` in place
+of $y$. In a call with a key, as in training, each condition of each example becomes its null with
+probability `dropout`, independently of the others (Ho & Salimans 2022). So one network learns
+every $p(x|\cdot)$, given all, some or none of its conditions.
 """
 
 import abc
@@ -120,18 +120,18 @@ def describe(value: Any) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class ClassCondition(AbstractCondition):
-    """One of so many classes: a learned vector for each, added to the embedding.
+    """A class label: a learned vector for each class, added to the embedding.
 
-    A call gives one integer from 0 to `num_classes - 1`.
+    In a call, pass one integer from 0 to `num_classes - 1`.
 
     **Arguments:**
 
-    - `num_classes`: how many there are.
-    - `null`: whether there is a learned null, which `None` stands for.
-    - `dropout`: the probability that the class becomes the null where a key is given; above 0 there
-        is a null.
+    - `num_classes`: the number of classes.
+    - `null`: whether to learn a null, which you pass as `None`.
+    - `dropout`: the probability of replacing the class by the null in a call with a key; above 0 it
+        implies `null=True`.
 
-    **Raises:** `ValueError` for fewer than one class, or a dropout that is no probability below 1.
+    **Raises:** `ValueError` for fewer than one class, or a dropout outside [0, 1).
 
     **Example:**
 
@@ -164,18 +164,18 @@ class VectorCondition(AbstractCondition):
     r"""A vector $y$ of real numbers, $\mathrm{MLP}((y - m) / s)$, added to the embedding:
     parameters of a simulator, coordinates, a summary.
 
-    A call gives an array `(size,)`.
+    In a call, pass an array `(size,)`.
 
     **Arguments:**
 
     - `size`: of the vector.
-    - `mean`, `std`: $m$ and $s$, a number or one for each entry. Perceptrons want inputs of about
-        zero mean and unit variance: write `mean=ys.mean(0), std=ys.std(0)` of the training data
-        where yours are not. They are constants, saved with the network.
+    - `mean`, `std`: $m$ and $s$, a number or one for each entry. Perceptrons work best on
+        inputs of about zero mean and unit variance: if yours differ, pass `mean=ys.mean(0),
+        std=ys.std(0)` of the training data. Both are constants, saved with the network.
     - `null`, `dropout`: as for [`eqdiff.nn.ClassCondition`][].
 
     **Raises:** `ValueError` for an empty vector, a mean or a std of another size, a std that is not
-    positive, or a dropout that is no probability below 1.
+    positive, or a dropout outside [0, 1).
 
     **Example:**
 
@@ -216,7 +216,7 @@ class FieldCondition(AbstractCondition):
     r"""A field, image or signal $y$ over the same domain as $x$, appended to the input's channels
     as $U((y - m) / s)$.
 
-    A call gives an array `(channels, …)` with as many spatial axes as $x$, and sides of any size:
+    In a call, pass an array `(channels, …)` with as many spatial axes as $x$ and sides of any size:
     $U$ is linear interpolation between the centres of pixels where a side is smaller than that of
     $x$, and a weighted mean of neighbours where it is larger. A low-resolution image is one case, a
     mask another (with one channel).
@@ -229,7 +229,7 @@ class FieldCondition(AbstractCondition):
         each channel.
 
     **Raises:** `ValueError` for fewer than one channel, a mean or a std of another size, a std that
-    is not positive, or a dropout that is no probability below 1.
+    is not positive, or a dropout outside [0, 1).
 
     **Example:**
 
@@ -271,12 +271,12 @@ class TokenCondition(AbstractCondition):
     r"""A sequence or a set of tokens, which the network attends to: text as an encoder embeds it,
     a set of observations, the patches of another image.
 
-    A call gives an array `(tokens, size)`; or, for sequences of different lengths in one batch, the
-    pair of it and a mask `(tokens,)`, false where a token is padding, which then has no influence.
-    Attention sees a set: put the place of a token into its numbers where the order matters.
+    In a call, pass an array `(tokens, size)`; or, for sequences of different lengths in one batch,
+    the pair of it and a mask `(tokens,)`, false where a token is padding and to be ignored.
+    Attention sees a set: where the order matters, encode each token's position in its numbers.
 
-    One token more, learned, is always there to attend to. It is the null: a sequence that is all
-    padding is the null too.
+    The network always attends to one more token, a learned one. It is the null, and so is a
+    sequence that is all padding.
 
     **Arguments:**
 
@@ -286,7 +286,7 @@ class TokenCondition(AbstractCondition):
         sequence.
 
     **Raises:** `ValueError` for empty tokens, a mean or a std of another size, a std that is not
-    positive, or a dropout that is no probability below 1.
+    positive, or a dropout outside [0, 1).
 
     **Example:**
 

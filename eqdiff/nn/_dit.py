@@ -12,7 +12,7 @@ $$(b_1, s_1, g_1, b_2, s_2, g_2) = W\,\mathrm{SiLU}(e), \qquad
 
 with the time input $c = c_\text{noise}$. Further conditions (`_conditions.py`) are added to $e$,
 are channels of the image, or are tokens that every block attends to (`_cross.py`) between the two
-steps of (1), with a scale, a shift and a gate of its own.
+steps of (1), with its own scale, shift and gate.
 
 $W$ starts at zero ("adaLN-Zero"): at first every block is the identity, and the network returns
 zeros.
@@ -166,12 +166,12 @@ class DiT(eqx.Module):
     the patch's, or for latents.
 
     The time input is embedded as it is, so it should range over about $[0, 1000]$, as those of
-    [`eqdiff.Schedule`][], [`eqdiff.VPSDE`][] and [`eqdiff.RectifiedFlow`][] do. With classes there
-    is one label more, the last: `args=num_classes`, or `args=None`, is the unconditional network,
-    which is trained by `class_dropout`.
+    [`eqdiff.Schedule`][], [`eqdiff.VPSDE`][] and [`eqdiff.RectifiedFlow`][] do. With classes, one
+    more label stands for "no class": pass `args=None` (or `args=num_classes`) for the unconditional
+    network, which `class_dropout` trains.
 
-    One example at a time, channels first; use `jax.vmap` for a batch. The paper's sizes are made by
-    [`eqdiff.nn.presets.dit`][].
+    One example at a time, channels first; use `jax.vmap` for a batch.
+    [`eqdiff.nn.presets.dit`][] makes the paper's sizes.
 
     **Example:**
 
@@ -308,7 +308,7 @@ class DiT(eqx.Module):
         - `args`: the values of its conditions, in the places of `conditions`, `None` for a learned
             null; its class, one integer from 0 to `num_classes - 1`, or `None` for the
             unconditional network, where `num_classes` was given; otherwise `None`.
-        - `key`: a PRNG key for dropping conditions. Without it none is dropped.
+        - `key`: a PRNG key for dropping conditions. Without one, none is dropped.
 
         **Returns:** $F$, `(out_channels, height, width)`, in the dtype of `x`.
 

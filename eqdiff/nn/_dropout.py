@@ -1,7 +1,7 @@
 r"""Dropout, with a generator that the compiler can fuse.
 
 Sixteen random bits decide over an element. `jax.random.bits` spends 64 on it, which on a GPU is a
-kernel of its own that reads and writes sixteen bytes per element and layer, more than the
+separate kernel that reads and writes sixteen bytes per element and layer, more than the
 convolution next to it. Here one call of Threefry-2x32 (Salmon et al. 2011), the function behind
 JAX's own keys, decides over four elements, and is ordinary arithmetic on a counter: the compiler
 puts it into the kernel that needs it, and splits it over devices as it splits the image. The bits
@@ -68,7 +68,7 @@ class Dropout(NamedTuple):
 
 
 def draw_dropout(rate: float, shape: tuple[int, ...], key: Key | None) -> Dropout | None:
-    """Keeps an element with probability `1 - rate`; without a key there is no dropout.
+    """Keeps an element with probability `1 - rate`; without a key, nothing is dropped.
 
     The gain uses the probability that sixteen bits can express, so the mean is exact.
     """

@@ -61,7 +61,7 @@ class AbstractConditions(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class ClassTable(AbstractConditions):
-    """A learned vector for each class, added after the perceptron; every call needs a class.
+    """A learned vector for each class, added after the perceptron; pass a class in every call.
 
     **Example:**
 
@@ -204,10 +204,11 @@ _SINUSOIDS, _TORCH = Sinusoids(), TorchInit()
 
 @dataclasses.dataclass(frozen=True)
 class Embedding:
-    """How the time input, the class and an augmentation become the embedding of a
-    [`eqdiff.nn.UNet`][], equation (1).
+    """Makes the embedding of an [`eqdiff.nn.UNet`][] from the time input, the class and an
+    augmentation: equation (1).
 
-    `eqdiff.nn.embeddings` has one function for each family.
+    `eqdiff.nn.embeddings` has one function for each family; change its result with
+    `dataclasses.replace`.
 
     **Arguments:**
 

@@ -1,4 +1,4 @@
-r"""What score-based networks do with their data and their output.
+r"""The scaling around score-based networks: of their data and of their output.
 
 Song's networks for variance-exploding processes are trained on data in $[0, 1]$, which they move
 to $[-1, 1]$ first, and return a score,
@@ -15,7 +15,7 @@ from ._check import check_c_noise
 
 
 class Centred(eqx.Module):
-    """A network of data in [−1, 1] for data in [0, 1]: the left of equation (1).
+    """Makes a network for data in [−1, 1] one for data in [0, 1]: the left of equation (1).
 
     **Example:**
 
@@ -45,11 +45,10 @@ class Centred(eqx.Module):
 
 
 class DividedBySigma(eqx.Module):
-    r"""A network divided by σ: the right of equation (1).
+    r"""Divides a network's output by σ: the right of equation (1).
 
-    Its time input is $\log\sigma$, the `c_noise` of [`eqdiff.VESDE`][], so that
-
-    is right for a network whose output has the same scale at every σ.
+    Its time input is $\log\sigma$, the `c_noise` of [`eqdiff.VESDE`][]. Use it for a network whose
+    output has the same scale at every σ, with [`eqdiff.PredictScore`][].
 
     **Example:**
 

@@ -1,4 +1,4 @@
-r"""Fine detail of the input as channels of its own.
+r"""Fine detail of the input as separate channels.
 
 The last nats of a likelihood are in the finest digit of a pixel. A convolution of data in
 $[-1, 1]$ sees a difference of one grey level in 256 as 1/128 of its input; a network that is to
@@ -29,7 +29,7 @@ from .._types import Args, Example, Key, Network, Time
 
 
 class FourierFeatures(eqx.Module):
-    r"""A network that sees sines and cosines of its input as further channels: equation (2).
+    r"""Adds sines and cosines of its input as further channels for a network: equation (2).
 
     What the network sees is $c_\text{in}x_t$, so it is for parameterisations with
     $c_\text{in} = 1$, and processes with $\alpha \approx 1$ where there is little noise: VP, VE.

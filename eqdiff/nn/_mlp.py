@@ -194,7 +194,7 @@ class MLP(eqx.Module):
         - `args`: the values of its conditions, in the places of `conditions`, `None` for a learned
             null; a class, one integer from 0 to `num_classes - 1`, where `num_classes` was given;
             otherwise `None`.
-        - `key`: a PRNG key for dropping conditions. Without it none is dropped.
+        - `key`: a PRNG key for dropping conditions. Without one, none is dropped.
 
         **Returns:** $F$, `(out_size,)`, in the dtype of `x`.
 

@@ -167,8 +167,7 @@ class NCSNv2(eqx.Module):
     r"""Equation (1): the network of NCSNv2.
 
     Its time input is $\log\sigma$, the `c_noise` of [`eqdiff.VESDE`][], and it returns the score:
-    `eqdiff.Denoiser(net, eqdiff.VESDE(), eqdiff.PredictScore())`. There are no classes and there is
-    no dropout.
+    `eqd.Denoiser(net, eqd.VESDE(), eqd.PredictScore())`. It has neither classes nor dropout.
 
     One example at a time, channels first; use `jax.vmap` for a batch.
 
@@ -271,7 +270,7 @@ class NCSNv2(eqx.Module):
         - `x`: one image, `(in_channels, height, width)`, whose sides can be halved by every stage
             that does so.
         - `args`: `None`.
-        - `key`: not used; there is no dropout.
+        - `key`: not used.
 
         **Returns:** the score, `(out_channels, height, width)`, in the dtype of `x`.
 

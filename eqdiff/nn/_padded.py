@@ -2,7 +2,7 @@
 
 Every layer is made with zeros beyond the edges, which XLA's convolutions take for free, and another
 [`eqdiff.AbstractPadding`][] is put into all of them at once. So no constructor passes it on, and a
-network that pads with zeros is what it would be without this file.
+network that pads with zeros is unaffected by this file.
 """
 
 from typing import Any, TypeVar

@@ -68,7 +68,7 @@ class OutputSkip(AbstractOutputPyramid):
 
 @dataclasses.dataclass(frozen=True)
 class ResidualPyramid(AbstractInputPyramid, AbstractOutputPyramid):
-    """The small image is a residual branch of its own, on the way down or up.
+    """Makes the small image a residual branch, on the way down or up.
 
     **Arguments:**
 

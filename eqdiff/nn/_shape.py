@@ -25,7 +25,8 @@ class UNetShape:
         that of the first level. It is 1 in Song's networks.
     - `num_classes`: how many classes the network takes; `None` for a network without. The `args`
         of a call are then the class, one integer from 0 to `num_classes - 1`.
-    - `augment_size`: the number of parameters of an augmentation; EDM's has 9.
+    - `augment_size`: the number of parameters of an augmentation; 9 for
+        [`eqdiff.data.EDMAugmentation`][].
     - `dims`: the number of spatial dimensions, 1 to 3: signals `(channels, length)`, images
         `(channels, height, width)`, or volumes and videos `(channels, depth, height, width)`, of
         which every level halves the height and the width and keeps the depth.

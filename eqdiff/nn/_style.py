@@ -25,7 +25,7 @@ from ._resample import Resample
 
 @dataclasses.dataclass(frozen=True)
 class Norm:
-    """The group normalisations of a [`eqdiff.nn.Style`][].
+    """The group normalisations of an [`eqdiff.nn.Style`][].
 
     **Arguments:**
 
@@ -189,7 +189,7 @@ class AbstractOutputPyramid(abc.ABC):
         **Arguments:**
 
         - `layers`: those of the network.
-        - `channels`: of the small image; `None` at the lowest level, where there is none yet.
+        - `channels`: of the small image; `None` at the lowest level, which begins it.
         - `width`: of the features.
         - `out_channels`: of the network's output.
         - `key`: a PRNG key.
@@ -201,9 +201,10 @@ _FUSED = FusedAttention()
 
 @dataclasses.dataclass(frozen=True)
 class Style:
-    r"""What the blocks of a [`eqdiff.nn.UNet`][] are, and what stands between and next to them.
+    r"""The blocks of an [`eqdiff.nn.UNet`][], and what stands between and next to them.
 
-    `eqdiff.nn.styles` has one function for each family, whose result `dataclasses.replace` changes:
+    `eqdiff.nn.styles` has one function for each family; change its result with
+    `dataclasses.replace(style, dropout=0.1)`.
 
     **Arguments:**
 

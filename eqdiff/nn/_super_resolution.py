@@ -1,4 +1,4 @@
-r"""Super-resolution: a network that also sees a small image of what it denoises.
+r"""Super-resolution: a network that also sees a small version of the image it denoises.
 
 Improved DDPM's upsampler (the official code's `SuperResModel`) is its U-Net with twice the input
 channels: the low-resolution image $y$ is enlarged to the size of $x_t$ and appended to its
@@ -24,7 +24,7 @@ from ._condition_embeddings import resized
 
 
 class SuperResolution(eqx.Module):
-    """Conditions a network on a low-resolution image, equation (1).
+    """Conditions a network on a low-resolution image: equation (1).
 
     For a network with classes, `args` is the pair `(low_res, class)`. A corrupted `low_res` in
     training makes the upsampler of a cascade robust: add noise to it in the loss.
@@ -105,8 +105,8 @@ class SuperResolution(eqx.Module):
 
 
 def area_downsample(image: Shaped[Array, "..."], factor: int) -> Float[Array, "channels h w"]:
-    """The mean over every `factor`×`factor` square: the low-resolution image that an upsampler is
-    trained on.
+    """Takes the mean over every `factor`×`factor` square: the low-resolution image to train an
+    upsampler on.
 
     **Arguments:**
 

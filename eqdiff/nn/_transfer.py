@@ -1,4 +1,4 @@
-"""Fine-tuning: the weights of one network as the start of another one.
+"""Fine-tuning: the weights of one network as the start of another.
 
 A network for other classes, channels or sizes has most of its parameters in common with the one
 that was trained. Those are found by their names, such as `body.encoder.0.blocks.0.conv1.weight`,
@@ -24,11 +24,11 @@ Net = TypeVar("Net", bound=eqx.Module)
 
 
 class Transferred(NamedTuple):
-    """What [`eqdiff.nn.transfer`][] did, as names of parameters.
+    """The report of [`eqdiff.nn.transfer`][], by names of parameters.
 
-    - `copied`: those that the new network has from the old one.
+    - `copied`: those that the new network took from the old one.
     - `fresh`: those of the new network that stay as they were initialised.
-    - `unused`: those of the old network that nothing was made of.
+    - `unused`: those of the old network that were not used.
 
     **Example:**
 
@@ -45,11 +45,11 @@ class Transferred(NamedTuple):
 
 
 def transfer(source: eqx.Module, target: Net) -> tuple[Net, Transferred]:
-    """A network with the parameters of another one wherever name and shape agree.
+    """Copies parameters from one network into another wherever name and shape agree.
 
-    The first and the last convolution are fresh for another number of channels, the embedding of
-    classes for another number of classes, everything wider or deeper for another size. Networks of
-    other families share no names, which is an error.
+    Another number of channels leaves the first and the last convolution fresh, another number of
+    classes the embedding of classes, another size everything wider or deeper. Networks of different
+    families share no names, which raises an error.
 
     **Arguments:**
 

@@ -42,7 +42,7 @@ from ._style import Layers, Style
 class UNet(eqx.Module):
     r"""Equation (1), for images of any size that the levels divide and any number of channels.
 
-    Conditioned on a field and a vector, of which the network learns to do without either:
+    With two conditions, each of which the network also learns to do without:
 
     ```python
     conditions = {
@@ -53,10 +53,10 @@ class UNet(eqx.Module):
     F = net(c_noise, x, {"coarse": field, "parameters": None})
     ```
 
-    It computes channels-last inside and takes and returns `(channels, height, width)`, one example
-    at a time; use `jax.vmap` for a batch, which becomes one batched convolution per layer.
+    It takes and returns one example, `(channels, height, width)`, and computes channels-last; use
+    `jax.vmap` for a batch, which becomes one batched convolution per layer.
 
-    Published configurations are made by `eqdiff.nn.presets`; trained weights are read by
+    `eqdiff.nn.presets` makes published configurations; for trained weights see
     [`eqdiff.interop.openai_unet`][], [`eqdiff.interop.score_sde_network`][],
     [`eqdiff.interop.edm_network`][] and [`eqdiff.interop.diffusers_network`][].
 
@@ -202,7 +202,8 @@ class UNet(eqx.Module):
             null; its class, one integer from 0 to `num_classes - 1`, where the shape has
             `num_classes`; otherwise `None`. With EDM's embeddings also `None` for no class, or
             [`eqdiff.nn.Conditions`][].
-        - `key`: a PRNG key for dropout, and for dropping conditions. Without it there is none.
+        - `key`: a PRNG key for dropout, and for dropping conditions. Without one,
+            nothing is dropped.
 
         **Returns:** $F$, `(out_channels, height, width)`, with the sides and in the dtype of `x`.
 

@@ -1,4 +1,4 @@
-"""What instruments do to an example: linear operators for [`eqdiff.Measurement`][].
+"""Linear operators for [`eqdiff.Measurement`][]: what instruments do to an example.
 
 Each is a function of one example; JAX finds its adjoint.
 """

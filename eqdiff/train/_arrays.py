@@ -1,4 +1,4 @@
-"""Arrays in files: one Zarr array in a folder of its own, whole or in pieces.
+"""Arrays in files: one Zarr array in each folder, whole or in pieces.
 
 The layout is Orbax's (`orbax.checkpoint.PyTreeCheckpointer` reads it), and so is the engine below:
 TensorStore, which here is called directly. Orbax's own writer leaves NumPy arrays of every process

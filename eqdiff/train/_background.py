@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 
 class Background:
-    """Runs one function at a time in a thread of its own."""
+    """Runs one function at a time in a separate thread."""
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None

@@ -3,7 +3,7 @@
 A directory holds one folder per checkpoint, `step_00012000`. It is written under a temporary name,
 put on disk, and gets its name by a single renaming: a folder with a final name is complete,
 whatever killed the process (`_folder.py`). The arrays are stored as the state has them, a dozen
-long vectors (`_arrays.py`); a manifest beside them says which parameter lies where, by its name in
+long vectors (`_arrays.py`); a manifest next to them says which parameter lies where, by its name in
 the network, and holds shapes, dtypes and checksums (`_manifest.py`). So a checkpoint of another
 architecture is refused before anything is read, and a damaged file is noticed, not trained on.
 
@@ -41,16 +41,16 @@ _T = TypeVar("_T")
 class Checkpointer:
     """Saves and restores train states in a directory. Needs `pip install 'eqdiff[checkpoint]'`.
 
-    ```python
-    with train.Checkpointer("run/checkpoints") as checkpointer:
-        for n in range(1, 100_001):
-            state, metrics = step(state, next(batches))
-            if n % 1_000 == 0:
-                checkpointer.save_in_background(n, state, {"loader": loader.get_state()})
-    ```
-
     One run writes into a directory at a time. Of several processes, all make the same calls in the
     same order, with a directory that they share; each writes the shards that it alone has.
+
+    **Example:**
+
+    ```python
+    with eqd.train.Checkpointer("checkpoints", keep=3) as checkpointer:
+        checkpointer.save(1000, {"weights": jnp.ones(3)}, {"seconds": 60})
+    state, extra, step = checkpointer.restore({"weights": jnp.zeros(3)})
+    ```
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Checkpointer:
         return [step for step, path in paths.items() if _folder.is_complete(path)]
 
     def latest_step(self) -> int | None:
-        """The step of the latest checkpoint, or `None` if there is none."""
+        """The step of the latest checkpoint, or `None` without one."""
         return max(self.steps(), default=None)
 
     def best_step(self) -> int | None:
@@ -115,7 +115,7 @@ class Checkpointer:
         return _folder.found(self.directory).get(step, final)
 
     def check_writable(self) -> None:
-        """Creates the directory and tries to write to it: call this before hours of compute.
+        """Creates the directory and tries to write to it: call it before hours of compute.
 
         **Raises:** [`eqdiff.train.CheckpointError`][] if it cannot be written to.
         """
@@ -134,7 +134,7 @@ class Checkpointer:
     def save(
         self, step: int, state: PyTree, extra: Any = None, *, score: SupportsFloat | None = None
     ) -> None:
-        """Writes a checkpoint and removes those that are no longer to be kept.
+        """Writes a checkpoint and removes those that need not be kept.
 
         It is on disk when this returns. A checkpoint of the same step is replaced. Checkpoints of
         later steps belong to a future that this run has abandoned (it was restored from before
@@ -147,7 +147,7 @@ class Checkpointer:
         - `extra`: whatever else the run needs in order to continue, JSON-serialisable: the state of
             the data iterator, the configuration, the time spent.
         - `score`: how good it is, for `keep_best` and `best_step`: lower is better. One that is not
-            finite is none.
+            finite does not count.
 
         **Raises:** [`eqdiff.train.CheckpointError`][] if it cannot be written, and `ValueError` for
         an `extra` that is not JSON-serialisable. A save in the background that failed before this
@@ -204,14 +204,14 @@ class Checkpointer:
 
         **Raises:** `ValueError`, listing what differs, for a checkpoint of another architecture;
         [`eqdiff.train.CheckpointError`][] for a damaged one, if there is no other or it was asked
-        for; `FileNotFoundError` if there is none.
+        for; `FileNotFoundError` without any.
         """
         return self._read(step, lambda path, body: read_state(path, body, state_like))
 
     def restore_net(
         self, net_like: PyTree, *, step: int | None = None, average: int | None = None
     ) -> PyTree:
-        """Reads only the network of a checkpoint, whatever optimiser and averages the run had.
+        """Reads only the network of a checkpoint, for any optimiser and averages.
 
         For [`eqdiff.train.init`][] with another optimiser, or to sample from.
 
@@ -249,12 +249,12 @@ class Checkpointer:
         self._scores = {n: score for n, score in self._scores.items() if n <= step}
 
     def set_score(self, step: int, score: float) -> None:
-        """Says how good a checkpoint is once it has been saved, for `keep_best` and `best_step`.
+        """Scores a checkpoint that has been saved, for `keep_best` and `best_step`.
 
         **Arguments:**
 
         - `step`: of a checkpoint, which may still be under way.
-        - `score`: lower is better. One that is not finite is none.
+        - `score`: lower is better. One that is not finite does not count.
 
         **Raises:** [`eqdiff.train.CheckpointError`][] if that cannot be written down.
         """

@@ -1,4 +1,4 @@
-"""What a chip can do and how much of its memory is in use, where that is known.
+"""The peak of a chip and the memory in use on it, where they are known.
 
 Peaks are of dense matrix products in bfloat16 with float32 sums (float16 on Volta, which has no
 bfloat16), as the vendors' data sheets have them; where a sheet gives the figure with sparsity, half
@@ -58,6 +58,14 @@ class DeviceMemory(NamedTuple):
     - `in_use`: by arrays, now.
     - `peak`: the most that was in use since the program began.
     - `limit`: what the program may use.
+
+    **Example:**
+
+    ```python
+    memory = eqd.train.device_memory()  # an eqd.train.DeviceMemory on a GPU
+    if memory is not None:
+        print(memory.peak / memory.limit)
+    ```
     """
 
     in_use: int
@@ -72,15 +80,22 @@ def _begins(kind: str, name: str) -> bool:
 
 
 def peak_flops(device: jax.Device | None = None) -> float | None:
-    """The peak of a chip in floating-point operations a second, for a fraction of it to be told.
+    """The peak of a chip in floating-point operations per second.
 
-    Of dense matrix products in bfloat16, from the vendor's data sheet.
+    Of dense matrix products in bfloat16, from the vendor's data sheet. Divide a step's
+    `flops` per second by it for the fraction of the peak that your program reaches.
 
     **Arguments:**
 
     - `device`: by default the first one.
 
     **Returns:** the figure, or `None` for a chip that is not listed, such as a CPU.
+
+    **Example:**
+
+    ```python
+    print(eqd.train.peak_flops())  # None on a CPU
+    ```
     """
     kind = (jax.devices()[0] if device is None else device).device_kind
     for vendor in ("NVIDIA ", "Tesla "):
@@ -92,13 +107,19 @@ def peak_flops(device: jax.Device | None = None) -> float | None:
 
 
 def device_memory(device: jax.Device | None = None) -> DeviceMemory | None:
-    """How much of a device's memory is in use.
+    """The memory of a device that is in use.
 
     **Arguments:**
 
     - `device`: by default the first one of this process.
 
     **Returns:** a [`eqdiff.train.DeviceMemory`][], or `None` where JAX does not say, as on a CPU.
+
+    **Example:**
+
+    ```python
+    memory = eqd.train.device_memory()  # None on a CPU
+    ```
     """
     stats = (jax.local_devices()[0] if device is None else device).memory_stats() or {}
     if "bytes_in_use" not in stats:

@@ -27,22 +27,26 @@ _EXPECTED = (ValueError, OSError, ImportError, CheckpointError, Diverged, Failed
 def command(main: Callable[..., Any]) -> None:
     """Runs a function whose parameters are its flags, as a program.
 
-    ```python
-    def main(run_dir: Path, *, steps: int = 1000):
-        ...
-
-    if __name__ == "__main__":
-        eqd.train.command(main)
-    ```
-
     The flags are made by [tyro](https://brentyi.github.io/tyro) (`pip install 'eqdiff[examples]'`).
-    What a user can mend (a bad value, a missing file, a full disk) is one sentence and the status
-    1; the traceback too if `EQDIFF_DEBUG` is set. A signal is one sentence that says what is safe,
-    and the status 128 + signal. Compiled programs are kept ([`eqdiff.train.compilation_cache`][]).
+    An error that the user can mend (a bad value, a missing file, a full disk) prints one sentence
+    and exits with status 1, with the traceback too if `EQDIFF_DEBUG` is set. A signal prints one
+    sentence that says what is saved, and exits with 128 + signal. Compiled programs are kept
+    ([`eqdiff.train.compilation_cache`][]).
 
     **Arguments:**
 
     - `main`: a function with annotated parameters, or anything else that `tyro.cli` takes.
+
+    **Example:**
+
+    ```python
+    def main(run_dir: str, *, steps: int = 1000):
+        print(run_dir, steps)
+
+
+    if __name__ == "__main__":
+        eqd.train.command(main)
+    ```
     """
     cli = require("tyro", "eqdiff.train.command", extra="examples").cli
     compilation_cache()
@@ -78,9 +82,15 @@ def _leave(text: str, status: int) -> None:
 
 
 def resume_command() -> str:
-    """The command line that this program was called with, as one that goes on.
+    """The command line that continues this program: the one it was called with.
 
     Without `--overwrite`, which would begin anew, and `--from-step`, which would go back.
+
+    **Example:**
+
+    ```python
+    print(f"To continue: {eqd.train.resume_command()}")
+    ```
     """
     words, kept = iter(sys.argv), []
     for word in words:
@@ -99,6 +109,12 @@ def compilation_cache(directory: str | os.PathLike | None = None) -> None:
 
     - `directory`: where; by default the folder that `JAX_COMPILATION_CACHE_DIR` names, or
         `eqdiff/jax` in the user's cache.
+
+    **Example:**
+
+    ```python
+    eqd.train.compilation_cache()  # before the first computation
+    ```
     """
     if directory is None and jax.config.values["jax_compilation_cache_dir"] is not None:
         return

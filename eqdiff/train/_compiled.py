@@ -1,11 +1,11 @@
 """A compiled step, with as little Python in a call as there can be.
 
-A state is flattened once in a call, its arrays are passed to `jax.jit` as a list, and whatever in
-it is no array is part of the key that a compiled program is found by. `eqx.filter_jit` does the
+A state is flattened once in a call, its arrays are passed to `jax.jit` as a list, and anything else
+in it is part of the key by which a compiled program is found. `eqx.filter_jit` does the
 same leaf by leaf, several times over.
 
 Where several processes take part, a batch that one of them cannot use is an error in all: the
-others would wait for ever in a computation that the one never starts.
+others would wait indefinitely in a computation that the one never starts.
 """
 
 import functools
@@ -50,7 +50,7 @@ class _Skeleton:
 
 def _taken_apart(tree: PyTree) -> tuple[_Skeleton, list[Any]]:
     leaves, structure = jax.tree.flatten(tree)
-    # None is no leaf of a pytree, so it can stand for an array.
+    # None is not a leaf of a pytree, so it can stand for an array.
     fixed = tuple(None if isinstance(x, jax.Array | np.ndarray) else x for x in leaves)
     arrays = [x for x, rest in zip(leaves, fixed, strict=True) if rest is None]
     return _Skeleton(structure, fixed), arrays
@@ -67,6 +67,16 @@ class StepCost(NamedTuple):
         of the network's own counts as one turn). `None` where XLA does not say.
     - `peak_bytes`: the memory of one device that the step needs at most, with the state. `None`
         where XLA does not say.
+
+    **Example:**
+
+    ```python
+    import optax
+    optimiser, times = optax.adam(1e-3), eqd.Uniform(eqd.VPSDE())
+    state = eqd.train.init(jnp.zeros(2), optimiser, timesteps=times, key=jax.random.key(0))
+    step = eqd.train.make_step(lambda m, t, x0, args, key: (((m - x0) ** 2).sum(), {}), optimiser)
+    cost = step.compile(state, (jnp.ones((8, 2)), None))  # an eqd.train.StepCost
+    ```
     """
 
     seconds: float
@@ -77,6 +87,16 @@ class StepCost(NamedTuple):
 class Step:
     """A train step, or several, made by [`eqdiff.train.make_step`][] or
     [`eqdiff.train.make_steps`][] and called as `state, metrics = step(state, batch)`.
+
+    **Example:**
+
+    ```python
+    import optax
+    optimiser, times = optax.adam(1e-3), eqd.Uniform(eqd.VPSDE())
+    state = eqd.train.init(jnp.zeros(2), optimiser, timesteps=times, key=jax.random.key(0))
+    step = eqd.train.make_step(lambda m, t, x0, args, key: (((m - x0) ** 2).sum(), {}), optimiser)
+    cost = step.compile(state, (jnp.ones((8, 2)), None))  # of an eqd.train.Step
+    ```
     """
 
     def __init__(

@@ -103,6 +103,15 @@ def plot_metrics(
 
     **Raises:** `ValueError` if there is nothing of these names, `FileNotFoundError` if there is no
     log, `ImportError` without matplotlib.
+
+    **Example:**
+
+    ```python
+    with eqd.train.MetricLog("metrics.jsonl") as log:
+        for n in (100, 200, 300):
+            log.write(n, {"loss": 50 / n, "steps": 100})
+    eqd.train.plot_metrics("metrics.jsonl", "loss.png")
+    ```
     """
     figure_of = require("matplotlib.figure", "eqdiff.train.plot_metrics", extra="examples").Figure
     entries = read_metrics(metrics_path)

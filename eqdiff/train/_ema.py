@@ -81,6 +81,12 @@ class EMA(AbstractEMA):
     After $n$ steps $r^n$ of the average is still the untrained network: `EMA(0.999)` leaves 37 %
     after 1,000 steps, `EMA(0.9999)` after 10,000. Use it for runs of more than about $5/(1 - r)$
     steps (which leave less than 1 %), to reproduce the official code.
+
+    **Example:**
+
+    ```python
+    rule = eqd.train.EMA(0.9999)  # one of the `ema` of eqd.train.init
+    ```
     """
 
     rate: float
@@ -103,6 +109,12 @@ class EMAWarmup(AbstractEMA):
 
     Source: the PyTorch version of `score_sde` (and TensorFlow's `num_updates`); its JAX version has
     a constant rate.
+
+    **Example:**
+
+    ```python
+    rule = eqd.train.EMAWarmup(0.9999)  # the same as 0.9999 in the `ema` of eqd.train.init
+    ```
     """
 
     rate: float
@@ -121,12 +133,18 @@ class HalfLife(AbstractEMA):
 
     After a half-life half of the average is of what came since. As long as the ramp-up lasts, until
     step $h/\rho + 1$, the half-life is the share $\rho$ of the run so far; the first step replaces
-    the untrained network altogether, since $h_1 = 0$.
+    the untrained network entirely, since $h_1 = 0$.
 
     `HalfLife(500_000, batch_size=512)` is EDM's average for CIFAR-10.
 
     Source: Karras et al. (2022), *Elucidating the Design Space of Diffusion-Based Generative
     Models*, table 6, and `ema_halflife_kimg` and `ema_rampup_ratio` of `edm`.
+
+    **Example:**
+
+    ```python
+    rule = eqd.train.HalfLife(500_000, batch_size=512)  # one of the `ema` of eqd.train.init
+    ```
     """
 
     half_life: float
@@ -173,6 +191,12 @@ class PowerEMA(AbstractEMA):
 
     Source: Karras et al. (2024), *Analyzing and Improving the Training Dynamics of Diffusion
     Models* (EDM2), equations (123) and (127).
+
+    **Example:**
+
+    ```python
+    rules = (eqd.train.PowerEMA(0.05), eqd.train.PowerEMA(0.10))  # the `ema` of eqd.train.init
+    ```
     """
 
     sigma_rel: float

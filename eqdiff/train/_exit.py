@@ -25,19 +25,19 @@ _PATIENCE = 1.0
 class GracefulExit:
     """Turns Ctrl-C and SIGTERM into a flag for the training loop to check.
 
-    ```python
-    with eqd.train.GracefulExit() as stop:
-        for batch in loader:
-            state, metrics = step(state, batch)
-            if stop.requested:
-                break
-    checkpointer.save(int(state.step), state)
-    ```
-
     A second Ctrl-C raises `KeyboardInterrupt` as usual. On leaving the block, the previous handlers
     are restored. Inside `stop.at_once(…)` the first signal raises it already.
 
     **Raises:** `RuntimeError` on entering the block in any thread but the main one.
+
+    **Example:**
+
+    ```python
+    with eqd.train.GracefulExit() as stop:
+        for step in range(1000):
+            if stop.requested:  # Ctrl-C or SIGTERM
+                break
+    ```
     """
 
     def __init__(self):

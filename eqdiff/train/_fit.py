@@ -5,8 +5,8 @@ state that has just been saved, and yields it. What happens then, pictures, eval
 file, is the body of the caller's `for`.
 
 Steps are dispatched without waiting for the device; the loop waits once per line of the log. A
-step whose loss is no number leaves the state as it was, so it is found out there, not later in a
-state that is lost.
+step with a NaN or infinite loss leaves the state as it was, so the loop can report it there,
+before the state is lost.
 """
 
 import time
@@ -31,7 +31,17 @@ _AGREE_EVERY = 10
 
 
 class Diverged(ArithmeticError):
-    """The loss is no longer a number; the message says from where the run can go on."""
+    """The loss has become NaN or infinite; the message says where the run can continue from.
+
+    **Example:**
+
+    ```python
+    try:
+        raise eqd.train.Diverged("the loss became NaN")  # `fit` does
+    except eqd.train.Diverged as error:
+        print(error)
+    ```
+    """
 
 
 def fit(
@@ -46,18 +56,12 @@ def fit(
     max_spoilt: int = 0,
     progress: bool = True,
 ) -> Iterator[TrainState]:
-    """Trains to a number of steps, from wherever a run is.
+    """Trains up to a number of steps, from wherever the run is.
 
-    ```python
-    with eqd.train.Run("runs/cifar10", settings) as run:
-        for state in eqd.train.fit(step, state, batches, num_steps=500_000, run=run):
-            ...  # pictures, evaluation, a model file
-    ```
-
-    Yields the state after every save and at the end, also if the run had ended before, and a state
-    that was saved but not looked at before the run was interrupted: what the body of the loop
-    writes is there whenever the loop has finished. The next step donates the state
-    that was yielded; `state.ema_net()` and `state.net` are copies.
+    It yields the state after every save and at the end, even if the run had ended before. A state
+    that was saved but not yielded before an interruption is yielded when the run continues: once
+    the loop has finished, everything that its body writes is there. The next step donates the
+    yielded state; `state.ema_net()` and `state.net` are copies.
 
     A line of metrics holds the means over its window ([`eqdiff.train.summarise`][]),
     `images_per_second`, and on chips that are known `memory_bytes`, the most that was in use on one
@@ -70,16 +74,29 @@ def fit(
         restored in the place of this one.
     - `batches`: an iterator of pairs `(x0, args)`, such as [`eqdiff.data.loader`][] makes. One with
         `get_state` and `set_state` continues exactly where it was.
-    - `num_steps`: of the whole run. A finished run goes on if it is raised.
+    - `num_steps`: of the whole run. Raise it to continue a finished run.
     - `run`: where to log and save.
     - `log_every`, `save_every`: steps between two lines of metrics, and between two checkpoints.
-    - `max_spoilt`: how many steps in all may have a loss or gradient that is no number. They change
-        nothing, and are named when they happen.
+    - `max_spoilt`: how many steps in all may have a NaN or infinite loss or gradient. They change
+        nothing, and a message names each.
     - `progress`: shows a bar, and says when the step is compiled.
 
     **Raises:** [`eqdiff.train.Diverged`][]; [`eqdiff.train.Stopped`][] after a signal;
     [`eqdiff.train.CheckpointError`][]; `ValueError` for numbers below 1 or a run that is beyond
     `num_steps`.
+
+    **Example:**
+
+    ```python
+    import optax
+    optimiser, times = optax.adam(1e-3), eqd.Uniform(eqd.VPSDE())
+    state = eqd.train.init(jnp.zeros(2), optimiser, timesteps=times, key=jax.random.key(0))
+    step = eqd.train.make_step(lambda m, t, x0, args, key: (((m - x0) ** 2).sum(), {}), optimiser)
+    batches = [(jnp.ones((8, 2)), None)] * 4
+    with eqd.train.Run("runs/mean", {"rate": 1e-3}) as run:
+        for state in eqd.train.fit(step, state, batches, num_steps=4, run=run):
+            print(state.net)  # after every save: pictures, evaluation, a model file
+    ```
     """
     num_steps = whole("fit", "num_steps", num_steps)
     log_every = whole("fit", "log_every", log_every)
@@ -242,7 +259,7 @@ class _Loop:
         self.spoilt += int(summary["nonfinite"])
         if self.spoilt <= self.max_spoilt:
             bar.write(
-                f"The loss or the gradient of step {names} was no number and changed nothing."
+                f"The loss or the gradient of step {names} was NaN or infinite and changed nothing."
             )
             return
         self.run.checkpoints.wait()

@@ -76,6 +76,14 @@ class Flat(AbstractLayout):
     transformations that act on each element alike, or on the norm of all of them; for those that
     need the shapes of parameters (Adafactor, Muon) or the norm of each (LAMB, LARS) there is
     [`eqdiff.train.Leaves`][].
+
+    **Example:**
+
+    ```python
+    import optax
+    layout = eqd.train.Flat()  # of eqd.train.init
+    optimiser = optax.adamw(1e-4, mask={"matrices": True, "vectors": False})
+    ```
     """
 
     groups: Callable[[str, jax.ShapeDtypeStruct], str | None] = eqx.field(static=True)
@@ -101,6 +109,15 @@ class Leaves(AbstractLayout):
     An Optax transformation sees a dictionary such as `{"blocks.0.conv1.weight": …}`: use it for
     those that need the shape of every parameter or its norm, such as `optax.adafactor`,
     `optax.contrib.muon` and `optax.lamb`.
+
+    **Example:**
+
+    ```python
+    import optax
+    net, times = eqd.nn.MLP(2, 2, key=jax.random.key(0)), eqd.Uniform(eqd.VPSDE())
+    optimiser, layout = optax.lamb(1e-3), eqd.train.Leaves()
+    state = eqd.train.init(net, optimiser, timesteps=times, layout=layout, key=jax.random.key(1))
+    ```
     """
 
     def vector(self, name: str, leaf: jax.ShapeDtypeStruct) -> None:
@@ -126,7 +143,7 @@ class Packing:
     """A network without its arrays, and where they lie. Static: part of the structure of a state.
 
     `leaves` has one entry for each leaf of the network: a `Slot` for a parameter, a `Constant` for
-    any other array, and a `Fixed` for what is no array.
+    any other array, and a `Fixed` for anything that is not an array.
     """
 
     structure: Any
@@ -157,7 +174,7 @@ class Constant(NamedTuple):
 
 
 class Fixed(NamedTuple):
-    """A leaf that is no array, such as a function."""
+    """A leaf that is not an array, such as a function."""
 
     value: Any
 

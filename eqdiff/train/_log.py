@@ -82,14 +82,22 @@ def _said(path: pathlib.Path, damaged: Sequence[int]) -> str:
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
     """The lines of a [`eqdiff.train.MetricLog`][] as dictionaries, without a half-written one.
 
-    Lines that are damaged otherwise, or have no number as their step, are left out with a warning
-    that says which.
+    Other damaged lines, and those whose step is not a number, are left out with a warning that says
+    which.
 
     **Arguments:**
 
     - `path`: the file.
 
     **Raises:** `FileNotFoundError` if there is none.
+
+    **Example:**
+
+    ```python
+    with eqd.train.MetricLog("metrics.jsonl") as log:
+        log.write(100, {"loss": 0.5, "steps": 100})
+    losses = [line["loss"] for line in eqd.train.read_metrics("metrics.jsonl")]
+    ```
     """
     path = pathlib.Path(path)
     lines = _read(path)
@@ -99,7 +107,15 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 class MetricLog:
-    """Appends metrics to a JSONL file, and to whatever sinks there are; a context manager."""
+    """Appends metrics to a JSONL file and to its sinks; a context manager.
+
+    **Example:**
+
+    ```python
+    with eqd.train.MetricLog("metrics.jsonl") as log:
+        log.write(100, {"loss": 0.5, "steps": 100})
+    ```
+    """
 
     def __init__(
         self,
@@ -114,11 +130,11 @@ class MetricLog:
             If it has damaged lines, it is kept as `….damaged` and a warning says which they are.
         - `last_step`: the step from which a run continues: later lines are dropped, since they will
             be written again. A run that begins anew says 0, and all lines are dropped.
-        - `sinks`: where lines go beside the file: [`eqdiff.train.TensorBoard`][],
+        - `sinks`: where lines go besides the file: [`eqdiff.train.TensorBoard`][],
             [`eqdiff.train.WandB`][] or your own [`eqdiff.train.AbstractSink`][].
 
         **Raises:** `OSError` if the file cannot be written, `ValueError` for a `last_step` that is
-        no whole number.
+        not a whole number.
         """
         self.path = pathlib.Path(path)
         if last_step is not None:
@@ -157,7 +173,7 @@ class MetricLog:
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Appends one line.
 
-        A sink that fails is let go with a warning; the file goes on.
+        A sink that fails is dropped with a warning; the file is still written.
 
         **Arguments:**
 
@@ -165,9 +181,9 @@ class MetricLog:
         - `metrics`: numbers, strings or small arrays by name. NaN and infinities, which JSON lacks,
             become `null`.
 
-        **Raises:** `ValueError` for a step that is no whole number, or a metric of that name;
-        `OSError` if the file cannot be
-        written, as on a full disk: it then ends with the line before.
+        **Raises:** `ValueError` for a step that is not a whole number, or a metric called `step`;
+        `OSError` if the file cannot be written, as on a full disk: it then ends with the line
+        before.
         """
         step = whole("MetricLog.write", "step", step, least=0)
         if "step" in metrics:

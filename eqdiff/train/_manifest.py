@@ -1,8 +1,8 @@
 """The manifest of a checkpoint: what is inside, with a checksum of everything, itself included.
 
 `leaves` has the shape and dtype of each leaf, and in which array it lies, from which element on,
-where that is not an array of its own name; `arrays` has the shape, dtype, folder and pieces of each
-array, every piece with its checksum. Formats 1 and 2 had an array and a checksum for each leaf.
+where that is not an array of the same name; `arrays` has the shape, dtype, folder and pieces of
+each array, every piece with its checksum. Formats 1 and 2 had an array and a checksum per leaf.
 """
 
 import json

@@ -43,6 +43,16 @@ class StepMetrics(eqx.Module):
     - `quartile_sums`: the *unweighted* loss and terms, summed over each quarter of the times (the
         official code weights them, so that with importance sampling they depend on the sampler).
     - `quartile_counts`: how many examples fell into each quarter.
+
+    **Example:**
+
+    ```python
+    import optax
+    optimiser, times = optax.adam(1e-3), eqd.Uniform(eqd.VPSDE())
+    state = eqd.train.init(jnp.zeros(2), optimiser, timesteps=times, key=jax.random.key(0))
+    step = eqd.train.make_step(lambda m, t, x0, args, key: (((m - x0) ** 2).sum(), {}), optimiser)
+    state, metrics = step(state, (jnp.ones((8, 2)), None))  # an eqd.train.StepMetrics
+    ```
     """
 
     loss: Scalar
@@ -96,6 +106,17 @@ def summarise(metrics: Sequence[StepMetrics]) -> dict[str, int | float]:
     gradient was.
 
     **Raises:** `ValueError` for no metrics.
+
+    **Example:**
+
+    ```python
+    import optax
+    optimiser, times = optax.adam(1e-3), eqd.Uniform(eqd.VPSDE())
+    state = eqd.train.init(jnp.zeros(2), optimiser, timesteps=times, key=jax.random.key(0))
+    step = eqd.train.make_step(lambda m, t, x0, args, key: (((m - x0) ** 2).sum(), {}), optimiser)
+    state, metrics = step(state, (jnp.ones((8, 2)), None))
+    print(eqd.train.summarise([metrics])["loss"])
+    ```
     """
     if len(metrics) == 0:
         raise ValueError("summarise([]): expected the metrics of at least one step.")

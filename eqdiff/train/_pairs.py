@@ -1,4 +1,4 @@
-r"""Which noise goes with which example.
+r"""Pairing each example with noise.
 
 A flow learns the mean velocity $\mathbb E[\varepsilon - x_0 | x_t]$ of the straight lines through
 $x_t$. Where lines of many directions cross, their mean turns on the way, and a solver must follow
@@ -14,7 +14,7 @@ right-hand side has no squares to cancel. SciPy solves it exactly on the host (J
 algorithm; Crouse 2016), while the device is busy with the step before.
 
 An example's condition $c$ stays with it, so the pairs are made among examples of the same
-condition: otherwise the noise of an example would tell its condition, $p(\varepsilon|c) \ne
+condition: otherwise the noise of an example would give its condition away, $p(\varepsilon|c) \ne
 \mathcal N(0, I)$, and sampling given $c$, which starts from $\mathcal N(0, I)$, would be biased.
 """
 
@@ -32,11 +32,7 @@ from ._run import ResumableBatches
 def optimal_pairs(
     x0: ArrayLike, x1: ArrayLike, *, classes: ArrayLike | None = None
 ) -> Int[np.ndarray, " n"]:
-    r"""The order of `x1` in which it goes best with `x0`: the permutation of equation (1), exactly.
-
-    ```python
-    noise = noise[eqd.train.optimal_pairs(points, noise)]
-    ```
+    r"""Finds the order of `x1` that fits `x0` best: the permutation of equation (1), exactly.
 
     It runs on the host, before a step, and takes time with the cube of the batch size: on one core
     about 0.3 ms for 64 points, 10 ms for 256 and half a second for 1024.
@@ -52,6 +48,13 @@ def optimal_pairs(
 
     **Raises:** `ValueError` for batches of different shapes, of whole numbers or of values that are
     not finite, for labels of another length, and where it is called within `jax.jit`.
+
+    **Example:**
+
+    ```python
+    x0, noise = jax.random.normal(jax.random.key(0), (2, 64, 2))
+    noise = noise[eqd.train.optimal_pairs(x0, noise)]
+    ```
 
     ??? cite "Reference"
 
@@ -103,7 +106,7 @@ def _assigned(x0: Shaped[np.ndarray, "n dim"], x1: Shaped[np.ndarray, "n dim"]):
 
 
 class OptimalNoise:
-    r"""Batches with noise that goes best with them: `(x0, args)` becomes `(x0, (noise, args))`.
+    r"""Adds noise paired with the data to batches: `(x0, args)` becomes `(x0, (noise, args))`.
 
     ```python
     def loss_fn(net, t, x0, args, *, key):
@@ -119,6 +122,13 @@ class OptimalNoise:
     and `args` stay where they are. Where `args` are class labels, pairs are made within each class.
     With batches that can be resumed, such as those of [`eqdiff.data.loader`][], so can these: a run
     goes on with the same noise. Each process of several pairs its own share.
+
+    **Example:**
+
+    ```python
+    batches = eqd.train.OptimalNoise([(jnp.ones((8, 2)), None)], seed=0)
+    x0, (noise, args) = next(batches)
+    ```
     """
 
     def __init__(self, batches: Iterable[tuple[Any, Any]], *, seed: int):
@@ -128,7 +138,7 @@ class OptimalNoise:
         - `seed`: of the noise.
 
         **Raises:** `ValueError` for a seed that is not a whole number, and, at a batch, for other
-        `args`: noise paired across conditions would tell them, and samples be biased.
+        `args`: noise paired across conditions would give them away and bias the samples.
         """
         self._batches = batches
         self._seed = whole(self, "seed", seed, least=0)

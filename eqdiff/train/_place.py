@@ -94,6 +94,12 @@ def memory_per_device(state: PyTree) -> int:
     **Arguments:**
 
     - `state`: a [`eqdiff.train.TrainState`][], or any pytree. Only its JAX arrays count.
+
+    **Example:**
+
+    ```python
+    num_bytes = eqd.train.memory_per_device({"weights": jnp.ones(1000)})
+    ```
     """
     taken: dict[Any, int] = {}
     for x in jax.tree.leaves(state):

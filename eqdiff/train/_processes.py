@@ -2,7 +2,7 @@
 
 A job on several hosts runs the same program once on each. What every process computes on devices is
 one program for all of them; what each decides in Python (to stop, to write, to raise) they have to
-agree on, or some wait for ever in a computation that the others never start. They agree through
+agree on, or some wait indefinitely in a computation that the others never start. They agree through
 the store and never on devices, so from any thread and while the devices are busy.
 
 With one process all of this is at once and free. All processes call the same functions with the
@@ -55,6 +55,13 @@ def start_processes(
 
     **Raises:** `ValueError` if no cluster says what was not given, and `RuntimeError` if JAX has
     computed something already, or has been started before.
+
+    **Example:**
+
+    ```python
+    eqd.train.start_processes()  # the first line of a program that runs on every host
+    mesh = eqd.train.data_mesh()
+    ```
     """
     given = coordinator, num_processes, process_id
     try:
@@ -83,7 +90,15 @@ def num_processes() -> int:
 
 
 def is_writer() -> bool:
-    """Whether this process writes the files that all share: process 0."""
+    """Whether this process writes the files that all share: process 0.
+
+    **Example:**
+
+    ```python
+    if eqd.train.is_writer():
+        print("process 0 writes the files")
+    ```
+    """
     return distributed.global_state.process_id == 0
 
 
@@ -135,7 +150,7 @@ def _client() -> Any:
 
 
 def _interruptible(wait: Callable[[], None]) -> None:
-    """Waits in a thread of its own: Python hears of no signal while it waits outside Python."""
+    """Waits in a separate thread: Python notices no signal while it waits outside Python."""
     failures = []
 
     def run() -> None:

@@ -1,4 +1,4 @@
-r"""What a paper's configuration says of training, as one record.
+r"""A paper's training configuration, as one record.
 
 A recipe has the objects that a training program is made of (a process, a network, how its output is
 read, how times are drawn, how samples are) and the numbers of its optimiser. It holds no loop and
@@ -40,7 +40,15 @@ _POSITIVE = ("steps", "batch_size", "learning_rate", "grad_clip", "channels", "s
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Changes:
-    """Numbers of a recipe, each by default the recipe's own."""
+    """Numbers of a recipe, each by default the recipe's own.
+
+    **Example:**
+
+    ```python
+    recipe = eqd.train.recipes.edm(eqd.EDMSDE())
+    recipe = recipe.changed(eqd.train.Changes(learning_rate=1e-4, batch_size=256))
+    ```
+    """
 
     steps: int | None = None
     """Optimiser steps. A finished run goes on if it is raised."""
@@ -86,6 +94,13 @@ class Recipe:
         of training, `grad_clip` the largest norm of a gradient or `None`.
     - `cosine_decay`: whether the learning rate falls to zero along a cosine; otherwise it is
         constant after its linear warm-up.
+
+    **Example:**
+
+    ```python
+    recipe = eqd.train.recipes.edm(eqd.EDMSDE())  # an eqd.train.Recipe
+    optimiser = recipe.optimiser()
+    ```
     """
 
     process: AbstractProcess

@@ -54,6 +54,12 @@ class StoredAverage(NamedTuple):
     - `step`: after how many optimiser steps.
     - `rule`: which average, a [`eqdiff.train.PowerEMA`][].
     - `read`: a function without arguments that returns the network.
+
+    **Example:**
+
+    ```python
+    average = eqd.train.StoredAverage(1000, eqd.train.PowerEMA(0.05), lambda: jnp.ones(3))
+    ```
     """
 
     step: int
@@ -62,13 +68,21 @@ class StoredAverage(NamedTuple):
 
 
 class Reconstruction(NamedTuple):
-    """How a profile is put together from stored ones.
+    """The combination of stored profiles that is nearest to the one wanted.
 
     **Fields:**
 
     - `weights`: one for each stored average; they sum to 1.
     - `error`: the L2 distance of the profiles, relative to the norm of the one that is wanted. The
         parameters' own error is a good deal smaller, as they change slowly.
+
+    **Example:**
+
+    ```python
+    stored = [(1000, eqd.train.PowerEMA(0.05)), (1000, eqd.train.PowerEMA(0.10))]
+    found = eqd.train.reconstruction(stored, eqd.train.PowerEMA(0.08))
+    print(found.weights)  # of an eqd.train.Reconstruction
+    ```
     """
 
     weights: Float[np.ndarray, " n"]
@@ -86,11 +100,22 @@ def stored_averages(
         more widths.
     - `net_like`: a network of the same architecture, or its shapes alone.
     - `rules`: those the run was started with, `init(…, ema=rules)`, in the same order: checkpoints
-        do not hold them. Those that are no power laws are passed over.
+        do not hold them. Those that are not power laws are passed over.
 
     **Returns:** one for each checkpoint and power law. None has been read yet.
 
-    **Raises:** `FileNotFoundError` if there is no checkpoint; `ValueError` for no power law.
+    **Raises:** `FileNotFoundError` if there is no checkpoint; `ValueError` without a power law.
+
+    **Example:**
+
+    ```python
+    import optax
+    rules, times = (eqd.train.PowerEMA(0.05),), eqd.Uniform(eqd.VPSDE())
+    options = dict(timesteps=times, ema=rules, key=jax.random.key(0))
+    with eqd.train.Checkpointer("checkpoints") as checkpointer:
+        checkpointer.save(100, eqd.train.init(jnp.zeros(2), optax.sgd(0.1), **options))
+    stored = eqd.train.stored_averages(checkpointer, jnp.zeros(2), rules)
+    ```
     """
     if not any(isinstance(rule, PowerEMA) for rule in rules):
         raise ValueError(
@@ -140,8 +165,16 @@ def reconstruction(
 
     **Returns:** a [`eqdiff.train.Reconstruction`][].
 
-    **Raises:** `ValueError` for nothing stored, a rule that is no power law, or a step after the
+    **Raises:** `ValueError` for nothing stored, a rule that is not a power law, or a step after the
     latest one.
+
+    **Example:**
+
+    ```python
+    rules = (eqd.train.PowerEMA(0.05), eqd.train.PowerEMA(0.10))
+    stored = [(n, rule) for n in range(100, 1100, 100) for rule in rules]
+    print(eqd.train.reconstruction(stored, eqd.train.PowerEMA(0.15)).error)
+    ```
     """
     target = _power(target)
     known = [(whole("reconstruct", "step", s), _power(rule)) for s, rule in stored]
@@ -168,7 +201,7 @@ def _power(rule: AbstractEMA) -> PowerEMA:
     if isinstance(rule, PowerEMA):
         return rule
     raise ValueError(
-        f"reconstruct: {rule!r} is no power law; expected PowerEMA(sigma_rel), such as "
+        f"reconstruct: {rule!r} is not a power law; expected PowerEMA(sigma_rel), such as "
         "PowerEMA(0.10)."
     )
 
@@ -209,10 +242,18 @@ def reconstruct(
 
     **Returns:** a network as `state.ema_net()` returns one. A warning says so where the stored
     averages are too few or too different for a good approximation:
-    [`eqdiff.train.reconstruction`][] tells how good it is.
+    [`eqdiff.train.reconstruction`][] says how good it is.
 
-    **Raises:** `ValueError` for nothing stored, a rule that is no power law, a step after the
+    **Raises:** `ValueError` for nothing stored, a rule that is not a power law, a step after the
     latest one, or networks of different architectures.
+
+    **Example:**
+
+    ```python
+    rules = (eqd.train.PowerEMA(0.05), eqd.train.PowerEMA(0.10))
+    stored = [(n, rule, jnp.full(3, float(n))) for n in (500, 1000) for rule in rules]
+    net = eqd.train.reconstruct(stored, eqd.train.PowerEMA(0.08))
+    ```
     """
     known = [(item[0], item[1]) for item in stored]
     weights, error = reconstruction(known, target, step=step)

@@ -38,6 +38,18 @@ def write_report(
     - `title`: the heading.
     - `tables`: by their headings, rows of cells, the first row being the names of the columns.
     - `values`: what else goes into `report.json`: numbers, texts, named tuples of them.
+
+    **Example:**
+
+    ```python
+    import optax
+    times = eqd.Uniform(eqd.VPSDE())
+    state = eqd.train.init(jnp.zeros(2), optax.sgd(0.1), timesteps=times, key=jax.random.key(0))
+    with eqd.train.Run("runs/mean", {"rate": 0.1}) as run:
+        run.restore(state, None)
+        run.write(1, {"loss": 0.5, "steps": 1})
+        eqd.train.write_report(run, state, title="A mean", tables={}, bits=3.5)
+    ```
     """
     if not is_writer():
         return

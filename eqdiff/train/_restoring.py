@@ -23,7 +23,18 @@ _AVERAGE = re.compile(r"ema\.\d+\.")
 
 
 class CheckpointError(Exception):
-    """A checkpoint cannot be read or written; the message says which folder and what to do."""
+    """A checkpoint cannot be read or written; the message says which folder and what to do.
+
+    **Example:**
+
+    ```python
+    checkpointer = eqd.train.Checkpointer("checkpoints")
+    try:
+        checkpointer.check_writable()
+    except eqd.train.CheckpointError as error:
+        print(error)
+    ```
+    """
 
 
 class Damaged(Exception):

@@ -36,6 +36,16 @@ class Stopped(KeyboardInterrupt):
     **Fields:**
 
     - `signal`: which, `None` if another process of the job received it.
+
+    **Example:**
+
+    ```python
+    try:
+        with eqd.train.Run("runs/cifar10", {"rate": 1e-3}):
+            raise KeyboardInterrupt  # Ctrl-C
+    except eqd.train.Stopped as stopped:
+        print(stopped)
+    ```
     """
 
     def __init__(self, signal: signal.Signals | None, safe: str):
@@ -46,7 +56,15 @@ class Stopped(KeyboardInterrupt):
 
 @runtime_checkable
 class ResumableBatches(Protocol):
-    """Batches that can continue where they were: those of `eqdiff.data.loader`."""
+    """Batches that can continue where they were: those of `eqdiff.data.loader`.
+
+    **Example:**
+
+    ```python
+    batches: eqd.train.ResumableBatches = eqd.data.loader(eqd.data.digits().train, 64, seed=0)
+    batches.set_state(batches.get_state())
+    ```
+    """
 
     def get_state(self) -> Any:
         """What to save, JSON-serialisable."""
@@ -56,13 +74,21 @@ class ResumableBatches(Protocol):
 
 
 def read_settings(folder: str | os.PathLike) -> dict[str, Any]:
-    """The settings that a run was last continued with.
+    """Reads the settings that a run was last continued with.
 
     **Arguments:**
 
     - `folder`: of the run.
 
     **Raises:** `FileNotFoundError` for a folder without a run, `ValueError` for a damaged one.
+
+    **Example:**
+
+    ```python
+    with eqd.train.Run("runs/cifar10", {"rate": 1e-3}):
+        pass
+    print(eqd.train.read_settings("runs/cifar10"))
+    ```
     """
     configuration = Configuration(Path(folder).expanduser() / "config.json")
     if not configuration.exists():
@@ -93,8 +119,8 @@ class Run:
 
     A folder that holds a run of the same settings is continued by [`eqdiff.train.fit`][]. Inside
     the block Ctrl-C and SIGTERM end the run with [`eqdiff.train.Stopped`][], whose message says
-    what is saved: a step is finished and saved first; whatever else is going on, a compilation
-    included, ends at once.
+    what is saved. A step is finished and saved first; anything else, such as a compilation, ends at
+    once.
 
     **Fields:**
 
@@ -102,6 +128,13 @@ class Run:
     - `checkpoints`: the [`eqdiff.train.Checkpointer`][] in it.
     - `seconds`: what the run has taken in all its parts until the last checkpoint: `"wall"`,
         `"training"`, `"compilation"`, and how many `"images"` it has seen.
+
+    **Example:**
+
+    ```python
+    with eqd.train.Run("runs/cifar10", {"rate": 1e-3, "steps": 1000}, free=("steps",)) as run:
+        print(run.folder, run.checkpoints.steps())
+    ```
     """
 
     def __init__(
@@ -123,7 +156,7 @@ class Run:
         """**Arguments:**
 
         - `folder`: created if it is not there.
-        - `settings`: what decides the run: numbers, texts, lists and dictionaries by name.
+        - `settings`: the choices that make the run: numbers, texts, lists and dictionaries by name.
         - `free`: names of settings that may differ when a run is continued.
         - `adjustable`: names of settings that may differ if `adjust` says so: a learning rate, a
             clipping threshold, a compute dtype. The change is recorded in `config.json`, with the
@@ -278,7 +311,7 @@ class Run:
         return state, step
 
     def extra(self, batches: Any) -> dict[str, Any]:
-        """What a checkpoint holds beside the state.
+        """The contents of a checkpoint besides the state.
 
         **Raises:** [`eqdiff.train.CheckpointError`][] if the run's folder is no longer there.
         """

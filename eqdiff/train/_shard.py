@@ -50,6 +50,12 @@ def data_mesh(devices: Sequence[jax.Device] | None = None, *, shards: int = 1) -
     - `shards`: how many devices share a copy, a divisor of their number.
 
     **Raises:** `ValueError` for a number of shards that does not divide that of devices.
+
+    **Example:**
+
+    ```python
+    mesh = eqd.train.data_mesh()  # the `mesh` of eqd.train.make_step
+    ```
     """
     found = np.asarray(jax.devices() if devices is None else devices)
     if shards < 1 or found.size % shards:

@@ -1,7 +1,7 @@
-"""Where metrics go beside the log's own file: TensorBoard, Weights & Biases, or your own.
+"""Where metrics go besides the log's own file: TensorBoard, Weights & Biases, or your own sink.
 
 A sink shows a run while it lasts. The file is what a run is judged by: nothing reads a sink back,
-and one that fails is let go with a warning, while training goes on.
+and one that fails is dropped with a warning, while training goes on.
 """
 
 import abc
@@ -13,7 +13,7 @@ from .._require import require
 
 
 class AbstractSink(abc.ABC):
-    """What a [`eqdiff.train.MetricLog`][] writes every line to, beside its file."""
+    """A further place for the lines of an [`eqdiff.train.MetricLog`][], besides its file."""
 
     @abc.abstractmethod
     def open(self, last_step: int | None) -> None:
@@ -49,6 +49,14 @@ class TensorBoard(AbstractSink):
 
     Steps that a resumed run takes again replace those of before. Needs
     `pip install 'eqdiff[examples]'`.
+
+    **Example:**
+
+    ```python
+    sinks = [eqd.train.TensorBoard("tensorboard")]
+    with eqd.train.MetricLog("metrics.jsonl", sinks=sinks) as log:
+        log.write(100, {"loss": 0.5})
+    ```
     """
 
     def __init__(self, folder: str | os.PathLike):
@@ -81,6 +89,12 @@ class WandB(AbstractSink):
     With an `id` a resumed run goes on as the same one there. W&B keeps the first line of each step,
     so those that a resumed run takes again are not replaced; they are the same numbers, unless its
     settings were changed. Needs `pip install 'eqdiff[wandb]'`.
+
+    **Example:**
+
+    ```python
+    run = eqd.train.Run("run", {"rate": 1e-4}, sinks=[eqd.train.WandB("cifar10", id="run-7")])
+    ```
     """
 
     def __init__(self, project: str, *, id: str | None = None, **options: Any):
@@ -88,7 +102,7 @@ class WandB(AbstractSink):
 
         - `project`: the project there.
         - `id`: names the run for good, any text that is unique in the project; by default every
-            start is a run of its own.
+            start is a new run.
         - `options`: further ones of `wandb.init`, such as `name`, `config`, `dir`, `entity`, or
             `mode="offline"` on a machine without a network.
 

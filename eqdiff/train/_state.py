@@ -1,8 +1,8 @@
-r"""Everything a training run remembers between two steps, as one pytree.
+r"""The state of a training run between two steps, as one pytree.
 
 A `TrainState` is saved, restored, sharded and donated as a whole; a run continued from it is the
 run that was never interrupted. Parameters lie in it as their layout packs them (`_layout.py`), so
-that it has a dozen arrays, not thousands. There is no hidden state: the randomness of step $n$ is
+that it has a dozen arrays, not thousands. Nothing is hidden: the randomness of step $n$ is
 `fold_in(key, n)`, so keys need no bookkeeping either.
 """
 
@@ -23,7 +23,7 @@ from ._place import to_process
 
 
 class TrainState(eqx.Module):
-    """What [`eqdiff.train.init`][] makes and a train step takes and returns.
+    """The state of a run: made by [`eqdiff.train.init`][], taken and returned by a train step.
 
     **Fields:**
 
@@ -38,6 +38,16 @@ class TrainState(eqx.Module):
     - `step`: the number of optimiser steps taken, an int32 scalar.
     - `ema_rules`: the rules of `ema`, static.
     - `packing`: the network without its arrays, and where they lie, static.
+
+    **Example:**
+
+    ```python
+    import optax
+    denoiser = eqd.Denoiser(eqd.nn.MLP(2, 2, key=jax.random.key(0)), eqd.VPSDE())
+    times = eqd.Uniform(eqd.VPSDE())
+    state = eqd.train.init(denoiser, optax.adam(1e-3), timesteps=times, key=jax.random.key(1))
+    denoiser = state.ema_net()  # of an eqd.train.TrainState
+    ```
     """
 
     params: Params
@@ -55,8 +65,8 @@ class TrainState(eqx.Module):
     def net(self) -> PyTree:
         """The network. Its arrays are copies, which stay when the state is donated.
 
-        In a job of several processes each gets a copy on a device of its own. Where devices share
-        the state, its parts are gathered for it, so all processes ask together.
+        In a job of several processes each gets a copy on one of its own devices. Where devices
+        share the state, its parts are gathered first, so all processes must ask together.
         """
         return self._network(self.params)
 
@@ -70,7 +80,7 @@ class TrainState(eqx.Module):
 
         - `index`: which of the averages, in the order of `init(..., ema=...)`.
 
-        **Raises:** `ValueError` if there is no such average.
+        **Raises:** `ValueError` for an index without an average.
         """
         if not -len(self.ema) <= index < len(self.ema):
             raise ValueError(
@@ -132,7 +142,9 @@ def init(
     layout: AbstractLayout = Flat(),
     key: Key,
 ) -> TrainState:
-    """The state at step 0. The network is copied, so `net` stays usable when the state is donated.
+    """Makes the state at step 0.
+
+    The network is copied, so `net` stays usable when the state is donated.
 
     **Arguments:**
 
@@ -152,6 +164,15 @@ def init(
     - `key`: decides every draw of the run.
 
     **Raises:** `ValueError` for parameters narrower than float32, and for an `rbg` key.
+
+    **Example:**
+
+    ```python
+    import optax
+    denoiser = eqd.Denoiser(eqd.nn.MLP(2, 2, key=jax.random.key(0)), eqd.VPSDE())
+    times = eqd.Uniform(eqd.VPSDE())
+    state = eqd.train.init(denoiser, optax.adam(1e-3), timesteps=times, key=jax.random.key(1))
+    ```
     """
     packing, pieces, constants = pack(net, layout)
     _check_parameters(packing.slots)

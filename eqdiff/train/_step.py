@@ -242,8 +242,8 @@ def make_step(
     r"""Compiles a loss into a train step `state, metrics = step(state, batch)`.
 
     A step draws times, averages the weighted loss over the batch (equation 1), updates the
-    parameters, their moving averages and the timestep strategy. The state given to it is *donated*:
-    its memory is used for the new one, and it cannot be used again.
+    parameters, their moving averages and the timestep strategy. The state you pass is *donated*:
+    its memory is reused for the new one, so you cannot use it again.
 
     A step whose loss or gradient is not finite leaves parameters, averages and the optimiser's
     state as they were, and says so in its metrics (`nonfinite`): one bad example does not turn the
@@ -271,7 +271,20 @@ def make_step(
     **Raises:** `ValueError`, from the step and before any compute, for a batch that cannot be
     divided evenly, for a loss function that returns something else, for one whose denoiser has
     another process than the times were drawn from, and for a class label that the network does not
-    have. The state is not lost. Labels that are on a device already are copied from it for this.
+    have. The state survives these. Labels that are on a device already are copied to the host
+    for the check.
+
+    **Example:**
+
+    ```python
+    import optax
+    denoiser = eqd.Denoiser(eqd.nn.MLP(2, 2, key=jax.random.key(0)), eqd.VPSDE())
+    optimiser, times = optax.adam(1e-3), eqd.Uniform(eqd.VPSDE())
+    state = eqd.train.init(denoiser, optimiser, timesteps=times, key=jax.random.key(1))
+    loss_fn = lambda d, t, x0, args, key: (eqd.l_simple(eqd.predict(d, t, x0, args, key=key)), {})
+    step = eqd.train.make_step(loss_fn, optimiser)
+    state, metrics = step(state, (jnp.ones((8, 2)), None))
+    ```
     """
     mesh = check_options(mesh, accumulate)
     update = _make_update(loss_fn, optimiser, mesh, accumulate)
@@ -306,6 +319,16 @@ def make_steps(
     axis, and [`eqdiff.train.summarise`][] takes them as they are.
 
     **Raises:** as [`eqdiff.train.make_step`][].
+
+    **Example:**
+
+    ```python
+    import optax
+    optimiser, times = optax.adam(1e-3), eqd.Uniform(eqd.VPSDE())
+    state = eqd.train.init(jnp.zeros(2), optimiser, timesteps=times, key=jax.random.key(0))
+    steps = eqd.train.make_steps(lambda m, t, x0, args, key: (((m - x0) ** 2).sum(), {}), optimiser)
+    state, metrics = steps(state, (jnp.ones((10, 8, 2)), None))  # ten batches of eight
+    ```
     """
     mesh = check_options(mesh, accumulate)
     one = _make_update(loss_fn, optimiser, mesh, accumulate)

@@ -18,6 +18,12 @@ are drawn, follow the process: ε on schedules, VP and sub-VP, a score on VE for
 know σ, $\varepsilon - x_0$ on a rectified flow, and otherwise EDM's preconditioning. A schedule
 has a learned variance, and is trained with L_hybrid. A learned process
 ([`eqdiff.LearnedVPSDE`][]) is trained with the network, on the variational bound.
+
+**Example:**
+
+```python
+recipe = eqd.train.recipes.edm(eqd.RectifiedFlow())
+```
 """
 
 import functools
@@ -85,6 +91,12 @@ def named(
     - `small`: whether to take [`eqdiff.train.Recipe.small`][].
 
     **Raises:** `ValueError` for another name.
+
+    **Example:**
+
+    ```python
+    recipe = eqd.train.recipes.named("cosine", small=True)
+    ```
     """
     length = num_timesteps or (1000 if small else 4000)
     processes: dict[str, tuple[str, Callable[[], AbstractProcess]]] = {
@@ -114,8 +126,8 @@ def named(
         )
     if num_timesteps is not None and process not in ("cosine", "linear"):
         raise ValueError(
-            f"named({process!r}, num_timesteps={num_timesteps}): only a chain has steps; leave it "
-            "out."
+            f"named({process!r}, num_timesteps={num_timesteps}): only a schedule has steps; leave "
+            "it out."
         )
     default, make = processes[process]
     recipe = presets[preset or default](make())
@@ -128,6 +140,12 @@ def iddpm(process: AbstractProcess) -> Recipe:
     **Arguments:**
 
     - `process`: the paper's is `cosine_schedule(4000)`.
+
+    **Example:**
+
+    ```python
+    recipe = eqd.train.recipes.iddpm(eqd.cosine_schedule(4000))
+    ```
     """
     return Recipe(
         process=process,
@@ -149,6 +167,12 @@ def ddpmpp(process: AbstractProcess, *, deep: bool = False) -> Recipe:
 
     - `process`: the paper's are `VPSDE()` and `SubVPSDE()`.
     - `deep`: eight blocks per level instead of four, 950,000 steps.
+
+    **Example:**
+
+    ```python
+    recipe = eqd.train.recipes.ddpmpp(eqd.SubVPSDE(), deep=True)
+    ```
     """
     return _score_sde(process, styles.ddpmpp(dropout=0.1), deep)
 
@@ -161,6 +185,12 @@ def ncsnpp(process: AbstractProcess, *, deep: bool = False) -> Recipe:
 
     - `process`: the paper's is `VESDE(0.02, 100.0)` for data in [−1, 1].
     - `deep`: eight blocks per level instead of four, 950,000 steps.
+
+    **Example:**
+
+    ```python
+    recipe = eqd.train.recipes.ncsnpp(eqd.VESDE(0.02, 100.0))
+    ```
     """
     return _score_sde(process, styles.ncsnpp(dropout=0.1), deep)
 
@@ -174,6 +204,12 @@ def edm(process: AbstractProcess) -> Recipe:
     **Arguments:**
 
     - `process`: the paper's is `EDMSDE()`.
+
+    **Example:**
+
+    ```python
+    recipe = eqd.train.recipes.edm(eqd.EDMSDE())
+    ```
     """
     return Recipe(
         process=process,
@@ -200,6 +236,12 @@ def vdm(process: AbstractProcess) -> Recipe:
     **Arguments:**
 
     - `process`: the paper's is `LearnedVPSDE()` with ends that are learned, for which write arrays.
+
+    **Example:**
+
+    ```python
+    recipe = eqd.train.recipes.vdm(eqd.LearnedVPSDE(jnp.array(13.3), jnp.array(-5.0)))
+    ```
     """
     reading = _reading(process)
     return Recipe(

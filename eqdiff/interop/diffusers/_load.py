@@ -2,7 +2,7 @@ r"""Folders of diffusers, as denoisers.
 
 A folder holds the network, `config.json` and `diffusion_pytorch_model.safetensors` (or `.bin`), and
 the diffusion, `scheduler_config.json`, next to them or in a folder `scheduler`. What concerns
-sampling (`clip_sample`, `timestep_spacing`, `steps_offset`, …) is no part of a denoiser:
+sampling (`clip_sample`, `timestep_spacing`, `steps_offset`, …) is not part of a denoiser:
 [`eqdiff.interop.load_diffusers_pipeline`][] returns it as a sampler, and otherwise you choose it
 where you sample.
 """
@@ -30,13 +30,9 @@ def load_diffusers(
     variant: str | None = None,
     compute_dtype: Any = jnp.float32,
 ) -> Denoiser:
-    """The denoiser that a `UNet2DModel` and a scheduler of diffusers are.
+    """Makes a denoiser of a `UNet2DModel` and a scheduler of diffusers.
 
     Of a folder such as a copy of `google/ddpm-cifar10-32`; neither diffusers nor PyTorch is needed.
-
-    ```python
-    denoiser = eqd.interop.load_diffusers("ddpm-cifar10-32")
-    ```
 
     **Arguments:**
 
@@ -60,6 +56,12 @@ def load_diffusers(
     **Raises:** `FileNotFoundError` for a missing file; `ValueError` for a damaged one, for options
     that eqdiff does not have, by name, and for weights that do not fit; `ImportError`
     for safetensors without the package.
+
+    **Example:**
+
+    ```python
+    denoiser = eqd.interop.load_diffusers("ddpm-cifar10-32")  # a copy of google/ddpm-cifar10-32
+    ```
     """
     source = name_of(weights)
     with reading(source):

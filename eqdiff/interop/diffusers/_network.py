@@ -262,6 +262,15 @@ def diffusers_network(
 
     **Raises:** `ValueError` that names every option that no network here has, or missing,
     unexpected and mis-shaped weights.
+
+    **Example:**
+
+    ```python
+    import json
+    weights = eqd.interop.read_torch("unet/diffusion_pytorch_model.bin")
+    config = json.load(open("unet/config.json"))
+    net = eqd.interop.diffusers_network(weights, config)
+    ```
     """
     options = read(config)
     net = checked_skeleton(unet, arguments(options, compute_dtype), state_dict)

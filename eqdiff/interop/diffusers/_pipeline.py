@@ -263,12 +263,7 @@ def load_diffusers_pipeline(
     variant: str | None = None,
     compute_dtype: Any = jnp.float32,
 ) -> tuple[AbstractSampler, AbstractDenoiser]:
-    """The sampler and the denoiser that a `DDPMPipeline` or `DDIMPipeline` of diffusers is.
-
-    ```python
-    sampler, denoiser = eqd.interop.load_diffusers_pipeline("ddpm-cifar10-32")
-    images = eqd.generate(sampler, denoiser, 64, (3, 32, 32), key=key)
-    ```
+    """Makes the sampler and the denoiser of a `DDPMPipeline` or `DDIMPipeline` of diffusers.
 
     With the same prior noise and the same noise at each step they are those of diffusers, up to
     rounding; a pipeline moves its images to [0, 1] and clips them there.
@@ -289,6 +284,13 @@ def load_diffusers_pipeline(
 
     **Raises:** as [`eqdiff.interop.load_diffusers`][]; `ValueError` for another pipeline, another
     scheduler, and where diffusers returns NaN or adds noise to the finished sample.
+
+    **Example:**
+
+    ```python
+    sampler, denoiser = eqd.interop.load_diffusers_pipeline("ddpm-cifar10-32")
+    images = eqd.generate(sampler, denoiser, 64, (3, 32, 32), key=jax.random.key(0))
+    ```
     """
     if not isinstance(folder, str | os.PathLike):
         raise TypeError(

@@ -55,10 +55,6 @@ def save_diffusers(
 ) -> None:
     """Writes a denoiser as a folder that diffusers reads.
 
-    ```python
-    eqd.interop.save_diffusers("mine", eqd.ClipDataAlone(denoiser), sample_size=32)
-    ```
-
     and with diffusers `DDPMPipeline.from_pretrained("mine")`, or its `UNet2DModel` and its
     `DDPMScheduler` alone, likewise. The folder holds `config.json`, `scheduler_config.json`,
     `diffusion_pytorch_model.safetensors` and `model_index.json`; it appears whole or not at all.
@@ -75,6 +71,13 @@ def save_diffusers(
     **Raises:** `ValueError` that names every choice that a `UNet2DModel` or a `DDPMScheduler` does
     not have; `FileExistsError` for a folder that is there and `overwrite=False`, or that holds
     other files; `OSError` where it cannot be written.
+
+    **Example:**
+
+    ```python
+    denoiser = eqd.load_model("model.safetensors")
+    eqd.interop.save_diffusers("mine", eqd.ClipDataAlone(denoiser), sample_size=32)
+    ```
     """
     folder = Path(folder).expanduser()
     _check_free(folder, overwrite)
@@ -236,7 +239,7 @@ def scheduler_config(
         f"variance={type(kinds[1]).__name__}, expected one of "
         f"{', '.join(kind.__name__ for kind in _VARIANCES)}",
     )
-    problems.unless(denoiser.c_noise is None, "a c_noise of its own, expected the schedule's steps")
+    problems.unless(denoiser.c_noise is None, "its own c_noise, expected the schedule's steps")
     if not isinstance(schedule, Schedule):
         problems.append(
             f"its process is a {type(schedule).__name__}, expected a Schedule; of a VP process it "

@@ -103,14 +103,9 @@ def load_edm(
     precond: str | None = None,
     compute_dtype: Any = jnp.float32,
 ) -> Denoiser:
-    r"""The denoiser that one of EDM's preconditioned networks is: of a file, its moving average.
+    r"""Makes a denoiser of one of EDM's preconditioned networks: of a file, its moving average.
 
     The code inside a file is not run, and neither EDM nor PyTorch is needed.
-
-    ```python
-    denoiser = eqd.interop.load_edm("edm-cifar10-32x32-cond-vp.pkl")
-    sample = eqd.StochasticHeun(18)(denoiser, x1, class_label)
-    ```
 
     **Arguments:**
 
@@ -129,6 +124,14 @@ def load_edm(
     **Raises:** `FileNotFoundError`; `ValueError` for a truncated or damaged file, for one that asks
     for anything but modules, tensors and plain data (with its name; nothing is executed), for
     another class, arguments that are missing or unknown, and weights that do not fit, by name.
+
+    **Example:**
+
+    ```python
+    denoiser = eqd.interop.load_edm("edm-cifar10-32x32-cond-vp.pkl")
+    x1 = denoiser.process.prior_sample((3, 32, 32), key=jax.random.key(0))
+    x0 = eqd.StochasticHeun(18)(denoiser, x1, 3, key=jax.random.key(1))  # class 3
+    ```
     """
     source = name_of(weights)
     with reading(source):

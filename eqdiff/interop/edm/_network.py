@@ -99,11 +99,6 @@ def edm_network(
 
     For a network without a preconditioner; [`eqdiff.interop.load_edm`][] reads files.
 
-    ```python
-    config = {"model_type": type(net).__name__, **net.init_kwargs}  # net is EDM's
-    ours = eqd.interop.edm_network({k: v.numpy() for k, v in net.state_dict().items()}, config)
-    ```
-
     **Arguments:**
 
     - `state_dict`: official names and arrays, of the network or of the preconditioned one around it
@@ -115,6 +110,13 @@ def edm_network(
 
     **Raises:** `ValueError` with the names of missing, unexpected and mis-shaped weights, or the
     keys of `config` that are missing or unknown.
+
+    **Example:**
+
+    ```python
+    config = {"model_type": type(net).__name__, **net.init_kwargs}  # net is EDM's
+    ours = eqd.interop.edm_network({k: v.numpy() for k, v in net.state_dict().items()}, config)
+    ```
     """
     kind, side, arguments = _arguments(config)
     arrays = {k: np.asarray(a) for k, a in strip(strip(state_dict, "module."), "model.").items()}
@@ -140,5 +142,13 @@ def edm_state_dict(net: UNet, img_resolution: int) -> dict[str, np.ndarray]:
 
     **Returns:** official names and arrays in the official layout, without the buffers (filters and
     Fourier frequencies).
+
+    **Example:**
+
+    ```python
+    sizes = dict(channels=16, channel_mult=(1,), num_res_blocks=1)
+    net = eqd.nn.presets.edm_ddpmpp_cifar10(**sizes, key=jax.random.key(0))
+    weights = eqd.interop.edm_state_dict(net, 32)  # official names and arrays
+    ```
     """
     return official(net, entries(net, img_resolution))

@@ -77,6 +77,12 @@ def read_flax(path: str | os.PathLike) -> Any:
 
     **Raises:** `FileNotFoundError`; `ValueError` for a truncated or damaged file; `ImportError`
     without msgpack.
+
+    **Example:**
+
+    ```python
+    contents = eqd.interop.read_flax("checkpoint_26")
+    ```
     """
     msgpack = _msgpack()
     path = Path(path)

@@ -189,22 +189,16 @@ def load_improved_diffusion(
     preset: str | None = None,
     compute_dtype: Any = jnp.float32,
 ) -> Denoiser:
-    """The denoiser that improved-diffusion's scripts make of weights and flags.
+    """Makes the denoiser that improved-diffusion's scripts make of weights and flags.
 
     Neither PyTorch nor the official code is needed, and nothing of a file is run.
-
-    ```python
-    denoiser = eqd.interop.load_improved_diffusion("cifar10_uncond_50M_500K.pt")
-    flags = {"image_size": 64, "noise_schedule": "cosine"}
-    mine = eqd.interop.load_improved_diffusion("ema_0.9999_200000.pt", flags)
-    ```
 
     **Arguments:**
 
     - `weights`: the path of a `.pt`: published, or `ema_RATE_STEP.pt` or `modelSTEP.pt` of a run;
         or the state dict of a `UNetModel` or `SuperResModel` in memory, official names and arrays.
         Of a training state that holds it (`"state_dict"`, `"model"`, …) the moving average is read
-        where there is one (`"ema"`, …), and what else holds weights is said in a warning; prefixes
+        if it has one (`"ema"`, …), and a warning names what else holds weights; prefixes
         of `torch.compile`, data-parallel training and Lightning are taken off.
     - `flags`: as given to the scripts, without the dashes, such as
         `{"num_heads": 1, "noise_schedule": "cosine"}`; values may be text. Those left out have the
@@ -224,6 +218,14 @@ def load_improved_diffusion(
 
     **Raises:** `ValueError` for unknown flags, flags that contradict the weights, and weights that
     do not fit, by name; for a file, those of [`eqdiff.interop.read_torch`][] too.
+
+    **Example:**
+
+    ```python
+    denoiser = eqd.interop.load_improved_diffusion("cifar10_uncond_50M_500K.pt")
+    flags = {"image_size": 64, "noise_schedule": "cosine"}
+    mine = eqd.interop.load_improved_diffusion("ema_0.9999_200000.pt", flags)
+    ```
     """
     return _denoiser(weights, flags, preset, compute_dtype, IMPROVED, IMPROVED_PRESETS)
 
@@ -237,12 +239,6 @@ def load_guided_diffusion(
 ) -> Denoiser:
     """The denoiser that guided-diffusion's scripts make of weights and flags.
 
-    ```python
-    denoiser = eqd.interop.load_guided_diffusion("64x64_diffusion.pt")
-    classifier = eqd.interop.load_guided_diffusion_classifier("64x64_classifier.pt")
-    guided = eqd.ClassifierGuidance(eqd.Clip(denoiser), classifier, scale=1.0)
-    ```
-
     **Arguments:** those of [`eqdiff.interop.load_improved_diffusion`][], with guided-diffusion's
     flags and defaults (its `c_noise`, for one, is not rescaled), for its diffusion models and
     upsamplers.
@@ -251,6 +247,14 @@ def load_guided_diffusion(
     [`eqdiff.nn.SuperResolution`][]; data in [−1, 1].
 
     **Raises:** as [`eqdiff.interop.load_improved_diffusion`][].
+
+    **Example:**
+
+    ```python
+    denoiser = eqd.interop.load_guided_diffusion("64x64_diffusion.pt")
+    classifier = eqd.interop.load_guided_diffusion_classifier("64x64_classifier.pt")
+    guided = eqd.ClassifierGuidance(eqd.Clip(denoiser), classifier, scale=1.0)
+    ```
     """
     return _denoiser(weights, flags, preset, compute_dtype, GUIDED, GUIDED_PRESETS)
 
@@ -287,6 +291,13 @@ def load_guided_diffusion_classifier(
     **Returns:** an [`eqdiff.Classifier`][] on the schedule of the denoiser that it guides.
 
     **Raises:** as [`eqdiff.interop.load_improved_diffusion`][].
+
+    **Example:**
+
+    ```python
+    classifier = eqd.interop.load_guided_diffusion_classifier("64x64_classifier.pt")
+    log_p = classifier(0, jnp.zeros((3, 64, 64)), 7)  # of class 7, at step 0
+    ```
     """
     source = name_of(weights)
     with reading(source):

@@ -77,11 +77,6 @@ def openai_unet(
 ) -> UNet:
     """Our `UNet` with the weights of a `UNetModel` of improved-diffusion or guided-diffusion.
 
-    ```python
-    weights = eqd.interop.read_torch("64x64_diffusion.pt")
-    net = eqd.interop.openai_unet(weights, config)
-    ```
-
     A `SuperResModel` is a `UNetModel` that sees twice the channels, those of $x$ and of the
     enlarged low-resolution image:
 
@@ -106,6 +101,13 @@ def openai_unet(
 
     **Raises:** `ValueError` with the names of missing, unexpected and mis-shaped weights, or the
     keys of `config` that are missing or unknown.
+
+    **Example:**
+
+    ```python
+    weights = eqd.interop.read_torch("64x64_diffusion.pt")
+    net = eqd.interop.openai_unet(weights, config)  # `config` as given to UNetModel
+    ```
     """
     arguments = _read(config, _UNET, _REQUIRED, _UNUSED, "OpenAI's UNetModel")
     arguments["compute_dtype"] = compute_dtype
@@ -133,6 +135,13 @@ def openai_classifier(
     **Raises:** `ValueError` with the names of missing, unexpected and mis-shaped weights, or the
     keys of `config` that are missing or unknown; and for another `pool`, or for data other than
     images (`dims`).
+
+    **Example:**
+
+    ```python
+    weights = eqd.interop.read_torch("64x64_classifier.pt")
+    net = eqd.interop.openai_classifier(weights, config)  # as given to EncoderUNetModel
+    ```
     """
     name = "guided-diffusion's EncoderUNetModel"
     required, unused = ("image_size", *_REQUIRED), (*_UNUSED, "dims", "pool")
@@ -183,6 +192,13 @@ def openai_state_dict(
 
     **Returns:** official names and arrays in the official layout, in the official order, for
     `UNetModel.load_state_dict({k: torch.from_numpy(v) for k, v in ...})`.
+
+    **Example:**
+
+    ```python
+    net = eqd.nn.presets.iddpm_digits(key=jax.random.key(0))
+    weights = eqd.interop.openai_state_dict(net)  # official names and arrays
+    ```
     """
     inner: Any = net.net if isinstance(net, SuperResolution) else net
     return official(inner, entries(inner, use_new_attention_order))

@@ -143,7 +143,7 @@ def _misfits(part: str, given: Mapping[str, Any], kinds: Mapping[str, _Kind]) ->
 
 
 def sigma_levels(model: Mapping[str, Any]) -> tuple[float, float, int]:
-    """The smallest and the largest noise level of a network that is told their number, and how
+    """The smallest and the largest noise level of a network that takes their number, and how
     many.
 
     **Raises:** `ValueError` where one is missing.

@@ -88,20 +88,20 @@ def _process(sde: str, continuous: bool, model: Mapping[str, Any]) -> AbstractPr
 def _check_time(sde: str, continuous: bool, model: Mapping[str, Any]) -> None:
     """Whether the network's time input is one that it has in the official code, and here.
 
-    VE networks are told σ, by Fourier features of its logarithm, where training was continuous, and
-    the number of a level elsewhere; VP and sub-VP networks a time, by sinusoids.
+    VE networks take σ, by Fourier features of its logarithm, where training was continuous, and the
+    number of a level elsewhere; VP and sub-VP networks take a time, by sinusoids.
     """
     name, scaled = model.get("name"), model.get("scale_by_sigma", False)
     fourier = name == "ncsnpp" and str(model.get("embedding_type")).lower() == "fourier"
     told = "Fourier features" if fourier else "the number of a noise level"
     if sde != "vesde" and (fourier or name in NCSNV2):
         raise ValueError(
-            f"config has sde={sde!r} and a network that is told {told}, which only VE networks are "
+            f"config has sde={sde!r} and a network that takes {told}, which only VE networks do "
             "here. A VP network has model.embedding_type='positional'."
         )
     if sde == "vesde" and fourier != continuous:
         raise ValueError(
-            f"config has sde='vesde', continuous={continuous} and a network that is told {told}; "
+            f"config has sde='vesde', continuous={continuous} and a network that takes {told}; "
             "the official code tells networks Fourier features of log σ with continuous=True, and "
             "the number of a level with continuous=False."
         )
@@ -123,15 +123,9 @@ def load_score_sde(
     *,
     compute_dtype: Any = jnp.float32,
 ) -> Denoiser:
-    """The denoiser that score_sde makes of a checkpoint and a configuration (its `get_score_fn`).
+    """Makes the denoiser of a checkpoint and a configuration of score_sde (its `get_score_fn`).
 
     The weights are the moving average. Neither framework is needed, and nothing of a file is run.
-
-    ```python
-    path = "vp/cifar10_ddpmpp_continuous/checkpoint_26.pth"
-    denoiser = eqd.interop.load_score_sde(path)
-    mine = eqd.interop.load_score_sde("checkpoint_8.pth", "ve/cifar10_ncsnpp_continuous")
-    ```
 
     **Arguments:**
 
@@ -150,6 +144,14 @@ def load_score_sde(
     weights that do not fit, by name; for a file, also those of
     [`eqdiff.interop.read_torch`][] and [`eqdiff.interop.read_flax`][], with `ImportError` for a JAX
     checkpoint without msgpack.
+
+    **Example:**
+
+    ```python
+    path = "vp/cifar10_ddpmpp_continuous/checkpoint_26.pth"
+    denoiser = eqd.interop.load_score_sde(path)
+    mine = eqd.interop.load_score_sde("checkpoint_8.pth", "ve/cifar10_ncsnpp_continuous")
+    ```
     """
     with reading(name_of(weights)):
         config = _config(config, weights)

@@ -136,11 +136,6 @@ def score_sde_network(
 ) -> Network:
     r"""Our network with the weights of score_sde's `ddpm`, `ncsnpp` or `ncsnv2_*`.
 
-    ```python
-    checkpoint = eqd.interop.read_torch("checkpoint_24.pth")  # or read_flax("checkpoint_24")
-    net = eqd.interop.score_sde_network(checkpoint, config)
-    ```
-
     Where the official network's time input is σ or the number of a noise level, ours is
     $\log\sigma$ (and the official output, the score, is divided by σ); elsewhere they are the same:
     see [`eqdiff.nn.DividedBySigma`][].
@@ -153,7 +148,7 @@ def score_sde_network(
         read where it is one of names and arrays (`"ema"`, …), with a warning that says so; prefixes
         of data-parallel training (`module.`), `torch.compile` and Lightning are taken off.
         With `model.conditional=False` an `ncsnpp` of the PyTorch code holds maps of an embedding
-        that it does not have (`Dense_0` in every block); they are left out. (A `ddpm` is told the
+        that it does not have (`Dense_0` in every block); they are left out. (A `ddpm` takes the
         time whatever that field says, there as here.)
     - `config`: the official configuration, a `ConfigDict` or nested dictionaries; of it are used
         `data.image_size`, `data.num_channels`, `data.centered` and `model`, of which every field
@@ -167,6 +162,13 @@ def score_sde_network(
     **Raises:** `ValueError` with the names of missing, unexpected and mis-shaped weights, or
     what `config` lacks; and for NCSNv2 in JAX, whose code differs from the PyTorch code that our
     network follows.
+
+    **Example:**
+
+    ```python
+    checkpoint = eqd.interop.read_torch("checkpoint_24.pth")  # or read_flax("checkpoint_24")
+    net = eqd.interop.score_sde_network(checkpoint, config)  # `config` the official one
+    ```
     """
     weights = average(weights, "the checkpoint")
     if is_tree(weights):
@@ -268,6 +270,14 @@ def score_sde_state_dict(net: Network) -> dict[str, np.ndarray]:
 
     **Returns:** official names and arrays in the official layout, without the buffers (noise levels
     and Fourier frequencies).
+
+    **Example:**
+
+    ```python
+    sizes = dict(channels=16, channel_mult=(1,), num_res_blocks=1)
+    net = eqd.nn.presets.ddpm_cifar10(**sizes, key=jax.random.key(0))
+    weights = eqd.interop.score_sde_state_dict(net)  # official names and arrays
+    ```
     """
     inner: Any = unwrapped(net)
     return official(inner, entries(inner))
