@@ -180,16 +180,16 @@ REFUSED = [
     (BASE, dict(scale_by_sigma="yes"), "scale_by_sigma='yes', expected True or False"),
     (BASE, dict(spectral_norm=True), "config has model.spectral_norm=True, which no network"),
     (BASE, dict(name="ncsn"), "model.name is one of ['ddpm', 'ncsnpp', 'ncsnv2_128'"),
-    (BASE, VE | dict(scale_by_sigma=False), "sde='vpsde' and a network that is told Fourier feat"),
+    (BASE, VE | dict(scale_by_sigma=False), "sde='vpsde' and a network that takes Fourier feat"),
     (DDPM, dict(scale_by_sigma=True, sde="vpsde"), "scale_by_sigma=True, which only VE networks"),
-    (DDPM, dict(scale_by_sigma=True), "continuous=True and a network that is told the number of"),
-    (BASE, VE | dict(continuous=False), "continuous=False and a network that is told Fourier"),
+    (DDPM, dict(scale_by_sigma=True), "continuous=True and a network that takes the number of"),
+    (BASE, VE | dict(continuous=False), "continuous=False and a network that takes Fourier"),
     (NCSNV2["model"], dict(nonlinearity="relu", continuous=False), "nonlinearity='relu', expect"),
     (NCSNV2["model"], dict(interpolation="nearest_neighbor", continuous=False), "interpolation="),
     (
         NCSNV2["model"] | dict(beta_min=0.1, beta_max=20),
         dict(sde="vpsde"),
-        "sde='vpsde' and a network that is told the number of",
+        "sde='vpsde' and a network that takes the number of",
     ),
 ]
 
