@@ -180,7 +180,7 @@ def test_a_stored_average_is_itself_and_later_ones_are_not_read():
         ([], {}, "the stored averages are none"),
         ([(10, train.PowerEMA(0.1), jnp.ones(2))], {"step": 11}, "of steps 10 to 10"),
         ([(10, train.PowerEMA(0.1), jnp.ones(2))], {"step": 9}, "averages until then"),
-        ([(10, train.EMA(0.9), jnp.ones(2))], {}, "EMA.* is no power law"),
+        ([(10, train.EMA(0.9), jnp.ones(2))], {}, "EMA.* is not a power law"),
         ([(0, train.PowerEMA(0.1), jnp.ones(2))], {}, "step=0"),
         (
             [(5, train.PowerEMA(0.1), jnp.ones(2)), (10, train.PowerEMA(0.1), jnp.ones(3))],

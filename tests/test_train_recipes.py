@@ -190,5 +190,5 @@ def test_names_that_are_not_there():
         recipes.named("ddpm")
     with pytest.raises(ValueError, match="a preset of iddpm"):
         recipes.named("vp", "unet")
-    with pytest.raises(ValueError, match="only a chain has steps"):
+    with pytest.raises(ValueError, match="only a schedule has steps"):
         recipes.named("vp", num_timesteps=100)
