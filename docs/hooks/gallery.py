@@ -12,7 +12,9 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 
 
-_FIGURE = "![{alt}](../assets/gallery/{name}-{theme}.png#only-{theme})"
+_FIGURE = "![{alt}](../assets/gallery/{name}-{theme}.png#only-{theme}){wide}"
+# Pixels: a phone shows a wider figure in part, in a size that can be read.
+_WIDE = 900
 
 
 def _runner(root: pathlib.Path):
@@ -55,10 +57,12 @@ def page(path: pathlib.Path, runner) -> str:
             parts.append(f'```{{.text .output title="Output"}}\n{output["text"].rstrip()}\n```')
         for figure in output["figures"]:
             alt = path.stem.replace("_", " ")
+            # A PNG begins with its size.
+            width = int.from_bytes((runner.ASSETS / f"{figure}-light.png").read_bytes()[16:20])
+            wide = "{ .wide }" if width > _WIDE else ""
+            facts = {"alt": alt, "name": figure, "wide": wide}
             themes = ("light", "dark")
-            parts.append(
-                "\n".join(_FIGURE.format(alt=alt, name=figure, theme=theme) for theme in themes)
-            )
+            parts.append("\n".join(_FIGURE.format(theme=theme, **facts) for theme in themes))
     return "\n\n".join(parts) + "\n"
 
 
