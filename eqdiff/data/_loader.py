@@ -261,8 +261,8 @@ def loader(
 ) -> Loader:
     """Batches of a source, endless or for some epochs, in an order that depends on `seed` alone.
 
-    **No example is dropped or repeated within an epoch.** Without `epochs` batches run on across
-    the end of an epoch, so all are full, and may be larger than the data set. With `epochs` the
+    **No example is dropped or repeated within an epoch.** Without `epochs`, batches run on across
+    the end of an epoch: all are full, and may be larger than the data set. With `epochs` the
     very last batch holds what is left and may be smaller, or is left out with `drop_last`; only if
     the examples do not divide by the number of processes are the last ones (fewer than
     `process_count`) left out, so that all processes see batches of the same sizes.

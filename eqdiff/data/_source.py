@@ -94,7 +94,7 @@ def _check_finite(examples: Shaped[np.ndarray, "..."]) -> None:
 
 
 class ArraySource(AbstractSource):
-    """Examples and labels that are held in memory (or in a memory-mapped array).
+    """Examples and labels in memory, or in a memory-mapped array.
 
     **Example:**
 

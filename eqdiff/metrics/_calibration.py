@@ -103,7 +103,7 @@ class Calibration(NamedTuple):
 def calibration_ranks(
     draws: Shaped[ArrayLike, "n draws ..."], truth: Shaped[ArrayLike, "n ..."], *, seed: int = 0
 ) -> Int[np.ndarray, "n ..."]:
-    r"""The ranks (1) of the truth among draws from its posterior.
+    r"""The ranks of the truth among draws from its posterior: equation (1).
 
     **Arguments:**
 
@@ -243,12 +243,12 @@ def posterior_ranks(
     mesh: Mesh | None = None,
     progress: bool = False,
 ) -> Int[np.ndarray, "n d"]:
-    r"""The ranks (1) of parameters among a model's draws of them given their data.
+    r"""The ranks of parameters among a model's draws of them given their data: equation (1).
 
     **Arguments:**
 
     - `sampler`, `denoiser`: how the posterior is drawn from, and its denoiser, conditional on
-        `args`. What errors the sampler makes is seen too: let it take enough steps.
+        `args`. The ranks show the sampler's errors too: let it take enough steps.
     - `truth`: $\theta^*$, drawn from the prior, one row for each of $n$ simulations.
     - `args`: the data $x \sim p(x|\theta^*)$ that condition the network, with a leading axis of as
         many.

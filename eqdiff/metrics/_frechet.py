@@ -27,7 +27,7 @@ Features = Shaped[ArrayLike, "_ _"] | Moments | Pair
 
 
 def frechet_distance(features1: Features, features2: Features) -> float:
-    r"""The squared Fréchet distance (1) between Gaussians fitted to two sets of features.
+    r"""The squared Fréchet distance between Gaussians fitted to two sets of features: equation (1).
 
     ```python
     reference = eqd.metrics.read_moments("cifar10-32x32.npz")

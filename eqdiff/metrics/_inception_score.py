@@ -19,9 +19,9 @@ from ._mean import Mean, mean
 
 
 def inception_score(probabilities: Float[ArrayLike, "n classes"], *, splits: int = 10) -> Mean:
-    """The Inception Score (1), the mean over parts of the samples in their order.
+    """The Inception Score, the mean over parts of the samples in their order: equation (1).
 
-    The samples have to be in random order: parts of one class each would all score 1.
+    Shuffle the samples first: parts of one class each would all score 1.
 
     **Arguments:**
 

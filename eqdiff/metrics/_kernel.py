@@ -36,7 +36,7 @@ def kernel_distance(
     subset_size: int | None = 1000,
     seed: int = 0,
 ) -> Mean:
-    """The squared kernel distance (1) between two sets of features.
+    """The squared kernel distance between two sets of features: equation (1).
 
     **Arguments:**
 

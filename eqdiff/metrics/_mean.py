@@ -47,7 +47,7 @@ class Mean(NamedTuple):
 
 
 def mean(values: Shaped[ArrayLike, "n ..."]) -> Mean:
-    """The mean (1) over a leading axis of examples, and its standard error, in float64.
+    """The mean over a leading axis of examples, and its standard error, in float64: equation (1).
 
     Values that are not finite are not dropped: the mean is then NaN or infinite, and
     `num_nonfinite` says how many examples to look at. To leave them out, write

@@ -31,7 +31,7 @@ from .._together import together
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Moments:
-    """The mean and covariance (1) of features, and where they come from.
+    """The mean and covariance of features, equation (1), and their origin.
 
     **Fields:**
 

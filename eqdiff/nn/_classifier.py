@@ -28,7 +28,7 @@ from ._style import Layers, Style
 
 
 class UNetClassifier(eqx.Module):
-    r"""Equation (1): logits of a noisy image, from the way down of [`eqdiff.nn.UNet`][].
+    r"""A classifier of noisy images, from the way down of [`eqdiff.nn.UNet`][]: equation (1).
 
     Train it with [`eqdiff.classifier_loss`][] and guide with it in [`eqdiff.ClassifierGuidance`][].
     [`eqdiff.nn.presets.adm_classifier`][] makes the published classifiers, and

@@ -162,8 +162,8 @@ class DiTBlock(eqx.Module):
 
 
 class DiT(eqx.Module):
-    r"""Equations (1) and (2): the diffusion transformer, for images whose sides are multiples of
-    the patch's, or for latents.
+    r"""The diffusion transformer, for images whose sides are multiples of the patch's, or for
+    latents: equations (1) and (2).
 
     The time input is embedded as it is, so it should range over about $[0, 1000]$, as those of
     [`eqdiff.Schedule`][], [`eqdiff.VPSDE`][] and [`eqdiff.RectifiedFlow`][] do. With classes, one

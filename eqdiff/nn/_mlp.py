@@ -81,7 +81,7 @@ class Block(eqx.Module):
 
 
 class MLP(eqx.Module):
-    """Equation (1): a network for vectors, such as points in the plane.
+    """A residual network for vectors, such as points in the plane: equation (1).
 
     The time input may have any scale: it resolves $[0, 1000]$, $[0, 1]$ and logarithms of a noise
     level equally finely.

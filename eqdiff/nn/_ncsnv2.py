@@ -164,7 +164,7 @@ class RefineBlock(eqx.Module):
 
 
 class NCSNv2(eqx.Module):
-    r"""Equation (1): the network of NCSNv2.
+    r"""The network of NCSNv2: equation (1).
 
     Its time input is $\log\sigma$, the `c_noise` of [`eqdiff.VESDE`][], and it returns the score:
     `eqd.Denoiser(net, eqd.VESDE(), eqd.PredictScore())`. It has neither classes nor dropout.

@@ -145,7 +145,7 @@ class AttentionHead(AbstractHead):
 class AttentionPool(AbstractPool):
     """Attention pooling, equation (3): what ADM's published classifiers have.
 
-    For square images of one side only, whose pixels at the lowest level it knows by position.
+    For square images of a fixed side: it learns a position for each pixel at the lowest level.
 
     **Example:**
 
@@ -212,7 +212,7 @@ class SpatialHead(AbstractHead):
 
 
 class SpatialPool(AbstractPool):
-    """The means of every block's output in a perceptron, equation (2); the official code's
+    """A perceptron of the means of every block's output, equation (2); the official code's
     `pool="spatial"` and `"spatial_v2"`.
 
     **Example:**

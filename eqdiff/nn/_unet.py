@@ -40,7 +40,7 @@ from ._style import Layers, Style
 
 
 class UNet(eqx.Module):
-    r"""Equation (1), for images of any size that the levels divide and any number of channels.
+    r"""A U-Net for images of any size that its levels divide, of any channels: equation (1).
 
     With two conditions, each of which the network also learns to do without:
 

@@ -40,7 +40,7 @@ def _convolve(
 
 
 class Blur(eqx.Module):
-    """Equation (1) with any kernel, such as the point-spread function of a telescope.
+    """Convolves with a kernel, such as the point-spread function of a telescope: equation (1).
 
     **Example:**
 
@@ -93,10 +93,10 @@ class Blur(eqx.Module):
 
 
 class GaussianBlur(eqx.Module):
-    r"""Equation (1) with a Gaussian, $k_j \propto e^{-j^2/2s^2}$ along every axis, of sum 1.
+    r"""Convolves with a Gaussian: equation (1) with $k_j \propto e^{-j^2/2s^2}$ along every axis.
 
-    A mode of $f$ cycles per cell is multiplied by $e^{-2\pi^2s^2f^2}$, up to where the kernel is
-    cut off, `radius` cells from its middle. The axes are blurred one after another.
+    The kernel has the sum 1. It multiplies a mode of $f$ cycles per cell by $e^{-2\pi^2s^2f^2}$,
+    but for its end `radius` cells from the middle. The axes are blurred one after another.
 
     **Example:**
 
@@ -120,7 +120,7 @@ class GaussianBlur(eqx.Module):
     ):
         r"""**Arguments:**
 
-        - `std`: $s$, in cells. If it is traced, give a radius.
+        - `std`: $s$, in cells. If it is traced, pass a radius.
         - `radius`: the cells on each side of the middle; by default $\lceil 5s \rceil$, beyond
             which less than a millionth lies.
         - `padding`, `axes`: as for [`eqdiff.operators.Blur`][].

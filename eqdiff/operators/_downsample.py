@@ -9,7 +9,7 @@ from ._axes import Axes, resolve_axes, sizes
 
 
 class Downsample(eqx.Module):
-    r"""Means over blocks of some cells along each axis, as a detector of larger pixels sees them.
+    r"""Takes means over blocks of cells, as a detector with larger pixels sees them.
 
     Its rows are orthogonal, of length $1/\sqrt n$ for blocks of $n$ cells.
 

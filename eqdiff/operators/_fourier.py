@@ -1,4 +1,4 @@
-r"""Fourier coefficients, as magnetic resonance and interferometers measure them.
+r"""Fourier coefficients, as magnetic resonance imaging and interferometers measure them.
 
 $$\tilde x_f = \frac1{\sqrt N}\sum_j x_j\,e^{-2\pi i f\cdot j/N}, \qquad
   Ax = (\mathrm{Re}\,\tilde x_K, \mathrm{Im}\,\tilde x_K), \tag{1}$$
@@ -18,7 +18,7 @@ from ._mask import known_indices, take
 
 
 class Fourier(eqx.Module):
-    r"""Equation (1): chosen Fourier coefficients, real and imaginary parts.
+    r"""Chosen Fourier coefficients, as real and imaginary parts: equation (1).
 
     **Example:**
 

@@ -41,7 +41,7 @@ def take(
 
 
 class Mask(eqx.Module):
-    r"""The known elements alone, in their order.
+    r"""Keeps the known elements alone, in their order.
 
     **Example:**
 
@@ -72,7 +72,8 @@ class Mask(eqx.Module):
 
         - `x`: one example. NaN where it is not known does no harm.
 
-        **Returns:** the known elements, of the shape of what axes `known` had not and their number.
+        **Returns:** the known elements: `(number,)` for a mask of the shape of `x`, `(channels,
+        number)` for one of the shape of a channel.
 
         **Raises:** `ValueError` where the last axes of `x` are not those of the mask.
         """

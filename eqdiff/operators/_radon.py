@@ -25,7 +25,7 @@ from .._types import Example
 
 
 class Radon(eqx.Module):
-    r"""Equation (1) of every image $(\dots, \text{height}, \text{width})$ of an example.
+    r"""Projections of every image $(\dots, \text{height}, \text{width})$: equation (1).
 
     At $\theta = 0$ it sums columns, at $\pi/2$ rows. Lengths are counted in pixels: for pixels of
     another size multiply by it.

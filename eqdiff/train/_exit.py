@@ -23,7 +23,7 @@ _PATIENCE = 1.0
 
 
 class GracefulExit:
-    """Turns Ctrl-C and SIGTERM into a flag for the training loop to check.
+    """Turns Ctrl-C and SIGTERM into a flag that your training loop checks.
 
     A second Ctrl-C raises `KeyboardInterrupt` as usual. On leaving the block, the previous handlers
     are restored. Inside `stop.at_once(…)` the first signal raises it already.
