@@ -42,6 +42,14 @@ SMALLER = {
         "(100": "(4",
         "measurement, 100": "measurement, 4",
     },
+    "likelihood": {
+        "channel_mult=(1, 2)": "channel_mult=(1,)",
+        "num_steps = 1000": "num_steps = 3",
+        # The two between run the same code.
+        "in recipes.items()}": "in [*recipes.items()][::3]}",
+        "data.held_out()": "data.held_out(20)",
+        "10, 31)": "10, 3)",
+    },
     "simulator": {
         "num_steps = 6000": "num_steps = 3",
         "20_000": "200",

@@ -67,7 +67,8 @@ def run(path: pathlib.Path) -> None:
     ASSETS.mkdir(parents=True, exist_ok=True)
     for old in ASSETS.glob(f"{path.stem}-*.png"):
         old.unlink()
-    names, outputs, began = {"__name__": "__main__"}, [], time.perf_counter()
+    names, outputs = {"__name__": "__main__"}, []
+    began, used = time.perf_counter(), time.process_time()
     with plt.rc_context(STYLE):
         for number, (kind, text) in enumerate(cells(path)):
             if kind != "code":
@@ -77,9 +78,11 @@ def run(path: pathlib.Path) -> None:
                 exec(compile(text, f"{path.name}, cell {number}", "exec"), names)
             figures = _save_figures(path.stem, number)
             outputs.append({"text": printed.getvalue(), "figures": figures})
+    # On a busy machine the processor's time says better how long an idle one takes.
+    seconds = min(time.perf_counter() - began, time.process_time() - used)
     record = {
         "code": digest(path),
-        "seconds": round(time.perf_counter() - began),
+        "seconds": round(seconds),
         "outputs": outputs,
     }
     (ASSETS / f"{path.stem}.json").write_text(json.dumps(record, indent=1) + "\n")

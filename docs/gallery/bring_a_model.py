@@ -119,7 +119,7 @@ for name, found in (("diffusers", denoiser.denoiser), ("OpenAI", openai)):
     print(f"{name}: differs from the model that was written by at most {difference.max():.1e}")
 
 # %% [markdown]
-# ## More than it could do at home
+# ## Sample it in ten steps
 #
 # The model is an ordinary denoiser now, so everything in eqdiff takes it. You can swap the thousand
 # steps for ten:
