@@ -128,7 +128,7 @@ def posterior(folder: pathlib.Path) -> None:
         here = [row for row in rows if row["dim"] == dim]
         with panel(folder / f"dim{dim}", (4.6, 3.9)) as axes:
             axes.axhline(here[0]["distance"], color=LIGHT, ls=":", lw=1)
-            label(axes, "exact draws", (20, here[0]["distance"] * 0.86), LIGHT)
+            label(axes, "exact draws", (20, here[0]["distance"] * 0.8), LIGHT)
             for family, (colour, moves) in FAMILIES.items():
                 line = [row for row in here if row["name"].startswith(family)]
                 if family == "DAPS":
