@@ -14,8 +14,8 @@ $$p(y) = \sum_k w_k\,\mathcal N(y; Am_k, P_k), \qquad
   p(x_0|y) = \sum_k \frac{w_k\,\mathcal N(y; Am_k, P_k)}{p(y)}\,
     \mathcal N\left(m_k + G_k(y - Am_k),\ S_k - G_kAS_k\right). \tag{2}$$
 
-They are the truth that samplers, losses and likelihoods are tested against, and stand-ins for a
-network while the rest of an experiment is built.
+Samplers, losses and likelihoods are tested against them, and they stand in for a network while you
+build the rest of an experiment.
 """
 
 import equinox as eqx
@@ -63,6 +63,15 @@ class _Component(eqx.Module):
 class GaussianMixtureDenoiser(AbstractDenoiser):
     r"""The exact denoiser of $x_0 \sim \sum_k w_k\mathcal N(m_k, S_k)$, equation (1), for vectors
     $x$.
+
+    **Example:**
+
+    ```python
+    weights, means = jnp.asarray([0.3, 0.7]), jnp.asarray([[-1.0, 0.0], [1.0, 0.0]])
+    covariances = 0.01 * jnp.stack([jnp.eye(2), jnp.eye(2)])
+    denoiser = eqd.GaussianMixtureDenoiser(eqd.VPSDE(), weights, means, covariances)
+    log_p = denoiser.data_log_prob(jnp.asarray([1.0, 0.0]))  # in nats
+    ```
     """
 
     log_weights: Float[Array, " K"]
@@ -248,6 +257,12 @@ class GaussianDenoiser(AbstractDenoiser):
       \hat x_0 = m + \frac{\alpha s^2 (x - \alpha m)}{\alpha^2 s^2 + \sigma^2}.$$
 
     For a full covariance use a [`eqdiff.GaussianMixtureDenoiser`][] of one component.
+
+    **Example:**
+
+    ```python
+    estimate = eqd.GaussianDenoiser(eqd.VPSDE(), 0.0, 0.5)(0.3, jnp.ones(3))
+    ```
     """
 
     mean: Float[Array, "..."]

@@ -43,7 +43,7 @@ class Keeper(Protocol):
     """What keeps finished chunks."""
 
     def read(self, start: int, digest: str) -> list[np.ndarray] | None:
-        """A chunk; `None` if there is none that is sound and has this digest."""
+        """A chunk; `None` unless a sound one with this digest exists."""
 
     def write(self, start: int, digest: str, leaves: list[np.ndarray]) -> None:
         """Keeps a chunk."""
@@ -226,7 +226,7 @@ class Job:
                 error.errno,
                 f"{self.name}: {error.strerror}, so examples {start} to "
                 f"{start + self.size(start) - 1} could not be written. All chunks that were "
-                "finished before are kept: with this mended, the same call continues",
+                "finished before are kept: once this is fixed, the same call continues",
                 error.filename,
             ) from error
         self.kept.add(start)
@@ -310,8 +310,9 @@ def _digest(leaves: Iterable[Any]) -> str:
 
 
 def _settings(rest: tuple[Any, ...]) -> str:
-    """A digest of what is no array: the class of a sampler, 50 steps or 100, the program of a plain
-    function. Where objects lie in memory is not part of it."""
+    """A digest of everything but arrays: the class of a sampler, 50 steps or 100, the program of a
+    plain function. Where objects lie in memory is not part of it.
+    """
     told = re.sub(r"0x[0-9a-f]+", "", repr(rest))
     return hashlib.sha256(told.encode()).hexdigest()
 

@@ -1,13 +1,13 @@
-"""Checks of whole numbers that are left to whoever knows their values (floor 0).
+"""Checks of integers, left to the caller who knows their values (floor 0).
 
-Inside a compiled program a class label has no value yet. Such a program can check it only through
-a callback to Python; with one it is neither exported nor kept in JAX's compilation cache, and where
+Inside a compiled program a class label has no value yet. Such a program can check it only through a
+callback to Python; with one it is neither exported nor kept in JAX's compilation cache, and where
 several devices run it, a failing one ends the process. Functions that compile a user's function and
-call it (`eqdiff.generate`, `eqdiff.map_examples`, train steps) hold the labels as arrays. They let
-the trace note what it asks of them, and check them before the program runs.
+call it (`eqdiff.generate`, `eqdiff.map_examples`, train steps) hold the labels as arrays. The trace
+notes which checks it needs, and they are made before the program runs.
 
-A label is known again by identity: it must *be* a leaf of the arguments. One that was computed, or
-went through a transformation of its own, is not, and keeps its check in the program.
+A label is recognised by identity: it must *be* a leaf of the arguments. A label that was computed
+or transformed is not, and keeps its check in the program.
 """
 
 import functools
@@ -26,7 +26,7 @@ Result = TypeVar("Result")
 
 
 class Deferred(eqx.Module):
-    """What a trace asks of the leaves of its arguments.
+    """The checks that a trace needs of the leaves of its arguments.
 
     A pytree without leaves: a function under `jax.vmap`, `jax.grad`, `jax.lax.scan` or `jax.jit`
     can return it, and JAX keeps it with the compiled program.
@@ -79,23 +79,27 @@ def defer(args: PyTree[Any], function: Callable[[], Result]) -> tuple[Result, De
 
 
 def unchecked(function: Callable[..., Result]) -> Callable[..., Result]:
-    """The same function of one example, whose compiled program does not check its class labels.
+    """The same function, compiled without a check of its class labels.
 
-    Without the check the program makes no call back to Python: it can be exported
-    (`jax.export`), and JAX keeps it in its compilation cache. Check the labels where they are
-    known; one that the network does not have gives NaN. [`eqdiff.generate`][] and
-    [`eqdiff.map_examples`][] do both for you.
+    Without the check the program does not call back to Python, so you can export it (`jax.export`)
+    and JAX keeps it in its compilation cache. Check the labels yourself: a class that the network
+    does not have gives NaN. [`eqdiff.generate`][] and [`eqdiff.map_examples`][] do both for you.
 
-    ```python
-    draw = jax.jit(jax.vmap(eqd.unchecked(lambda x1, y: eqd.DDIM(50)(denoiser, x1, y))))
-    ```
-
-    It concerns labels that are themselves among the arguments, or leaves of them; one that is
-    computed from them keeps its check.
+    This covers labels that are arguments, or leaves of arguments; a label computed from them keeps
+    its check.
 
     **Arguments:**
 
     - `function`: any function. Wrap it *inside* `jax.vmap`, where a label is one number.
+
+    **Example:**
+
+    ```python
+    conditions = eqd.nn.ClassCondition(10)
+    net = eqd.nn.MLP(2, 2, conditions=conditions, key=jax.random.key(0))
+    denoiser = eqd.Denoiser(net, eqd.VPSDE())
+    draw = jax.jit(jax.vmap(eqd.unchecked(lambda x1, y: eqd.DDIM(2)(denoiser, x1, y))))
+    ```
     """
 
     @functools.wraps(function)

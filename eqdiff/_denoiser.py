@@ -1,7 +1,6 @@
 r"""The one interface.
 
-A denoiser estimates from $x_t = \alpha_t x_0 + \sigma_t\varepsilon$ what was there before the
-noise, and the noise,
+From $x_t = \alpha_t x_0 + \sigma_t\varepsilon$ a denoiser estimates the data and the noise,
 
 $$\hat x_0 \approx \mathbb E[x_0 | x_t], \qquad
   \hat\varepsilon \approx \mathbb E[\varepsilon | x_t], \qquad
@@ -32,8 +31,15 @@ class Estimate(eqx.Module):
     same call.
 
     - `x0`, `noise`: the estimates, shaped like $x$.
-    - `raw_variance`: the network's extra outputs, shaped like $x$, or `None` where no variance is
+    - `raw_variance`: the network's extra outputs, shaped like $x$, or `None` if no variance is
         learned.
+
+    **Example:**
+
+    ```python
+    estimate = eqd.GaussianDenoiser(eqd.VPSDE())(0.5, jnp.ones(3))  # an eqd.Estimate
+    x0, noise = estimate.x0, estimate.noise
+    ```
     """
 
     x0: Example
@@ -51,8 +57,8 @@ class Estimate(eqx.Module):
 class AbstractDenoiser(eqx.Module):
     r"""`denoiser(t, x, args=None, *, key=None) -> Estimate`, for one example.
 
-    It carries the process whose noise it removes, and says how its errors are measured
-    (`parameterisation`) and how a reverse step's variance is found (`variance`).
+    It holds the process whose noise it removes, the `parameterisation` in which its errors are
+    measured, and the `variance` of a reverse step.
     """
 
     process: eqx.AbstractVar[AbstractProcess]
@@ -69,13 +75,13 @@ class AbstractDenoiser(eqx.Module):
 
         - `t`: the time: a real number, or a step of a schedule (of an integer type).
         - `x`: one noisy example, of any shape.
-        - `args`: what conditions the network; `None` if nothing does.
-        - `key`: for dropout; without one there is none.
+        - `args`: the network's conditioning, or `None`.
+        - `key`: for dropout; without a key nothing is dropped.
         """
 
 
 class AbstractWrapper(AbstractDenoiser):
-    """A denoiser that wraps another, and has its process, parameterisation and variance.
+    """A denoiser that wraps another and shares its process, parameterisation and variance.
 
     To write one, keep the wrapped denoiser as `denoiser` and change its estimate in `__call__`, by
     `moved` where possible.
@@ -121,11 +127,19 @@ def time_input(
 
 
 class Denoiser(AbstractDenoiser):
-    r"""A network with a meaning.
+    r"""A denoiser made of a network, a process and the meaning of the output.
 
     The network is called as `net(c_noise, c_in * x, args, key=key)`; its output is read by the
     parameterisation. Where the variance is learned, the network returns twice as many channels, the
     second half being the raw variance. `c_noise` is float32 even where `x` is in half precision.
+
+    **Example:**
+
+    ```python
+    net = eqd.nn.MLP(2, 2, key=jax.random.key(0))
+    denoiser = eqd.Denoiser(net, eqd.RectifiedFlow(), eqd.PredictFlow())
+    x0 = denoiser(0.5, jnp.ones(2)).x0
+    ```
     """
 
     net: Network
@@ -199,7 +213,14 @@ class Denoiser(AbstractDenoiser):
 
 
 def score(denoiser: AbstractDenoiser, t: Time, x: Example, args: Args = None) -> Example:
-    r"""The score $\nabla_x\log p_t(x) = -\hat\varepsilon/\sigma_t$."""
+    r"""The score $\nabla_x\log p_t(x) = -\hat\varepsilon/\sigma_t$.
+
+    **Example:**
+
+    ```python
+    s = eqd.score(eqd.GaussianDenoiser(eqd.VPSDE()), 0.5, jnp.ones(3))  # -1 each
+    ```
+    """
     return -denoiser(t, x, args).noise / denoiser.process.sigma(t).astype(x.dtype)
 
 
@@ -210,15 +231,22 @@ def on(denoiser: D, process: AbstractProcess) -> D:
     """The same denoiser on another process, with all its parts: guidance, classifiers, what they
     wrap.
 
-    For a respaced schedule, or another interval:
-    `on(denoiser, respace(denoiser.process, steps))`. The network stays, and so does the meaning of
-    its output; whether it has been trained for the other process's levels and time inputs is yours
-    to know.
+    For a respaced schedule, or another interval: `on(denoiser, respace(denoiser.process, steps))`.
+    The network stays, and so does the meaning of its output; eqdiff cannot check whether it was
+    trained for the other process's levels and time inputs.
 
     **Arguments:**
 
     - `denoiser`: a denoiser, wrapped or not, or anything that holds processes.
     - `process`: the process that takes the place of each.
+
+    **Example:**
+
+    ```python
+    schedule = eqd.cosine_schedule(1000)
+    denoiser = eqd.GaussianDenoiser(schedule)
+    shorter = eqd.on(denoiser, eqd.respace(schedule, eqd.ddim_timesteps(1000, 50)))
+    ```
     """
 
     def is_process(leaf: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Examples that fail: what is said of them, and what JAX is kept from saying."""
+"""Examples that fail: their error, and the messages of JAX that are suppressed."""
 
 import contextlib
 import logging
@@ -20,19 +20,21 @@ HOPELESS = 16
 
 
 class FailedExamples(RuntimeError):
-    """Raised after all examples were tried, where some of them failed.
+    """Raised once all examples have been tried, if some of them failed.
+
+    - `errors`: the message of each failed example, by its index.
+    - `results`: what would have been returned, with NaN for the failed examples; `None` for
+        [`eqdiff.generate_to`][].
+
+    **Example:**
 
     ```python
+    check = lambda x, key: eqx.error_if(x, x > 1, "too large")
     try:
-        values = eqd.map_examples(bits, images, key=key)
+        eqd.map_examples(check, jnp.arange(3.0), key=jax.random.key(0))
     except eqd.FailedExamples as error:
-        print(error)
-        values = error.results  # NaN where an example failed
+        values = error.results  # 0, 1, NaN
     ```
-
-    - `errors`: what each failed example's check said, by its index.
-    - `results`: what would have been returned, with NaN for the failed examples; `None` of
-        [`eqdiff.generate_to`][].
     """
 
     def __init__(

@@ -13,8 +13,8 @@ $$P(x) = \Phi\!\left(\frac{x
   + h - \mu}{\varsigma}\right) - \Phi\!\left(\frac{x - h - \mu}{\varsigma}\right),
   \qquad h = \frac{1}{L - 1}, \tag{2}$$
 
-for $L$ equally spaced grey levels on $[-1, 1]$; and under a Gaussian that knows nothing but the
-grid's values $v$ (Kingma et al. 2021, section 3.3),
+for $L$ equally spaced grey levels on $[-1, 1]$; and under a Gaussian restricted to the grid's
+values $v$ (Kingma et al. 2021, section 3.3),
 
 $$P(x) = \frac{e^{-(x - \mu)^2/2\varsigma^2}}{\sum_v e^{-(v - \mu)^2/2\varsigma^2}}. \tag{3}$$
 """
@@ -95,6 +95,14 @@ def discretised_gaussian_log_likelihood(
 
     **Returns:** the log-probability of each element, clamped below at $\log 10^{-12}$ like the
     official code.
+
+    **Example:**
+
+    ```python
+    log_p = eqd.discretised_gaussian_log_likelihood(
+        jnp.zeros(3), jnp.zeros(3), jnp.full(3, -4.0), levels=17
+    )
+    ```
     """
     half = 1 / (levels - 1)
     inverse_std = jnp.exp(-log_std)
@@ -121,6 +129,14 @@ def discretised_gaussian_log_likelihood_exact(
 
     It works in log-space from the smaller tail, so that it neither cancels nor
     underflows. Arguments as for `discretised_gaussian_log_likelihood`.
+
+    **Example:**
+
+    ```python
+    log_p = eqd.discretised_gaussian_log_likelihood_exact(
+        jnp.zeros(3), jnp.zeros(3), jnp.full(3, -4.0), levels=17
+    )
+    ```
     """
     half = 1 / (levels - 1)
     inverse_std = jnp.exp(-log_std)
@@ -141,12 +157,20 @@ def discretised_gaussian_log_likelihood_exact(
 def grid_gaussian_log_likelihood(
     x: Example, mean: Example, log_std: Example, *, levels: int = 256
 ) -> Example:
-    r"""Equation (3) in nats per element: which level it was, given it with Gaussian noise.
+    r"""Equation (3) in nats per element: the probability of each level, given its noisy value.
 
-    For all levels equally likely beforehand it is the posterior, so that nothing decodes
-    $x + \varsigma\varepsilon$ better without a network. Arguments as for
+    If all levels are equally likely beforehand this is the posterior: without a network, nothing
+    decodes $x + \varsigma\varepsilon$ better. Arguments as for
     `discretised_gaussian_log_likelihood`, `mean` being the noisy value. Memory is `levels` times
     that of `x`.
+
+    **Example:**
+
+    ```python
+    log_p = eqd.grid_gaussian_log_likelihood(
+        jnp.zeros(3), jnp.zeros(3), jnp.full(3, -4.0), levels=17
+    )
+    ```
 
     ??? cite "Reference"
 

@@ -6,10 +6,10 @@ depends on the key and on $i$ alone, not on the chunk size, the number of device
 others there are. A short last chunk is filled up with copies of the last example, whose results are
 dropped, so that one program serves all.
 
-Class labels among the arguments are checked before the program runs, which then needs no way back
-to Python to refuse one: see `_deferred.py`.
+Class labels among the arguments are checked before the program runs, so that it need not call back
+to Python: see `_deferred.py`.
 
-Sampling is the same with the noise for an example.
+Sampling is the same, with the noise as the example.
 """
 
 import os
@@ -50,15 +50,8 @@ def map_examples(
 ) -> PyTree[np.ndarray]:
     """`fn(*example, key)` of every example, in chunks.
 
-    ```python
-    def bits(x, key):
-        return eqd.bits_per_dim(denoiser, x, flow=flow, dequantise=dequantise, key=key).bits
-
-    values = eqd.map_examples(bits, images, key=key, progress=True)
-    ```
-
     **A bad example does not lose the others.** Where a chunk fails with an error at run time (a
-    solve that did not arrive, a value off its levels), its examples are tried one by one: those
+    solve that did not finish, a value off its levels), its examples are tried one by one: those
     that fail alone have NaN for a result (whole numbers become floating-point ones), and
     [`eqdiff.FailedExamples`][] is raised at the end, which names them and carries all results. If
     all fail, or the first 16, the error itself is raised at once. Errors before any computation (a
@@ -66,30 +59,37 @@ def map_examples(
 
     **Arguments:**
 
-    - `fn`: a function of one example of each of `args`, and a key. It is traced once a call; the
+    - `fn`: a function of one example of each of `args`, and a key. It is traced once per call; the
         arrays that it uses are inputs of the compiled program, not constants in it. Written as an
         [Equinox](https://docs.kidger.site/equinox) module, it is compiled once for all calls.
     - `args`: arrays or pytrees of them, all with a leading axis of one length.
     - `key`: example `i` has the key `jax.random.fold_in(key, i)`.
-    - `batch_size`: how many examples are computed at once; memory grows with it. The next ones
-        are on their way meanwhile, so that a device does not wait for the host.
+    - `batch_size`: how many examples are computed at once; memory grows with it. The next ones are
+        prepared meanwhile, so that a device does not wait for the host.
     - `mesh`: a device mesh; each chunk is split over its devices, whatever their axes, its size
-        rounded up to fill them. Devices do not wait for one another: `fn` itself must hold no
-        collective. If the devices are those of several processes, all of these make the call, each
-        computes its share of the chunks on its own devices, and all return everything; with a
-        `folder`, which they must share. Without a mesh each process works for itself.
+        rounded up to fill them. Devices run independently: `fn` must not contain a collective. If
+        the devices are those of several processes, all of these make the call, each computes its
+        share of the chunks on its own devices, and all return everything; with a `folder`, which
+        they must share. Without a mesh each process works for itself.
     - `progress`: shows a bar with rate and ETA (needs tqdm).
     - `folder`: where to write each finished chunk, so that the same call continues after an
         interruption, a `kill -9` at any moment included. Damaged chunks, and those of other data,
-        are computed again; a chunk with failures is not kept but tried again. A folder of a call
-        with another key, other shapes, another batch size, other weights or another program of
-        `fn` is refused.
+        are computed again; a chunk with failures is tried again. A folder of a call with another
+        key, other shapes, another batch size, other weights or another program of `fn` is refused.
 
     **Returns:** what `fn` returns, as NumPy arrays with a leading axis.
 
     **Raises:** `ValueError` for no arguments, leading axes of different lengths, numbers that are
     not whole and positive, a class label that the network does not have, or a folder of another
     call; [`eqdiff.FailedExamples`][].
+
+    **Example:**
+
+    ```python
+    denoiser, key = eqd.GaussianDenoiser(eqd.VPSDE()), jax.random.key(0)
+    loss = lambda x, key: eqd.l_simple(eqd.predict(denoiser, 0.5, x, key=key))
+    values = eqd.map_examples(loss, jnp.ones((100, 3)), key=key, batch_size=50)  # shape (100,)
+    ```
     """
     if not jax.tree.leaves(args):
         raise ValueError("map_examples: expected at least one array to map over.")
@@ -120,18 +120,25 @@ def generate(
 
     **Arguments:**
 
-    - `sampler`, `denoiser`: how, and of what.
+    - `sampler`, `denoiser`: the sampler, and the denoiser to sample.
     - `num`: how many.
     - `shape`: of one sample, for example `(3, 32, 32)`.
     - `key`: sample `i` is drawn from this key and `i`.
-    - `args`: what conditions the network, with a leading axis of length `num`; or `None`.
-    - `batch_size`, `mesh`, `progress`, `folder`: as for [`eqdiff.map_examples`][], and so are
-        samples that fail.
+    - `args`: the network's conditioning, with a leading axis of length `num`; or `None`.
+    - `batch_size`, `mesh`, `progress`, `folder`: as for [`eqdiff.map_examples`][], which also
+        describes what happens to samples that fail.
 
     **Returns:** a NumPy array of shape `(num, *shape)`.
 
     **Raises:** `ValueError` for `args` of another length than `num`, numbers that are not whole and
     positive, or a class label that the network does not have.
+
+    **Example:**
+
+    ```python
+    denoiser = eqd.GaussianDenoiser(eqd.VPSDE())
+    x0 = eqd.generate(eqd.DDIM(10), denoiser, 64, (3,), key=jax.random.key(0))  # shape (64, 3)
+    ```
     """
     job = _drawing("generate", sampler, denoiser, num, shape, key, args, batch_size, mesh)
     return in_chunks(job, folder, progress)
@@ -152,24 +159,27 @@ def generate_to(
 ) -> None:
     """Draws `num` samples as [`eqdiff.generate`][] does, straight to files.
 
-    ```python
-    writer = eqd.data.NPZWriter("samples_50000x32x32x3.npz", labels=classes)
-    eqd.generate_to(writer, sampler, denoiser, 50_000, (3, 32, 32), key=key, args=classes)
-    ```
-
     No more than two chunks are in memory at a time. The same call continues after an interruption,
-    a `kill -9` at any moment included, computes only the chunks that are missing, damaged or
-    of other `args`, and leaves the same files as a call that was never interrupted.
+    a `kill -9` at any moment included, computes only the chunks that are missing, damaged or made
+    with other `args`, and leaves the same files as a call that was never interrupted.
 
     **Arguments:**
 
-    - `writer`: where to: [`eqdiff.data.PNGWriter`][], [`eqdiff.data.NPZWriter`][], or your own
-        [`eqdiff.AbstractWriter`][].
+    - `writer`: the destination: [`eqdiff.data.PNGWriter`][], [`eqdiff.data.NPZWriter`][], or your
+        own [`eqdiff.AbstractWriter`][].
     - All others as for [`eqdiff.generate`][].
 
-    **Raises:** as [`eqdiff.generate`][], and as the writer: `ValueError` if the place holds
-    anything else, `OSError` if it cannot write. [`eqdiff.FailedExamples`][] has no results here:
-    chunks with a failed sample are not written.
+    **Raises:** as [`eqdiff.generate`][], and as the writer: `ValueError` if the destination holds
+    anything else, `OSError` if it cannot be written. [`eqdiff.FailedExamples`][] has no results
+    here: chunks with a failed sample are not written.
+
+    **Example:**
+
+    ```python
+    denoiser = eqd.GaussianDenoiser(eqd.VPSDE(), 0.0, 0.3)
+    writer = eqd.data.NPZWriter("samples.npz")
+    eqd.generate_to(writer, eqd.DDIM(2), denoiser, 4, (3, 8, 8), key=jax.random.key(0))
+    ```
     """
     job = _drawing("generate_to", sampler, denoiser, num, shape, key, args, batch_size, mesh)
     to_writer(job, writer, progress)

@@ -1,8 +1,9 @@
 r"""What lies beyond the edge of a grid (floor 0).
 
-A convolution needs values that the grid has not. Zeros are what images are trained with; a physical
-field has a boundary condition, and a network that knows it has its symmetry: with periodic padding
-it commutes with shifts, on a sphere with rotations about the axis. Along one axis of $n$ cells,
+A convolution needs values beyond the edge of the grid. Zeros are what images are trained with; a
+physical field has a boundary condition, and a network padded accordingly has its symmetry: with
+periodic padding it commutes with shifts, on a sphere with rotations about the axis. Along one axis
+of $n$ cells,
 
 | | $x_{-1}, x_{-2}, \dots$ |
 |---|---|
@@ -34,7 +35,7 @@ class AbstractPadding(abc.ABC):
     ) -> Float[Array, "..."]:
         """**Arguments:**
 
-        - `x`: an array, of whatever other axes.
+        - `x`: an array, with any other axes.
         - `axes`: those of the grid, in its order.
         - `widths`: how many cells before and after each of them.
 
@@ -44,7 +45,14 @@ class AbstractPadding(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class ZeroPadding(AbstractPadding):
-    """Zeros, in every direction."""
+    """Zeros, in every direction.
+
+    **Example:**
+
+    ```python
+    x = eqd.ZeroPadding().pad(jnp.arange(4.0), [0], [(1, 1)])  # 0, 0, 1, 2, 3, 0
+    ```
+    """
 
     def pad(self, x, axes, widths):
         """See [`eqdiff.AbstractPadding.pad`][]."""
@@ -53,7 +61,14 @@ class ZeroPadding(AbstractPadding):
 
 @dataclasses.dataclass(frozen=True)
 class PeriodicPadding(AbstractPadding):
-    """A torus: beyond each edge lies the opposite one."""
+    """A torus: beyond each edge lies the opposite one.
+
+    **Example:**
+
+    ```python
+    x = eqd.PeriodicPadding().pad(jnp.arange(4.0), [0], [(1, 1)])  # 3, 0, 1, 2, 3, 0
+    ```
+    """
 
     def pad(self, x, axes, widths):
         """See [`eqdiff.AbstractPadding.pad`][]."""
@@ -65,6 +80,12 @@ class ReflectingPadding(AbstractPadding):
     """A mirror at each edge, between the last cell and the first beyond: no flux goes through.
 
     It repeats the last cell: NumPy's mode `"symmetric"`, SciPy's `"reflect"`.
+
+    **Example:**
+
+    ```python
+    x = eqd.ReflectingPadding().pad(jnp.arange(4.0), [0], [(1, 1)])  # 0, 0, 1, 2, 3, 3
+    ```
     """
 
     def pad(self, x, axes, widths):
@@ -74,12 +95,19 @@ class ReflectingPadding(AbstractPadding):
 
 @dataclasses.dataclass(frozen=True)
 class MixedPadding(AbstractPadding):
-    """Another padding for every axis: a channel with two walls is
+    """A different padding along each axis: a channel with two walls is
     `eqd.MixedPadding((eqd.ReflectingPadding(), eqd.PeriodicPadding()))`.
 
     **Arguments:**
 
     - `each`: one for each axis of the grid.
+
+    **Example:**
+
+    ```python
+    padding = eqd.MixedPadding((eqd.ReflectingPadding(), eqd.PeriodicPadding()))  # a channel
+    x = padding.pad(jnp.ones((4, 8)), [0, 1], [(1, 1), (1, 1)])
+    ```
     """
 
     each: tuple[AbstractPadding, ...]
@@ -101,15 +129,22 @@ class MixedPadding(AbstractPadding):
 
 @dataclasses.dataclass(frozen=True)
 class LatLonPadding(AbstractPadding):
-    """A sphere in rows of equal latitude: periodic along them, and beyond a pole lie the rows of
-    this side of it, half a turn further.
+    """A sphere in rows of equal latitude: periodic along them, and beyond a pole lie the rows on
+    this side of it, turned by half a circle.
 
-    The last two axes are latitude and longitude. Rows stand between the poles, as cells do, at
-    ±(90° − half a step) last; their number of cells must be even, at every level of a network.
+    The last two axes are latitude and longitude. Rows are centres of cells, so the outermost lie
+    half a step from the poles. The number of cells in a row must be even, at every level of a
+    network.
 
     **Arguments:**
 
     - `above`: the padding of all other axes, such as height.
+
+    **Example:**
+
+    ```python
+    x = eqd.LatLonPadding().pad(jnp.ones((4, 8)), [0, 1], [(1, 1), (1, 1)])
+    ```
     """
 
     above: AbstractPadding = ZeroPadding()

@@ -36,7 +36,7 @@ class AbstractParameterisation(eqx.Module):
 
     @abc.abstractmethod
     def c_in(self, process: AbstractProcess, t: Time) -> Scalar:
-        r"""$c_\text{in}$: what $x$ is multiplied by before the network sees it."""
+        r"""$c_\text{in}$: the factor of $x$ at the network's input."""
 
     @abc.abstractmethod
     def estimate(
@@ -60,6 +60,13 @@ def check_readable(parameterisation: AbstractParameterisation, process: Abstract
 class PredictNoise(AbstractParameterisation):
     r"""The network predicts the noise: $F = \hat\varepsilon$, $\hat x_0 = (x - \sigma F)/\alpha$
     (Ho et al. 2020).
+
+    **Example:**
+
+    ```python
+    net = eqd.nn.MLP(2, 2, key=jax.random.key(0))
+    denoiser = eqd.Denoiser(net, eqd.cosine_schedule(1000), eqd.PredictNoise())
+    ```
     """
 
     def c_in(self, process, t):
@@ -74,7 +81,15 @@ class PredictNoise(AbstractParameterisation):
 
 
 class PredictData(AbstractParameterisation):
-    r"""The network predicts the data: $F = \hat x_0$, $\hat\varepsilon = (x - \alpha F)/\sigma$."""
+    r"""The network predicts the data: $F = \hat x_0$, $\hat\varepsilon = (x - \alpha F)/\sigma$.
+
+    **Example:**
+
+    ```python
+    net = eqd.nn.MLP(2, 2, key=jax.random.key(0))
+    denoiser = eqd.Denoiser(net, eqd.VPSDE(), eqd.PredictData())
+    ```
+    """
 
     def c_in(self, process, t):
         return jnp.ones(())
@@ -94,6 +109,13 @@ class PredictVelocity(AbstractParameterisation):
       \hat\varepsilon = \frac{\sigma x + \alpha F}{\alpha^2 + \sigma^2},$$
 
     which also holds where $\alpha^2 + \sigma^2 \ne 1$ (sub-VP, VE).
+
+    **Example:**
+
+    ```python
+    net = eqd.nn.MLP(2, 2, key=jax.random.key(0))
+    denoiser = eqd.Denoiser(net, eqd.CosineVPSDE(), eqd.PredictVelocity())
+    ```
 
     ??? cite "Reference"
 
@@ -118,7 +140,14 @@ class PredictScore(AbstractParameterisation):
     r"""The network predicts the score: $F = \nabla_x\log p_t(x)$, so $\hat\varepsilon = -\sigma F$,
     $\hat x_0 = (x + \sigma^2 F)/\alpha$.
 
-    What Song et al. (2021) train under VE; their VP and sub-VP networks predict noise.
+    Song et al. (2021) train this under VE; their VP and sub-VP networks predict noise.
+
+    **Example:**
+
+    ```python
+    net = eqd.nn.MLP(2, 2, key=jax.random.key(0))
+    denoiser = eqd.Denoiser(net, eqd.VESDE(), eqd.PredictScore())
+    ```
     """
 
     def c_in(self, process, t):
@@ -150,6 +179,13 @@ class PredictFlow(AbstractParameterisation):
     flow is then the network itself, $\mathrm dx/\mathrm dt = F$, and
     $L_\text{simple} = \frac1D\|F - \dot x_t\|^2$ of [`eqdiff.l_simple`][] is the flow matching
     loss.
+
+    **Example:**
+
+    ```python
+    net = eqd.nn.MLP(2, 2, key=jax.random.key(0))
+    denoiser = eqd.Denoiser(net, eqd.RectifiedFlow(), eqd.PredictFlow())
+    ```
 
     ??? cite "Reference"
 
@@ -193,6 +229,13 @@ class EDMPreconditioning(AbstractParameterisation):
 
     The paper's $c_\text{noise} = \frac14\log s$ is that of [`eqdiff.EDMSDE`][]; on another process
     write `c_noise=lambda process, t: -process.log_snr(t) / 8` for the same.
+
+    **Example:**
+
+    ```python
+    net = eqd.nn.MLP(2, 2, key=jax.random.key(0))
+    denoiser = eqd.Denoiser(net, eqd.EDMSDE(), eqd.EDMPreconditioning())
+    ```
 
     ??? cite "Reference"
 
@@ -242,6 +285,13 @@ class PreviousMean(AbstractParameterisation):
     With $\tilde\mu_t = c_1 x_0 + c_2 x_t$ (equation 3 of the schedule),
     $\hat x_0 = (F - c_2 x)/c_1$ and $\hat\varepsilon = (x - \alpha\hat x_0)/\sigma$. At $t = 0$,
     $F = \hat x_0$.
+
+    **Example:**
+
+    ```python
+    net = eqd.nn.MLP(2, 2, key=jax.random.key(0))
+    denoiser = eqd.Denoiser(net, eqd.cosine_schedule(1000), eqd.PreviousMean())
+    ```
     """
 
     def c_in(self, process, t):

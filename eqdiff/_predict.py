@@ -20,12 +20,20 @@ from ._variance import AbstractVariance
 
 
 class Prediction(eqx.Module):
-    r"""A noised example and what the denoiser made of it.
+    r"""A noised example and the denoiser's estimate of it.
 
     - `t`: the time; `x0`, `noise`, `x`: the data, the noise and
         $x_t = \alpha_t x_0 + \sigma_t\varepsilon$.
     - `estimate`: the denoiser's [`eqdiff.Estimate`][].
     - `process`, `parameterisation`, `variance`: the denoiser's.
+
+    **Example:**
+
+    ```python
+    denoiser = eqd.GaussianDenoiser(eqd.VPSDE())
+    p = eqd.predict(denoiser, 0.5, jnp.ones(3), key=jax.random.key(0))
+    error = p.estimate.x0 - p.x0  # p is an eqd.Prediction
+    ```
     """
 
     t: Time
@@ -54,16 +62,24 @@ def predict(
     - `denoiser`: any denoiser.
     - `t`: the time to noise to.
     - `x0`: one example of data.
-    - `args`: what conditions the network.
+    - `args`: the network's conditioning, if any.
     - `noise`: ε, shaped like `x0`; drawn from `key` if not given.
-    - `key`: for the noise and for dropout; with `noise` given, for dropout alone (without a key
-        there is none).
+    - `key`: for the noise and for dropout. If you pass `noise`, the key is for dropout alone, and
+        optional.
 
     **Returns:** a [`eqdiff.Prediction`][], which every loss takes.
 
     **Raises:** `ValueError` for integer data, noise of another shape, neither noise nor key, a
     known time that is out of range, and a time that a training step drew from another process than
-    the denoiser's. A whole time outside a schedule that is traced gives NaN.
+    the denoiser's. A traced whole time outside a schedule gives NaN.
+
+    **Example:**
+
+    ```python
+    denoiser = eqd.GaussianDenoiser(eqd.VPSDE())
+    p = eqd.predict(denoiser, 0.5, jnp.ones(3), key=jax.random.key(0))
+    loss = eqd.l_simple(p)
+    ```
     """
     check_example("predict", x0)
     check_time(denoiser.process, t)
@@ -89,8 +105,16 @@ def predict(
 def stop_mean(prediction: Prediction) -> Prediction:
     r"""Stops the gradient through $\hat x_0$ and $\hat\varepsilon$, not through the variance.
 
-    In $L_\text{hybrid}$ the bound is to teach the variance alone: the mean is learned by
+    In $L_\text{hybrid}$ the bound trains only the variance: the mean is learned by
     $L_\text{simple}$ (Nichol & Dhariwal 2021, section 3.1).
+
+    **Example:**
+
+    ```python
+    denoiser = eqd.GaussianDenoiser(eqd.cosine_schedule(50))
+    p = eqd.predict(denoiser, 20, jnp.ones(3), key=jax.random.key(0))
+    bits = eqd.bound_term(eqd.stop_mean(p))  # no gradient through the mean
+    ```
     """
     estimate = prediction.estimate
     frozen = Estimate(

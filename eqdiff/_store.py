@@ -84,7 +84,7 @@ class Store:
         except (ValueError, RecursionError) as e:
             raise ValueError(
                 f"{self._description} is damaged ({e!s:.100}): delete this one file and repeat the "
-                "call. Each chunk beside it is checked, and kept if it is of that call."
+                "call. Each chunk next to it is checked, and kept if it is of that call."
             ) from e
         version = found.pop("format", 1)
         if version != FORMAT:

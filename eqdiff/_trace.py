@@ -37,7 +37,7 @@ class AbstractTrace(eqx.Module):
 
     @abc.abstractmethod
     def probes(self, x: Example, *, key: Key | None) -> Any:
-        """What is drawn before a solve and kept during it.
+        """The random probes, drawn before a solve and kept during it.
 
         **Raises:** `ValueError` where a key is needed and none was given.
         """
@@ -84,6 +84,13 @@ def _product(
 class ExactTrace(AbstractTrace):
     r"""The exact trace $\sum_i e_i^\top J e_i$: $D$ Jacobian–vector products, a bounded number at a
     time.
+
+    **Example:**
+
+    ```python
+    denoiser = eqd.GaussianDenoiser(eqd.VPSDE())
+    log_p = eqd.log_likelihood(denoiser, jnp.ones(3), trace=eqd.ExactTrace()).log_prob
+    ```
     """
 
     chunk: int = eqx.field(static=True)
@@ -91,9 +98,9 @@ class ExactTrace(AbstractTrace):
     def __init__(self, *, chunk: int = 64):
         """**Arguments:**
 
-        - `chunk`: how many dimensions are treated at once: memory is that of so many network calls,
-            whatever the number of dimensions. Each chunk costs its products and one more network
-            call.
+        - `chunk`: how many dimensions are treated at once: memory is that of this many network
+            calls, whatever the number of dimensions. Each chunk costs its products and one more
+            network call.
 
         **Raises:** `ValueError` for a `chunk` below 1.
         """
@@ -127,6 +134,14 @@ class Hutchinson(AbstractTrace):
 
     With Rademacher probes its variance is $2\sum_{i\ne j} S_{ij}^2$, $S$ the symmetric part of $J$,
     per probe; with normal ones $2\sum_{ij} S_{ij}^2$, never less.
+
+    **Example:**
+
+    ```python
+    denoiser = eqd.GaussianDenoiser(eqd.VPSDE())
+    x, trace, key = jnp.ones(3), eqd.Hutchinson(4), jax.random.key(0)
+    likelihood = eqd.log_likelihood(denoiser, x, trace=trace, key=key)  # with a standard error
+    ```
     """
 
     num_probes: int = eqx.field(static=True)

@@ -127,6 +127,12 @@ class AbstractVariance(eqx.Module):
 class FixedSmall(AbstractVariance):
     r"""$\Sigma_t = \tilde\beta_t$, the lower bound; its first entry is the second's (the official
     clip).
+
+    **Example:**
+
+    ```python
+    denoiser = eqd.GaussianDenoiser(eqd.cosine_schedule(50), variance=eqd.FixedSmall())
+    ```
     """
 
     learned: ClassVar[bool] = False
@@ -138,6 +144,12 @@ class FixedSmall(AbstractVariance):
 class FixedLarge(AbstractVariance):
     r"""$\Sigma_t = \beta_t$, the upper bound; its first entry is $\tilde\beta_1$, for a better
     decoder (official).
+
+    **Example:**
+
+    ```python
+    denoiser = eqd.GaussianDenoiser(eqd.cosine_schedule(50), variance=eqd.FixedLarge())
+    ```
     """
 
     learned: ClassVar[bool] = False
@@ -147,7 +159,15 @@ class FixedLarge(AbstractVariance):
 
 
 class Learned(AbstractVariance):
-    r"""$\log\Sigma_t$ is the network's extra output itself."""
+    r"""$\log\Sigma_t$ is the network's extra output itself.
+
+    **Example:**
+
+    ```python
+    net = eqd.nn.MLP(2, 4, key=jax.random.key(0))  # twice the outputs: the second half is v
+    denoiser = eqd.Denoiser(net, eqd.cosine_schedule(50), variance=eqd.Learned())
+    ```
+    """
 
     learned: ClassVar[bool] = True
 
@@ -162,6 +182,13 @@ class LearnedRange(AbstractVariance):
 
     On a respaced schedule the ends are those of the respaced schedule, so a network trained with
     $T$ steps needs no rescaling.
+
+    **Example:**
+
+    ```python
+    net = eqd.nn.MLP(2, 4, key=jax.random.key(0))  # twice the outputs: the second half is v
+    denoiser = eqd.Denoiser(net, eqd.cosine_schedule(50), variance=eqd.LearnedRange())
+    ```
 
     ??? cite "Reference"
 
@@ -192,6 +219,13 @@ class AnalyticVariance(AbstractVariance):
 
     Made by [`eqdiff.analytic_variance`][] and [`eqdiff.optimal_variance`][]. A network that was
     trained with variance outputs must drop them.
+
+    **Example:**
+
+    ```python
+    variance = eqd.AnalyticVariance(jnp.linspace(0.9, 0.1, 50))  # or from eqd.optimal_variance
+    denoiser = eqd.GaussianDenoiser(eqd.cosine_schedule(50), variance=variance)
+    ```
 
     ??? cite "Reference"
 

@@ -1,5 +1,6 @@
 """The house rules, and that each of them can fail."""
 
+import importlib.util
 import pathlib
 import subprocess
 import sys
@@ -26,7 +27,20 @@ import eqdiff
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = read_package(ROOT)
-PAGES = {path.name: path.read_text() for path in sorted((ROOT / "docs" / "api").glob("*.md"))}
+
+
+def _api_pages():
+    """The API pages, every name that the hook fills in written out."""
+    path = ROOT / "docs" / "hooks" / "api_pages.py"
+    spec = importlib.util.spec_from_file_location("api_pages", path)
+    assert spec is not None and spec.loader is not None
+    hook = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hook)
+    pages = sorted((ROOT / "docs" / "api").glob("*.md"))
+    return {page.name: hook.expand(page.read_text(), ROOT) for page in pages}
+
+
+PAGES = _api_pages()
 
 EXTRAS = "grain PIL tensorstore sklearn tqdm safetensors matplotlib tyro tensorboardX wandb torch"
 

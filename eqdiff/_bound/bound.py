@@ -20,7 +20,7 @@ $$\widehat{\mathrm{Var}} = \sum_{j=1}^m \frac{|S_j|^2}{r\,(r-1)}
   \sum_{i=1}^r (L_{t_{ji}} - \bar L_j)^2 \tag{3}$$
 
 (Cochran 1977, section 5.9). It takes $r \ge 2$, also in a stratum of one step, whose only spread is
-the noise's: one draw would leave a variance that nothing in the sample can tell.
+the noise's: from one draw its variance could not be estimated.
 """
 
 import equinox as eqx
@@ -50,13 +50,22 @@ class VariationalBound(eqx.Module):
         drawn times and the noise, and `stderr**2` is unbiased. The mean over $N$ images has
         $\frac1N\sqrt{\sum\texttt{stderr}^2}$ given those images; the spread of `bits` over images,
         each with its own key, covers images, times and noise together. NaN where every term was
-        evaluated once, so that nothing tells its spread.
+        evaluated once, which leaves their spread unknown.
     - `prior`: $L_T$, exact.
     - `t`: the times of the terms: $0, \dots, T-1$, or those drawn.
     - `terms`: $L_t$ at each of them (ascending in `t` for the whole bound; the official loop stacks
         them descending).
     - `x0_error`, `noise_error`: the mean squared errors of $\hat x_0$ and $\hat\varepsilon$ at
         each.
+
+    **Example:**
+
+    ```python
+    denoiser = eqd.GaussianDenoiser(eqd.cosine_schedule(50))
+    x0, key = jnp.ones(3), jax.random.key(0)
+    bound = eqd.variational_bound(denoiser, x0, num_terms=8, key=key)
+    bits, stderr = bound.bits, bound.stderr  # bound is an eqd.VariationalBound
+    ```
     """
 
     bits: Scalar
@@ -86,7 +95,7 @@ def variational_bound(
     - `denoiser`: on a schedule (of $T$ steps: a respaced one gives the bound of the respaced
         model).
     - `x0`: one example on the grid $-1, -1 + 2/(L-1), \dots, 1$.
-    - `args`: what conditions the network.
+    - `args`: the network's conditioning, if any.
     - `key`: for the noise, and the times of an estimate. In the whole bound a step's noise depends
         on its index in the original schedule alone, so that with one key schedules respaced from
         one another are compared at the same noise.
@@ -102,6 +111,13 @@ def variational_bound(
 
     **Raises:** `ValueError` if the process is not a schedule, `num_terms` is not between 2 and
     $2T$, `chunk` is below 1; an error for an image with values on none of the levels.
+
+    **Example:**
+
+    ```python
+    denoiser = eqd.GaussianDenoiser(eqd.cosine_schedule(50))
+    bound = eqd.variational_bound(denoiser, jnp.ones(3), key=jax.random.key(0))
+    ```
     """
     schedule = require_schedule(denoiser.process, "variational_bound")
     levels = whole("variational_bound", "levels", levels, least=2, remedy=" 8-bit images have 256.")

@@ -19,7 +19,7 @@ $e_{ji} = \frac1D\|\varepsilon - \hat\varepsilon\|^2$ in each,
 $$\widehat L = \frac h2\sum_{j=1}^m \bar e_j, \qquad
   \widehat{\mathrm{Var}} = \frac{h^2}{4}\sum_{j=1}^m \frac{(e_{j1} - e_{j2})^2}{4}. \tag{2}$$
 
-The second term of (1) has two draws of its own.
+The second term of (1) has two draws, too.
 """
 
 import equinox as eqx
@@ -47,6 +47,14 @@ class ContinuousBound(eqx.Module):
     - `prior`, `reconstruction`, `diffusion`: the three terms, of which the first is exact.
     - `t`: the times drawn.
     - `noise_error`: $\frac1D\|\varepsilon - \hat\varepsilon\|^2$ at each.
+
+    **Example:**
+
+    ```python
+    denoiser = eqd.GaussianDenoiser(eqd.VPSDE())
+    bound = eqd.continuous_bound(denoiser, jnp.ones(3), key=jax.random.key(0))
+    bits, stderr = bound.bits, bound.stderr  # bound is an eqd.ContinuousBound
+    ```
     """
 
     bits: Scalar
@@ -79,7 +87,7 @@ def continuous_bound(
 
     - `denoiser`: on any process.
     - `x0`: one example on the grid $-1, -1 + 2/(L-1), \dots, 1$.
-    - `args`: what conditions the network.
+    - `args`: the network's conditioning, if any.
     - `key`: for times and noise.
     - `num_terms`: how many times are drawn, an even number of at least 2; each costs one network
         call, and two more are made at $t_0$.
@@ -91,6 +99,13 @@ def continuous_bound(
 
     **Raises:** `ValueError` for numbers out of range; an error for an image with values on none of
     the levels.
+
+    **Example:**
+
+    ```python
+    denoiser = eqd.GaussianDenoiser(eqd.VPSDE())
+    bound = eqd.continuous_bound(denoiser, jnp.ones(3), key=jax.random.key(0))
+    ```
 
     ??? cite "Reference"
 

@@ -42,9 +42,9 @@ from .terms import errors, predict_at
 def optimal_timesteps(terms: PairwiseTerms, num_steps: int) -> Int[np.ndarray, " K"]:
     r"""The sub-schedule of `num_steps` steps of the grid that has the least bound, by (1).
 
-    Nothing obliges it to end at the grid's last time: the prior's cost decides. The bound spends
-    its steps near the data, where the bits are; the same steps need not make the best pictures. And
-    it is for exactly $K$ steps: more are not always better.
+    It need not end at the grid's last time: the prior's cost decides. The best steps for the bound
+    lie near the data, where the bits are, and need not make the best pictures. They are the best
+    $K$ steps exactly: more steps are not always better.
 
     **Arguments:**
 
@@ -55,8 +55,15 @@ def optimal_timesteps(terms: PairwiseTerms, num_steps: int) -> Int[np.ndarray, "
     `Ancestral(times=path[::-1])`. Its bound, averaged over the images that the terms were made
     with, is `terms.bound(path)`.
 
-    **Raises:** `ValueError` for a number of steps that the grid does not have, or costs that are
-    NaN.
+    **Raises:** `ValueError` for more steps than the grid has times, or costs that are NaN.
+
+    **Example:**
+
+    ```python
+    denoiser = eqd.GaussianDenoiser(eqd.cosine_schedule(50))
+    terms = eqd.pairwise_terms(denoiser, jnp.ones((2, 3)), range(50), key=jax.random.key(0))
+    path = eqd.optimal_timesteps(terms, 5)
+    ```
 
     ??? cite "Reference"
 
@@ -129,7 +136,7 @@ def analytic_variance(
 
     - `denoiser`: on a schedule; its own variance is not used.
     - `data`: images, along a leading axis, at least two.
-    - `args`: what conditions the network, each leaf with a leading axis; or `None`.
+    - `args`: the network's conditioning, each leaf with a leading axis; or `None`.
     - `key`: for the noise.
     - `chunk`: how many times at most are evaluated at once.
 
@@ -138,6 +145,14 @@ def analytic_variance(
 
     **Raises:** `ValueError` if the process is not a schedule, for fewer than two images, or where
     the network returns NaN.
+
+    **Example:**
+
+    ```python
+    denoiser = eqd.GaussianDenoiser(eqd.cosine_schedule(50))
+    variance = eqd.analytic_variance(denoiser, jnp.eye(4), key=jax.random.key(0))
+    denoiser = eqd.GaussianDenoiser(denoiser.process, variance=variance)
+    ```
 
     ??? cite "Reference"
 
@@ -169,6 +184,14 @@ def optimal_variance(
     $\Gamma_t$ is near 1 nothing cancels.
 
     Arguments, result and errors as for [`eqdiff.analytic_variance`][]; one image is enough.
+
+    **Example:**
+
+    ```python
+    denoiser = eqd.GaussianDenoiser(eqd.cosine_schedule(50))
+    variance = eqd.optimal_variance(denoiser, jnp.eye(4), key=jax.random.key(0))
+    denoiser = eqd.GaussianDenoiser(denoiser.process, variance=variance)
+    ```
 
     ??? cite "Reference"
 

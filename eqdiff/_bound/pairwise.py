@@ -48,6 +48,15 @@ class PairwiseTerms(eqx.Module):
         are $t_j$ and $t_k$. On the diagonal, of the schedule that has $t_j$ alone. Infinite
         elsewhere.
     - `prior`: $L_T(t_j)$ of a schedule that ends at $t_j$, shape `(M,)`.
+
+    **Example:**
+
+    ```python
+    denoiser = eqd.GaussianDenoiser(eqd.cosine_schedule(50))
+    data, grid = jnp.ones((2, 3)), range(0, 50, 7)
+    terms = eqd.pairwise_terms(denoiser, data, grid, key=jax.random.key(0))
+    bits = terms.bound([0, 14, 49])  # terms is an eqd.PairwiseTerms
+    ```
     """
 
     grid: Int[np.ndarray, " M"]
@@ -179,9 +188,9 @@ def pairwise_terms(
 
     - `denoiser`: on a schedule.
     - `data`: images on the grid of grey levels, along a leading axis.
-    - `grid`: increasing indices of the schedule, for example `section_timesteps(T, (256,))`. Time
-        for arithmetic grows with the square of their number.
-    - `args`: what conditions the network, each leaf with a leading axis; or `None`.
+    - `grid`: increasing indices of the schedule, for example `section_timesteps(T, (256,))`. The
+        time for arithmetic grows with the square of their number.
+    - `args`: the network's conditioning, each leaf with a leading axis; or `None`.
     - `key`: for the noise.
     - `levels`, `decoder`, `chunk`: as for [`eqdiff.variational_bound`][].
 
@@ -190,6 +199,15 @@ def pairwise_terms(
     **Raises:** `ValueError` if the process is not a schedule, for a grid that is not increasing or
     leaves the schedule, for data without a leading axis, or for [`eqdiff.PreviousMean`][], whose
     $\hat x_0$ depends on where an edge ends.
+
+    **Example:**
+
+    ```python
+    denoiser = eqd.GaussianDenoiser(eqd.cosine_schedule(50))
+    data, grid = jnp.ones((2, 3)), range(0, 50, 7)
+    terms = eqd.pairwise_terms(denoiser, data, grid, key=jax.random.key(0))
+    bits = terms.bound([0, 14, 49])
+    ```
 
     ??? cite "Reference"
 

@@ -1,7 +1,7 @@
 r"""Guidance by a worse version of the network itself.
 
-A smaller or less trained network for the same task makes the same mistakes, only larger ones. Away
-from it, through the good network,
+A smaller or less trained network for the same task makes the same mistakes, only larger ones.
+Extrapolated away from it, through the good network,
 
 $$\hat x_0 = \hat x_{0,\text{bad}} + s\,(\hat x_{0,\text{good}} - \hat x_{0,\text{bad}}), \tag{1}$$
 
@@ -22,13 +22,17 @@ from .._types import Args, Example, Key, Time
 class AutoGuidance(AbstractWrapper):
     r"""Extrapolates from a worse denoiser through a good one, equation (1): scale 1 is unguided.
 
-    ```python
-    eqd.AutoGuidance(denoiser, worse, 2.0)  # the same args go to both
-    ```
-
     Two network calls. A worse network is one of fewer channels, or an early checkpoint
     ([`eqdiff.train.Checkpointer`][]); both must have been trained on the same data. Where the worse
     one is unconditional, write `eqd.FixedArgs(worse)`. A learned variance is the good one's.
+
+    **Example:**
+
+    ```python
+    denoiser = eqd.GaussianDenoiser(eqd.VPSDE(), 1.0, 0.5)
+    worse = eqd.GaussianDenoiser(eqd.VPSDE(), 0.5, 1.0)
+    guided = eqd.AutoGuidance(denoiser, worse, 2.0)
+    ```
 
     ??? cite "Reference"
 
@@ -54,7 +58,7 @@ class AutoGuidance(AbstractWrapper):
         if known_to_differ(denoiser.process, worse.process):
             raise ValueError(
                 "AutoGuidance: both denoisers must have the same process, but they are on "
-                f"{described(denoiser.process)} and on {described(worse.process)}. Carry one to "
+                f"{described(denoiser.process)} and on {described(worse.process)}. Put one on "
                 "the other's with eqdiff.on."
             )
         self.denoiser, self.worse, self.scale = denoiser, worse, scale

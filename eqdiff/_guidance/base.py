@@ -1,7 +1,6 @@
 r"""Denoisers made of denoisers.
 
-Guidance replaces a denoiser by another of the same process. Whatever it does, it returns estimates
-with
+Guidance replaces a denoiser by another of the same process, whose estimates still satisfy
 
 $$x = \alpha\hat x_0 + \sigma\hat\varepsilon, \tag{1}$$
 
@@ -19,9 +18,15 @@ class FixedArgs(AbstractWrapper):
     r"""The denoiser with its conditioning fixed: `FixedArgs(denoiser, y)(t, x, args)` is
     `denoiser(t, x, y)`.
 
-    For a network that does not know the `args` that its guidance needs:
+    For a network that does not take the `args` that its guidance needs:
     [`eqdiff.ClassifierGuidance`][] of an unconditional network is
     `ClassifierGuidance(FixedArgs(denoiser), log_prob)`, whose `args` go to the classifier alone.
+
+    **Example:**
+
+    ```python
+    unconditional = eqd.FixedArgs(eqd.GaussianDenoiser(eqd.VPSDE()))  # drops all args
+    ```
     """
 
     denoiser: AbstractDenoiser

@@ -15,15 +15,20 @@ from .._types import Args, Example, Key, Time
 
 
 class Batched(AbstractWrapper):
-    r"""A denoiser of batches: $x$ and `args` have a leading axis of examples, $t$ is theirs in
-    common.
+    r"""A denoiser of batches: $x$ and `args` have a leading axis of examples, which share one $t$.
 
     With it a solver takes shared steps over the batch:
-    `eqd.ProbabilityFlow()(eqd.Batched(denoiser), batch)` instead of
-    `jax.vmap(lambda x: eqd.ProbabilityFlow()(denoiser, x))(batch)`. Likelihoods and encodings of a
-    batched denoiser are those of each example, each held to the tolerance; samplers control the
-    root mean square over the batch. It must be the outermost wrapper. Page *Adaptive solves* says
-    which to choose.
+    `eqd.ProbabilityFlow()(eqd.Batched(denoiser), batch)` instead of `jax.vmap(lambda x:
+    eqd.ProbabilityFlow()(denoiser, x))(batch)`. Likelihoods and encodings of a batched denoiser are
+    those of each example, each held to the tolerance; samplers control the root mean square over
+    the batch. It must be the outermost wrapper. The page *Adaptive solves* says when to use it.
+
+    **Example:**
+
+    ```python
+    denoiser = eqd.GaussianDenoiser(eqd.VPSDE())
+    x0 = eqd.ProbabilityFlow()(eqd.Batched(denoiser), jnp.ones((16, 3)))  # shared steps
+    ```
     """
 
     denoiser: AbstractDenoiser
@@ -51,7 +56,7 @@ def check_batch(x: Example, args: Args) -> None:
     if any(shape[:1] != x.shape[:1] for shape in shapes):
         raise ValueError(
             f"Batched: x has {x.shape[0]} examples, but args has arrays of shape {shapes}: each "
-            f"needs a leading axis of {x.shape[0]}. What all examples share is repeated, for "
+            f"needs a leading axis of {x.shape[0]}. Repeat what all examples share, for "
             f"example jnp.full({x.shape[0]}, class_label)."
         )
 

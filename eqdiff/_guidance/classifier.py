@@ -42,16 +42,16 @@ class ClassifierGuidance(AbstractWrapper):
     r"""Adds a classifier's gradient to the score,
     $\hat\varepsilon \leftarrow \hat\varepsilon - s\,\sigma\nabla_x\log p(y|x_t)$: equation (2).
 
-    ```python
-    def log_prob(t, x, y):
-        return jax.nn.log_softmax(classifier(schedule.c_noise(t), x))[y]
-
-    guided = eqd.ClassifierGuidance(eqd.FixedArgs(denoiser), log_prob, scale=2.0)
-    sample = eqd.DDIM(50)(guided, x1, y)
-    ```
-
     Clipping goes inside, `ClassifierGuidance(Clip(denoiser), ...)`, for the official samples, where
     the guided estimate is not clipped again.
+
+    **Example:**
+
+    ```python
+    log_prob = lambda t, x, y: jax.nn.log_sigmoid(y * x.sum())
+    denoiser = eqd.ClassifierGuidance(eqd.GaussianDenoiser(eqd.VPSDE()), log_prob, scale=2.0)
+    x0 = eqd.DDIM(10)(denoiser, jnp.ones(3), 1.0)
+    ```
 
     ??? cite "Reference"
 
@@ -67,8 +67,8 @@ class ClassifierGuidance(AbstractWrapper):
     def __init__(self, denoiser: AbstractDenoiser, log_prob: LogProb, scale: float | Array = 1.0):
         r"""**Arguments:**
 
-        - `denoiser`: the denoiser to guide. It is given the same `args` as the classifier; wrap it
-            in [`eqdiff.FixedArgs`][] if it takes none.
+        - `denoiser`: the denoiser to guide. It is called with the same `args` as the classifier;
+            wrap it in [`eqdiff.FixedArgs`][] if it takes none.
         - `log_prob`: $\log p(y|x_t)$ in nats, as `log_prob(t, x, args)`: $t$ is the process's time,
             `args` is $y$, and the result is one number, differentiable in `x`. Make it an
             `eqx.Module` if it holds arrays, such as an [`eqdiff.Classifier`][].
@@ -100,6 +100,14 @@ class MeanShift(eqx.Module):
     An option of the sampler, which alone knows Σ:
     `Ancestral(250, guidance=MeanShift(log_prob))(denoiser, x1, y, key=key)`. The denoiser and its
     clipping stay as they are, and Σ is that of the respaced schedule.
+
+    **Example:**
+
+    ```python
+    denoiser = eqd.GaussianDenoiser(eqd.cosine_schedule(50))
+    shift = eqd.MeanShift(lambda t, x, y: jax.nn.log_sigmoid(y * x.sum()))
+    x0 = eqd.Ancestral(guidance=shift)(denoiser, jnp.ones(3), 1.0, key=jax.random.key(0))
+    ```
 
     ??? cite "Reference"
 

@@ -1,8 +1,8 @@
 r"""Classifier-free guidance.
 
-A network that was trained with its conditioning $y$ and, for some of the examples, with a null in
-its place knows two scores. Their difference is the gradient of an implicit classifier,
-$\nabla\log p_t(x|y) - \nabla\log p_t(x) = \nabla_x\log p_t(y|x)$, and going $s$ times as far,
+A network trained with its conditioning $y$ and, for some of the examples, with a null in its place,
+has learned two scores. Their difference is the gradient of an implicit classifier, $\nabla\log
+p_t(x|y) - \nabla\log p_t(x) = \nabla_x\log p_t(y|x)$, and going $s$ times as far,
 
 $$\hat\varepsilon = \hat\varepsilon_\varnothing
   + s\,(\hat\varepsilon_y - \hat\varepsilon_\varnothing), \qquad
@@ -30,18 +30,21 @@ class ClassifierFree(AbstractWrapper):
 
     Two network calls. A learned variance is the conditional call's.
 
-    A network learns both where its conditions have a `dropout`, as in
-    `eqd.nn.MLP(2, 2, conditions=eqd.nn.ClassCondition(10, dropout=0.1), key=key)`: with the key
-    that the loss gives it, each is replaced by a learned null for a tenth of the examples. Then
-    `null` need not be given. A network of your own that has no null needs one among its inputs, a
-    class more for instance, with which the loss replaces `args` as often,
-    `jnp.where(jax.random.bernoulli(key, 0.1), null, y)`.
+    To train both, give the network's conditions a `dropout`, as in the example: in training each is
+    replaced by a learned null for a tenth of the examples, and you can leave out `null` here. A
+    network of your own needs a null among its inputs, such as one more class, which the loss puts
+    in place of `args` as often: `jnp.where(jax.random.bernoulli(key, 0.1), null, y)`.
 
-    With several conditions, `null` may be a function that leaves out some of them: the difference
-    is then the gradient of $\log p_t(y_1|x, y_2)$, and the others are followed without guidance.
+    With several conditions, `null` may be a function that leaves out some of them,
+    `null=lambda args: {**args, "label": None}`: the difference is then the gradient of
+    $\log p_t(y_1|x, y_2)$, and the others are followed without guidance.
+
+    **Example:**
 
     ```python
-    guided = eqd.ClassifierFree(denoiser, 3.0, null=lambda args: {**args, "label": None})
+    conditions = eqd.nn.ClassCondition(10, dropout=0.1)
+    net = eqd.nn.MLP(2, 2, conditions=conditions, key=jax.random.key(0))
+    x0 = eqd.ClassifierFree(eqd.Denoiser(net, eqd.VPSDE()), 3.0)(0.5, jnp.ones(2), 7).x0
     ```
 
     ??? cite "Reference"
@@ -88,7 +91,7 @@ def both(
         raise ValueError(
             f"{type(guidance).__name__} guides towards args, but was given none: write "
             "sampler(denoiser, x1, args) or log_likelihood(denoiser, x, args), or use the denoiser "
-            "unwrapped where nothing conditions it."
+            "unwrapped if it takes no condition."
         )
     denoiser, null = guidance.denoiser, guidance.null
     null = null(args) if callable(null) else null

@@ -17,14 +17,20 @@ from .._types import Args, Example, Key, Time
 class Clip(AbstractWrapper):
     r"""Clips $\hat x_0$ to the range of the data, equation (1).
 
-    What both papers' samplers do with images. Not for likelihoods or encoding: a clipped flow is
-    not invertible. diffusers' `clip_sample=True` is [`eqdiff.ClipDataAlone`][]; with
+    Both papers' samplers do this with images. Do not use it for likelihoods or encoding: a clipped
+    flow is not invertible. diffusers' `clip_sample=True` is [`eqdiff.ClipDataAlone`][]; with
     `use_clipped_model_output=True` it is this.
 
-    The official code leaves one mean as it is when it clips: where the network predicts the mean
-    itself ([`eqdiff.PreviousMean`][]) it clips the $\hat x_0$ that it reports, not the mean that it
+    The official code makes an exception: where the network predicts the mean itself
+    ([`eqdiff.PreviousMean`][]) it clips the $\hat x_0$ that it reports, not the mean that it
     samples from. Here the estimate is clipped for every parameterisation, and every sampler steps
-    from it. For the official samples leave such a denoiser unwrapped.
+    from it. To reproduce the official samples, leave such a denoiser unwrapped.
+
+    **Example:**
+
+    ```python
+    x0 = eqd.Clip(eqd.GaussianDenoiser(eqd.VPSDE(), std=10.0))(0.5, jnp.full(3, 4.0)).x0  # 1 each
+    ```
     """
 
     denoiser: AbstractDenoiser
@@ -53,10 +59,16 @@ class Clip(AbstractWrapper):
 class ClipDataAlone(AbstractWrapper):
     r"""Clips $\hat x_0$ and leaves $\hat\varepsilon$ as it is: diffusers' `clip_sample=True`.
 
-    For samples that agree with a diffusers pipeline. What it returns does not satisfy
-    $x = \alpha\hat x_0 + \sigma\hat\varepsilon$, so it is for samplers that take both, such as
-    [`eqdiff.DDIM`][], whose samples differ from those with [`eqdiff.Clip`][] where much is clipped;
-    ancestral sampling takes $\hat x_0$ alone, and is the same with either.
+    Use it to reproduce a diffusers pipeline. What it returns does not satisfy $x = \alpha\hat x_0 +
+    \sigma\hat\varepsilon$, so it matters to samplers that use both, such as [`eqdiff.DDIM`][],
+    whose samples differ from those with [`eqdiff.Clip`][] where much is clipped. Ancestral sampling
+    uses $\hat x_0$ alone, and gives the same with either.
+
+    **Example:**
+
+    ```python
+    denoiser = eqd.ClipDataAlone(eqd.GaussianDenoiser(eqd.VPSDE()))
+    ```
 
     ??? cite "Reference"
 

@@ -10,8 +10,8 @@ $$V = \frac{\sigma^2}{\alpha^2}\Bigl(I - \sigma\frac{\partial\hat\varepsilon}{\p
 so an error of 1 % in the bracket is one of 230 in $V$ at the end of VP, where 1 is right. Guidance
 that solves a system with it moves $\hat x_0$ anywhere, and samples diverge.
 
-**The error shows itself**: of $V + E$ with $V$ symmetric, $E - E^\top$ is seen, for one product
-$Jv$ with an estimate's tangent beside $J^\top v$, and without knowing the scale of the data,
+**The error shows itself**: of $V + E$ with $V$ symmetric, $E - E^\top$ is seen, at the cost of one
+product $Jv$ in addition to $J^\top v$, and without knowing the scale of the data,
 
 $$\tau = \frac{\sigma^2}\alpha\frac{|(J - J^\top)v|}{|v|}, \qquad v = H^\top r, \tag{2}$$
 
@@ -27,7 +27,7 @@ $$\min_u\ \mathbb E\bigl|(S + HEH^\top)u - r\bigr|^2
 
 for $u = \sum_j z_jq_j$ and $v_j = H^\top q_j$: $n$ and $m$ are the sizes of $x$ and $y$. A ridge
 regression whose strength is measured rather than chosen. It bounds $u$ by $|r|/2e$, whatever the
-network; its bias is of second order, $(e/S)^2$; and for an exact denoiser it is none.
+network; its bias is of second order, $(e/S)^2$; and for an exact denoiser it vanishes.
 """
 
 import abc
@@ -59,7 +59,7 @@ class AbstractPosteriorCovariance(eqx.Module):
 
     @abc.abstractmethod
     def check(self, measurement: Measurement) -> None:
-        """Raises `ValueError` for a measurement that it cannot weigh."""
+        """Raises `ValueError` for a measurement that it cannot use."""
 
     @abc.abstractmethod
     def delta(
@@ -91,6 +91,14 @@ class JacobianCovariance(AbstractPosteriorCovariance):
     Each iteration costs one pass back through the network, and a call one pass forward more. A
     network whose Jacobian is symmetric by construction, the gradient of an energy, shows its errors
     by negative directions alone.
+
+    **Example:**
+
+    ```python
+    measurement = eqd.Measurement(jnp.ones(2), lambda x: x[:2], 0.1)
+    denoiser, covariance = eqd.GaussianDenoiser(eqd.VPSDE()), eqd.JacobianCovariance()
+    guided = eqd.PosteriorGuidance(denoiser, measurement, covariance=covariance)
+    ```
 
     ??? cite "Reference"
 
@@ -144,6 +152,14 @@ class IsotropicCovariance(AbstractPosteriorCovariance):
     larger than $Vv$, the move is $Vv$, and between the two a mean of both weighted by their
     variances.
 
+    **Example:**
+
+    ```python
+    measurement = eqd.Measurement(jnp.ones(2), lambda x: x[:2], 0.1)
+    denoiser, covariance = eqd.GaussianDenoiser(eqd.VPSDE()), eqd.IsotropicCovariance()
+    guided = eqd.PosteriorGuidance(denoiser, measurement, covariance=covariance)
+    ```
+
     ??? cite "Reference"
 
         Song, Vahdat, Mardani & Kautz, *Pseudoinverse-Guided Diffusion Models for Inverse Problems*,
@@ -184,12 +200,20 @@ class IsotropicCovariance(AbstractPosteriorCovariance):
 
 
 class ZeroCovariance(AbstractPosteriorCovariance):
-    r"""$V = 0$: diffusion posterior sampling (DPS), which takes $\hat x_0$ at every $t$ for the
-    truth, $\delta = \frac{\sigma^2}\alpha\nabla_x\log p(y|\hat x_0(x))$.
+    r"""$V = 0$: diffusion posterior sampling (DPS), which takes $\hat x_0$ for the truth at every
+    $t$, $\delta = \frac{\sigma^2}\alpha\nabla_x\log p(y|\hat x_0(x))$.
 
     So the pull towards $y$ is far too strong at high noise, and solvers must take small steps or
-    fail, unless the noise is made larger than it is: the paper's step size ζ is such a factor,
+    fail, unless you overstate the noise of the measurement: the paper's step size ζ does that,
     $\zeta \sim 1/(2\sigma_y^2)$. The other covariances need no tuning.
+
+    **Example:**
+
+    ```python
+    measurement = eqd.Measurement(jnp.ones(2), lambda x: x[:2], 0.1)
+    denoiser, covariance = eqd.GaussianDenoiser(eqd.VPSDE()), eqd.ZeroCovariance()
+    guided = eqd.PosteriorGuidance(denoiser, measurement, covariance=covariance)
+    ```
 
     ??? cite "Reference"
 

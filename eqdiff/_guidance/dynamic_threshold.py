@@ -21,8 +21,14 @@ class DynamicThreshold(AbstractWrapper):
     r"""Clips $\hat x_0$ to a quantile of its own magnitude and rescales it to the range of the
     data, equation (1).
 
-    $\hat\varepsilon$ moves with it. An estimate that is within the range, but for a fraction
-    $1 - p$, is at most clipped.
+    $\hat\varepsilon$ moves with it. If at most a fraction $1 - p$ of the elements lies outside the
+    range, they are clipped and nothing is rescaled.
+
+    **Example:**
+
+    ```python
+    denoiser = eqd.DynamicThreshold(eqd.GaussianDenoiser(eqd.VPSDE(), std=2.0), 0.9)
+    ```
 
     ??? cite "Reference"
 

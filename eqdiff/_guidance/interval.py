@@ -1,8 +1,8 @@
 r"""Guidance in a limited interval of noise levels.
 
-At high noise guidance collapses samples onto a few modes, and at low noise it has no effect but its
-cost. So it is applied where the noise level $\sigma/\alpha$ (EDM's σ) lies between two bounds
-(Kynkäänniemi et al. 2024, equation 4):
+At high noise guidance collapses samples onto a few modes, and at low noise it costs network calls
+and changes nothing. So it is applied where the noise level $\sigma/\alpha$ (EDM's σ) lies between
+two bounds (Kynkäänniemi et al. 2024, equation 4):
 
 $$\hat x_0 = \begin{cases} \text{guided} & \text{low} < \sigma_t/\alpha_t \le \text{high} \\
   \text{unguided} & \text{elsewhere.}
@@ -24,11 +24,15 @@ class GuidanceInterval(AbstractWrapper):
     r"""One denoiser for noise levels $\sigma/\alpha$ in (low, high], another elsewhere: equation
     (1).
 
-    ```python
-    eqd.GuidanceInterval(eqd.ClassifierFree(denoiser, 3.0), denoiser, low=0.3, high=5.0)
-    ```
+    Only the active one is called, provided the time is not batched (in samplers it is not).
 
-    Only the one in force is called, as long as the time is not batched (samplers' is not).
+    **Example:**
+
+    ```python
+    denoiser = eqd.GaussianDenoiser(eqd.VPSDE())
+    guided = eqd.ClassifierGuidance(denoiser, lambda t, x, y: jnp.sum(x))  # or any other
+    limited = eqd.GuidanceInterval(guided, denoiser, low=0.3, high=5.0)
+    ```
 
     ??? cite "Reference"
 
@@ -50,7 +54,7 @@ class GuidanceInterval(AbstractWrapper):
     ):
         r"""**Arguments:**
 
-        - `guided`, `unguided`: the denoisers within and without the interval, of the same process.
+        - `guided`, `unguided`: the denoisers inside and outside the interval, of the same process.
         - `low`, `high`: noise levels $\sigma/\alpha$; `low` is outside the interval, `high` inside.
 
         **Raises:** `ValueError` unless `0 <= low < high`, or for denoisers with different processes

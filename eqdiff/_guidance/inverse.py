@@ -39,16 +39,17 @@ from .covariance import AbstractPosteriorCovariance, JacobianCovariance, Tweedie
 class PosteriorGuidance(AbstractWrapper):
     r"""The denoiser of data that were measured as $y = A(x_0) + n$: equation (2).
 
-    ```python
-    # A 32×32 image seen in 16×16 pixels.
-    shrink = lambda x: x.reshape(3, 16, 2, 16, 2).mean((2, 4))
-    guided = eqd.PosteriorGuidance(denoiser, eqd.Measurement(y, shrink, 0.05))
-    x0 = eqd.DDIM(100)(guided, x1)
-    ```
-
     A denoiser like any other: all samplers take it. For a batch of measurements build it inside
     `jax.vmap`. Clip outside, `Clip(PosteriorGuidance(...))`: a clipped pixel has no derivative, so
     measurements could not move it.
+
+    **Example:**
+
+    ```python
+    measurement = eqd.Measurement(jnp.ones(2), lambda x: x[:2], 0.05)  # two of four elements seen
+    guided = eqd.PosteriorGuidance(eqd.GaussianDenoiser(eqd.VPSDE()), measurement)
+    x0 = eqd.DDIM(10)(guided, jax.random.normal(jax.random.key(0), (4,)))
+    ```
     """
 
     denoiser: AbstractDenoiser

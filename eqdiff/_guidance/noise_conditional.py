@@ -15,16 +15,18 @@ from .._types import Args, Array, Example, Float, Key, Network, Scalar, Time
 
 
 class Classifier(eqx.Module):
-    r"""$\log p(y|x_t)$ by a network that returns logits: `classifier(t, x, y)`, which is what
-    guidance takes.
-
-    ```python
-    classifier = eqd.Classifier(net, sde)
-    guided = eqd.ClassifierGuidance(eqd.FixedArgs(denoiser), classifier, scale=1.0)
-    sample = sampler(guided, x1, class_label)
-    ```
+    r"""$\log p(y|x_t)$ by a network that returns logits: `classifier(t, x, y)`, as guidance
+    expects.
 
     The network is called as `net(c_noise, x, None, key=key)`, like a denoiser's.
+
+    **Example:**
+
+    ```python
+    net = eqd.nn.MLP(2, 10, key=jax.random.key(0))
+    classifier = eqd.Classifier(net, eqd.VPSDE())
+    log_p = classifier(0.5, jnp.ones(2), 7)  # of class 7
+    ```
     """
 
     net: Network
@@ -42,7 +44,7 @@ class Classifier(eqx.Module):
 
         - `net`: the network, `(c_noise, x, args, *, key) -> logits`, one for each class; for
             vectors `nn.MLP(in_size, num_classes)`.
-        - `process`: whose noise it sees through.
+        - `process`: the process whose noise it has learned to see through.
         - `c_noise`: the network's time input, as for [`eqdiff.Denoiser`][].
         """
         self.net, self.process, self.c_noise = net, process, c_noise
@@ -54,11 +56,10 @@ class Classifier(eqx.Module):
 
         - `t`: the time.
         - `x`: one noisy example.
-        - `key`: for dropout; without one there is none.
+        - `key`: for dropout; without a key nothing is dropped.
 
         **Raises:** `ValueError` for integer data, a time that is known and out of range, or a
-        network that does not return one
-            vector.
+        network that does not return one vector.
         """
         check_example("The classifier", x)
         check_time(self.process, t)
@@ -78,12 +79,11 @@ class Classifier(eqx.Module):
         **Arguments:**
 
         - `t`, `x`, `key`: as for `logits`.
-        - `args`: the class $y$, one integer. One that is traced and that the network does not have
-            gives NaN.
+        - `args`: the class $y$, one integer. A traced class that the network does not have gives
+            NaN.
 
         **Raises:** `ValueError` for a class that is not one integer or, where it is known, one that
-        the network does not have; and
-            as `logits`.
+        the network does not have; and as `logits`.
         """
         if args is None:
             raise ValueError(

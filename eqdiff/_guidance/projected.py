@@ -24,6 +24,15 @@ class ProjectedClassifierFree(AbstractWrapper):
 
     Two network calls. The paper's momentum over steps is left out: a denoiser has no memory.
 
+    **Example:**
+
+    ```python
+    conditions = eqd.nn.ClassCondition(10, dropout=0.1)
+    net = eqd.nn.MLP(2, 2, conditions=conditions, key=jax.random.key(0))
+    denoiser = eqd.Denoiser(net, eqd.VPSDE())
+    guided = eqd.ProjectedClassifierFree(denoiser, 3.0)
+    ```
+
     ??? cite "Reference"
 
         Sadat, Hilliges & Weber, *Eliminating Oversaturation and Artifacts of High Guidance Scales

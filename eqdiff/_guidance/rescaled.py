@@ -1,4 +1,4 @@
-r"""Classifier-free guidance that keeps the spread of what the network predicts.
+r"""Classifier-free guidance that keeps the spread of the network's prediction.
 
 At a large scale guidance saturates images: its prediction $F$ has a spread that no data have. With
 $F_s = F_\varnothing + s\,(F_y - F_\varnothing)$ in the quantity that the network predicts,
@@ -23,6 +23,15 @@ class RescaledClassifierFree(AbstractWrapper):
     (1): scale 1 is unguided.
 
     Two network calls. diffusers calls φ `guidance_rescale`.
+
+    **Example:**
+
+    ```python
+    conditions = eqd.nn.ClassCondition(10, dropout=0.1)
+    net = eqd.nn.MLP(2, 2, conditions=conditions, key=jax.random.key(0))
+    denoiser = eqd.Denoiser(net, eqd.VPSDE())
+    guided = eqd.RescaledClassifierFree(denoiser, 3.0)
+    ```
 
     ??? cite "Reference"
 

@@ -6,8 +6,8 @@ rescaled so that it is nearest to the one with,
 $$v = s^*v_\varnothing + s\,(v_y - s^*v_\varnothing), \qquad
   s^* = \frac{\langle v_y, v_\varnothing\rangle}{\|v_\varnothing\|^2}, \tag{1}$$
 
-and in a first fraction of the time, where a network's velocity is worse than none, it is zero (Fan
-et al. 2025, equations 7 to 9).
+and in a first fraction of the time, where zero is a better guess than the network's velocity, it is
+zero (Fan et al. 2025, equations 7 to 9).
 """
 
 import equinox as eqx
@@ -25,6 +25,15 @@ class ZeroStarClassifierFree(AbstractWrapper):
     r"""CFG-Zero*, equation (1), for flow matching.
 
     Two network calls. At scale 1 it is the conditional model after the first fraction.
+
+    **Example:**
+
+    ```python
+    conditions = eqd.nn.ClassCondition(10, dropout=0.1)
+    net = eqd.nn.MLP(2, 2, conditions=conditions, key=jax.random.key(0))
+    denoiser = eqd.Denoiser(net, eqd.RectifiedFlow(), eqd.PredictFlow())
+    guided = eqd.ZeroStarClassifierFree(denoiser, 3.0)
+    ```
 
     ??? cite "Reference"
 

@@ -22,10 +22,19 @@ class BitsPerDim(eqx.Module):
     - `bits`: equation (2); an upper bound in expectation over the dequantisation.
     - `stderr`: the standard error over probes alone, in bits/dim. Average `bits` over images, each
         with its own key, and the spread of the values covers images, probes and dequantisation
-        together; [`eqdiff.metrics.flow_errors`][] tells them apart.
-    - `solver_error`: how far the solver is off, in bits/dim: `bits` less those of a `reference`,
-        with the same draws; NaN (unknown) without one.
+        together; [`eqdiff.metrics.flow_errors`][] separates them.
+    - `solver_error`: the solver's error in bits/dim: `bits` less those of a `reference`, with the
+        same draws; NaN (unknown) without one.
     - `likelihood`: the [`eqdiff.LogLikelihood`][] of the dequantised image.
+
+    **Example:**
+
+    ```python
+    denoiser = eqd.GaussianDenoiser(eqd.VPSDE())
+    dequantise, key = eqd.UniformDequantisation(levels=17), jax.random.key(0)
+    result = eqd.bits_per_dim(denoiser, jnp.ones(3), dequantise=dequantise, key=key)
+    bits = result.bits  # result is an eqd.BitsPerDim
+    ```
     """
 
     bits: Float[Array, "..."]
@@ -52,7 +61,7 @@ def bits_per_dim(
 
     - `denoiser`: any denoiser; with an [`eqdiff.Batched`][] one, `image` and `args` are a batch.
     - `image`: one image on the dequantisation's levels.
-    - `args`: what conditions the network.
+    - `args`: the network's conditioning, if any.
     - `dequantise`: [`eqdiff.UniformDequantisation`][] or [`eqdiff.VariationalDequantisation`][] for
         a network trained on dequantised data, [`eqdiff.TruncatedNormalDequantisation`][] or
         [`eqdiff.GaussianDequantisation`][] for one trained on grid values.
@@ -61,8 +70,16 @@ def bits_per_dim(
 
     **Returns:** a [`eqdiff.BitsPerDim`][].
 
-    **Raises:** as [`eqdiff.log_likelihood`][]; an error for an image of whole numbers, or with
-    values on none of the levels that `dequantise` declares.
+    **Raises:** as [`eqdiff.log_likelihood`][]; an error for an integer image, or values on none of
+    the levels of `dequantise`.
+
+    **Example:**
+
+    ```python
+    denoiser = eqd.GaussianDenoiser(eqd.VPSDE())
+    dequantise, key = eqd.UniformDequantisation(levels=17), jax.random.key(0)
+    result = eqd.bits_per_dim(denoiser, jnp.ones(3), dequantise=dequantise, key=key)
+    ```
     """
     noise_key, probe_key = jax.random.split(key)
     single, each = over_examples(denoiser)

@@ -27,13 +27,21 @@ class LogLikelihood(eqx.Module):
     - `latent`: $x(t_1)$.
     - `stderr`: the standard error over probes, in nats; 0 for the exact trace, NaN (unknown) for a
         single probe.
-    - `solver_error`: how far the solver is off, in nats: `log_prob` less that of a `reference`,
-        with the same probes; NaN (unknown) without one.
+    - `solver_error`: the solver's error in nats: `log_prob` less that of a `reference`, with the
+        same probes; NaN (unknown) without one.
     - `stats`: Diffrax's solver statistics, among them `num_steps`, `num_accepted_steps`,
         `num_rejected_steps`; and for an explicit solver `num_calls` of the velocity, each one
         network call with its derivative along each probe.
 
     Of a batch ([`eqdiff.Batched`][]), all but `stats` have a leading axis; the steps were shared.
+
+    **Example:**
+
+    ```python
+    denoiser = eqd.GaussianDenoiser(eqd.VPSDE())
+    likelihood = eqd.log_likelihood(denoiser, jnp.ones(3), trace=eqd.ExactTrace())
+    log_p, z = likelihood.log_prob, likelihood.latent  # likelihood is an eqd.LogLikelihood
+    ```
     """
 
     log_prob: Float[Array, "..."]
@@ -58,25 +66,32 @@ def log_likelihood(
 
     **Arguments:**
 
-    - `denoiser`: any denoiser. Of a guided one it is the density of the flow that its guidance
-        makes: the posterior where the guidance is exact, as Bayes' rule at scale 1 is, and not the
-        normalised $p(x)\,p(y|x)^s$ at another scale. With an [`eqdiff.Batched`][] one, `x` and
-        `args` are a batch, solved with shared steps so that every example meets the tolerance.
+    - `denoiser`: any denoiser. If it is guided, you get the density of the guided flow: the
+        posterior where the guidance is exact, as Bayes' rule at scale 1 is, but not the normalised
+        $p(x)\,p(y|x)^s$ at another scale. With an [`eqdiff.Batched`][] one, `x` and `args` are a
+        batch, solved with shared steps so that every example meets the tolerance.
     - `x`: one example, at time $t_0$.
-    - `args`: what conditions the network.
+    - `args`: the network's conditioning, if any.
     - `flow`: the solver, its tolerances and its adjoint: see [`eqdiff.ProbabilityFlow`][]. The
         state, and the log-density in nats per dimension, are each held to the tolerance.
     - `trace`: [`eqdiff.ExactTrace`][] or [`eqdiff.Hutchinson`][].
     - `key`: for the probes.
     - `prior`: $\log p_{t_1}$ of one example; by default the process's prior.
-    - `reference`: a flow of at most a tenth of the tolerance. The same is solved again with it, for
-        the `solver_error`; the likelihood returned is still that of `flow`.
+    - `reference`: a flow of at most a tenth of the tolerance. The likelihood is computed again with
+        it for the `solver_error`; the one returned is still that of `flow`.
 
     **Returns:** a [`eqdiff.LogLikelihood`][].
 
-    **Raises:** `ValueError` if `x` is of whole numbers or half precision, random probes have no
-    key, the network has no forward-mode derivative, or the derivative of the solve needs another
-    adjoint. A runtime error if `x` is not finite, or `max_steps` were not enough.
+    **Raises:** `ValueError` if `x` is integer or in half precision, random probes have no key, the
+    network has no forward-mode derivative, or the derivative of the solve needs another adjoint. A
+    runtime error if `x` is not finite, or `max_steps` is too small.
+
+    **Example:**
+
+    ```python
+    denoiser = eqd.GaussianDenoiser(eqd.VPSDE())
+    likelihood = eqd.log_likelihood(denoiser, jnp.ones(3), key=jax.random.key(0))
+    ```
     """
     if isinstance(denoiser, AbstractSampler):
         raise ValueError(

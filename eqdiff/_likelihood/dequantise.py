@@ -60,8 +60,8 @@ class AbstractDequantisation(eqx.Module):
         **Returns:** $y$, at time $t_0$, and the offset $c$ (nats) with
         $\log P(\text{image}) \ge \mathbb E[\log p_{t_0}(y) + c]$.
 
-        **Raises:** `ValueError` for images of whole numbers; an error for values that are on none
-        of the levels (a `ValueError` that shows them, or under `jit` a runtime error).
+        **Raises:** `ValueError` for integer images; an error for values that are on none of the
+        levels (a `ValueError` that shows them, or under `jit` a runtime error).
         """
 
 
@@ -96,6 +96,14 @@ class UniformDequantisation(AbstractGridDequantisation):
     r"""Uniform noise within each level's bin, (1): for networks trained on dequantised data.
 
     For 8-bit images on $[-1, 1]$ the offset is the familiar 7 bits/dim.
+
+    **Example:**
+
+    ```python
+    denoiser = eqd.GaussianDenoiser(eqd.VPSDE())
+    dequantise = eqd.UniformDequantisation(levels=17)
+    y, offset = dequantise(denoiser, jnp.ones(3), key=jax.random.key(0))
+    ```
     """
 
     levels: int = eqx.field(static=True)
@@ -124,6 +132,14 @@ class GaussianDequantisation(AbstractGridDequantisation):
 
     For networks trained on grid values. This is what networks trained with $L_\text{vlb}$,
     $L_\text{hybrid}$ or on plain normalised pixels need.
+
+    **Example:**
+
+    ```python
+    denoiser = eqd.GaussianDenoiser(eqd.VPSDE())
+    dequantise = eqd.GaussianDequantisation(levels=17)
+    y, offset = dequantise(denoiser, jnp.ones(3), key=jax.random.key(0))
+    ```
     """
 
     levels: int = eqx.field(static=True)
@@ -159,6 +175,14 @@ class TruncatedNormalDequantisation(AbstractGridDequantisation):
     For networks trained on grid values: nothing else is trained, and there is no decoder. While
     $\sigma_{t_0}/\alpha_{t_0}$ is a small part of a bin, $y$ is distributed as in training; where
     it is much larger, $y$ is uniform on the bin.
+
+    **Example:**
+
+    ```python
+    denoiser = eqd.GaussianDenoiser(eqd.VPSDE())
+    dequantise = eqd.TruncatedNormalDequantisation(levels=17)
+    y, offset = dequantise(denoiser, jnp.ones(3), key=jax.random.key(0))
+    ```
 
     ??? cite "Reference"
 

@@ -18,18 +18,24 @@ from .._types import Example, Scalar
 def slerp(x: Example, y: Example, weight: float | Scalar) -> Example:
     r"""Spherical interpolation between two latents, equation (1): `x` at weight 0, `y` at 1.
 
-    Keeps the length, if both have the same, and a standard normal standard normal for independent
-    latents; for two of one direction it is linear interpolation.
+    The result has the length of both, if they have the same; of two independent standard normal
+    latents it is standard normal; and of two parallel ones it is their linear interpolation.
 
     **Arguments:**
 
-    - `x`, `y`: two latents of one shape; for a process whose prior is not of unit variance too.
+    - `x`, `y`: two latents of one shape. The prior may have any scale.
     - `weight`: $w$; below 0 and above 1 it extrapolates along the circle.
 
     **Returns:** the interpolation, in the precision of `x`.
 
     **Raises:** `ValueError` for latents of different shapes; a runtime error if one of them is 0 or
     they are opposite, so that the path between them is not unique.
+
+    **Example:**
+
+    ```python
+    between = eqd.slerp(jnp.asarray([1.0, 0.0]), jnp.asarray([0.0, 1.0]), 0.5)  # 0.71, 0.71
+    ```
 
     ??? cite "Reference"
 

@@ -46,6 +46,14 @@ class VariationalDequantisation(AbstractGridDequantisation):
     with times as for [`eqdiff.l_continuous`][]; or after it, by minimising
     [`eqdiff.bits_per_dim`][] with respect to the noise alone.
 
+    **Example:**
+
+    ```python
+    noise = eqd.LogisticNoise(lambda x: jnp.concatenate([0 * x, 0 * x]))  # use a network here
+    dequantise, key = eqd.VariationalDequantisation(noise, levels=17), jax.random.key(0)
+    y, offset = dequantise(eqd.GaussianDenoiser(eqd.VPSDE()), jnp.ones((1, 4, 4)), key=key)
+    ```
+
     ??? cite "Reference"
 
         Ho, Chen, Srinivas, Duan & Abbeel, *Flow++: Improving Flow-Based Generative Models with
@@ -98,6 +106,13 @@ class LogisticNoise(eqx.Module):
     $u = \operatorname{sigmoid}(\mu(x) + s(x) z)$ with logistic $z$, independent given the image.
     With $\mu = 0$, $s = 1$, where a network whose last layer is zero starts, it is uniform and
     $\log q = 0$.
+
+    **Example:**
+
+    ```python
+    noise = eqd.LogisticNoise(lambda x: jnp.concatenate([0 * x, 0 * x]))  # uniform: mu = log s = 0
+    u, log_q = noise(jnp.ones((1, 4, 4)), key=jax.random.key(0))
+    ```
     """
 
     net: Callable[[Example], Example]

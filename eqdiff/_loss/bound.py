@@ -49,6 +49,14 @@ class ContinuousTerms(eqx.Module):
     r"""The terms of (2), in bits per dimension.
 
     - `prior`: exact; `reconstruction`, `diffusion`: estimates from one prediction.
+
+    **Example:**
+
+    ```python
+    denoiser = eqd.GaussianDenoiser(eqd.VPSDE())
+    p = eqd.predict(denoiser, 0.5, jnp.ones(3), key=jax.random.key(0))
+    terms = eqd.continuous_terms(p)  # an eqd.ContinuousTerms
+    ```
     """
 
     prior: Scalar
@@ -67,8 +75,16 @@ def continuous_terms(
     levels: int | None = 256,
     decoder: Decoder = grid_gaussian_log_likelihood,
 ) -> ContinuousTerms:
-    r"""The terms of [`eqdiff.l_continuous`][], to be logged one by one. Arguments and errors as
-    there.
+    r"""The terms of [`eqdiff.l_continuous`][], for logging them separately. Arguments and errors
+    are the same.
+
+    **Example:**
+
+    ```python
+    denoiser = eqd.GaussianDenoiser(eqd.VPSDE())
+    p = eqd.predict(denoiser, 0.5, jnp.ones(3), key=jax.random.key(0))
+    prior = eqd.continuous_terms(p).prior
+    ```
     """
     p, owner = prediction, "continuous_terms"
     process = p.process
@@ -110,12 +126,12 @@ def l_continuous(
     r"""An unbiased estimate of the variational bound in continuous time, equation (2), in bits per
     dimension.
 
-    What [`eqdiff.l_vlb`][] is for a schedule, for any other process. Draw the times uniformly
+    The counterpart of [`eqdiff.l_vlb`][] for processes in continuous time. Draw the times uniformly
     ([`eqdiff.LowDiscrepancy`][], [`eqdiff.Uniform`][]). Prior and reconstruction have a gradient
     only where the ends of the log-SNR are learned ([`eqdiff.LearnedVPSDE`][]) or the data are. The
     weights of other times, such as those of [`eqdiff.LikelihoodImportance`][], multiply these two
-    as well, which leaves the mean as it is but not the variance: on an
-    [`eqdiff.LearnedVPSDE`][], trained or not, uniform times are importance-sampled already.
+    as well, which leaves the mean as it is but not the variance: on an [`eqdiff.LearnedVPSDE`][],
+    trained or not, uniform times are importance-sampled already.
 
     For the bound of a trained model, with a standard error, see [`eqdiff.continuous_bound`][].
 
@@ -131,6 +147,14 @@ def l_continuous(
 
     **Raises:** `ValueError` for a schedule, fewer than two levels, data in half precision, and
     known data with values on none of the levels.
+
+    **Example:**
+
+    ```python
+    denoiser = eqd.GaussianDenoiser(eqd.VPSDE())
+    p = eqd.predict(denoiser, 0.5, jnp.ones(3), key=jax.random.key(0))
+    bits = eqd.l_continuous(p)
+    ```
 
     ??? cite "Reference"
 
@@ -155,16 +179,9 @@ def variance_minimising(loss_fn: LossFn) -> LossFn:
     r"""The same loss, but the shape of a learned schedule follows the gradient of its square,
     equation (3).
 
-    ```python
-    @eqd.variance_minimising
-    def loss_fn(denoiser, t, x0, args, *, key):
-        p = eqd.predict(denoiser, t, x0, args, key=key)
-        return eqd.l_continuous(p), {}
-    ```
-
-    The loss, its terms and every other gradient are unchanged, that of the ends of the log-SNR
-    among them; of each [`eqdiff.LearnedVPSDE`][] in the first argument it is `units` that are
-    concerned. Without this they get $\nabla L$, which is noise around zero.
+    The loss, its terms and all other gradients are unchanged, including those of the ends of the
+    log-SNR. Only `units` of each [`eqdiff.LearnedVPSDE`][] in the first argument are affected.
+    Without this they get $\nabla L$, which is noise around zero.
 
     **Arguments:**
 
@@ -175,6 +192,14 @@ def variance_minimising(loss_fn: LossFn) -> LossFn:
     **Returns:** a function of the same arguments. It has no forward derivative.
 
     **Raises:** `ValueError`, when it is called, if the model holds no [`eqdiff.LearnedVPSDE`][].
+
+    **Example:**
+
+    ```python
+    @eqd.variance_minimising
+    def loss_fn(denoiser, t, x0, args, *, key):
+        return eqd.l_continuous(eqd.predict(denoiser, t, x0, args, key=key)), {}
+    ```
 
     ??? cite "Reference"
 

@@ -20,14 +20,6 @@ def classifier_loss(
 ) -> Scalar:
     r"""The cross-entropy $-\log p(y|x_t)$ of a classifier at one noised example, equation (1).
 
-    ```python
-    def loss_fn(net, t, x0, class_label, *, key):
-        classifier = eqd.Classifier(net, process)
-        return eqd.classifier_loss(classifier, t, x0, class_label, key=key), {}
-
-    step = eqd.train.make_step(loss_fn, optimiser)
-    ```
-
     **Arguments:**
 
     - `classifier`: an [`eqdiff.Classifier`][].
@@ -40,8 +32,14 @@ def classifier_loss(
     classes.
 
     **Raises:** `ValueError` for integer data, a time that is known and out of range, or a class
-    that is not one integer the network
-        has.
+    that is not one integer, or that the network does not have.
+
+    **Example:**
+
+    ```python
+    classifier = eqd.Classifier(eqd.nn.MLP(2, 10, key=jax.random.key(0)), eqd.VPSDE())
+    loss = eqd.classifier_loss(classifier, 0.5, jnp.ones(2), 7, key=jax.random.key(1))  # in nats
+    ```
     """
     check_example("classifier_loss", x0)
     check_time(classifier.process, t)

@@ -41,6 +41,14 @@ def score_matching(
 
     **Returns:** the mean over dimensions (the official `reduce_mean=True`; its other reduction is
     $D/2$ times this).
+
+    **Example:**
+
+    ```python
+    denoiser = eqd.GaussianDenoiser(eqd.VPSDE())
+    p = eqd.predict(denoiser, 0.5, jnp.ones(3), key=jax.random.key(0))
+    loss = eqd.score_matching(p, eqd.LikelihoodWeighting())
+    ```
     """
     p = prediction
     factor = weight(weighting, p.process, p.t).astype(p.x.dtype)

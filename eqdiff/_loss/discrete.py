@@ -47,6 +47,14 @@ def l_simple(prediction: Prediction) -> Scalar:
 
     ε for [`eqdiff.PredictNoise`][], $x_0$ for [`eqdiff.PredictData`][] and so on, whatever the
     process. Equation 14 of Ho et al. (2020).
+
+    **Example:**
+
+    ```python
+    denoiser = eqd.GaussianDenoiser(eqd.VPSDE())
+    p = eqd.predict(denoiser, 0.5, jnp.ones(3), key=jax.random.key(0))
+    loss = eqd.l_simple(p)
+    ```
     """
     p = prediction
     target = p.parameterisation.target(p.process, p.t, p.x0, p.noise)
@@ -81,6 +89,14 @@ def bound_term(
 
     **Raises:** `ValueError` if the process is not a schedule, for fewer than two levels, data in
     half precision, and known data with values on none of the levels.
+
+    **Example:**
+
+    ```python
+    denoiser = eqd.GaussianDenoiser(eqd.cosine_schedule(50))
+    p = eqd.predict(denoiser, 20, jnp.ones(3), key=jax.random.key(0))
+    bits = eqd.bound_term(p)
+    ```
     """
     p = prediction
     schedule = require_schedule(p.process, "The variational bound")
@@ -113,6 +129,14 @@ def l_vlb(
     $T$ is the length of the schedule the denoiser is on (of the respaced schedule, if it is
     respaced). The prior term, which has no gradient, is left out. Arguments and errors as for
     [`eqdiff.bound_term`][].
+
+    **Example:**
+
+    ```python
+    denoiser = eqd.GaussianDenoiser(eqd.cosine_schedule(50))
+    p = eqd.predict(denoiser, 20, jnp.ones(3), key=jax.random.key(0))
+    bits = eqd.l_vlb(p)  # 50 times bound_term
+    ```
     """
     schedule = require_schedule(prediction.process, "l_vlb")
     return schedule.num_steps * bound_term(prediction, levels=levels, decoder=decoder)
@@ -137,6 +161,14 @@ def l_hybrid(
 
     **Raises:** `ValueError` if the process is not a schedule, or the variance is not learned: the
     bound with the mean frozen would have no gradient.
+
+    **Example:**
+
+    ```python
+    net = eqd.nn.MLP(2, 4, key=jax.random.key(0))
+    denoiser = eqd.Denoiser(net, eqd.cosine_schedule(50), variance=eqd.LearnedRange())
+    loss = eqd.l_hybrid(eqd.predict(denoiser, 20, jnp.ones(2), key=jax.random.key(0)))
+    ```
 
     ??? cite "Reference"
 

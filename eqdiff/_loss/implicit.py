@@ -18,7 +18,7 @@ $$\mathbb E\,\tfrac\lambda D\|s - \nabla\log p_t(x_t|x_0)\|^2
 in expectation the losses here are [`eqdiff.score_matching`][] less $\lambda/\sigma^2$, which is 1
 for the default. They are (1) and (2), *twice* the papers' half-norms, so as to be comparable with
 it. Denoising needs no derivative of the network, so these are for data observed only with noise,
-and for checking a network or a score that was made in another way.
+and for checking a network or a score obtained in another way.
 """
 
 import jax.numpy as jnp
@@ -50,7 +50,7 @@ def implicit_score_matching(
     - `t`: the time.
     - `x`: one example drawn from $p_t$: data with the process's noise at $t$,
         `process.perturb(t, x0, noise)`.
-    - `args`: what conditions the network.
+    - `args`: the network's conditioning, if any.
     - `weighting`: λ; by default $\sigma_t^2$.
     - `trace`: [`eqdiff.ExactTrace`][], or [`eqdiff.Hutchinson`][] for random projections: then this
         is sliced score matching with reduced variance, equation (2).
@@ -60,6 +60,13 @@ def implicit_score_matching(
 
     **Raises:** `ValueError` for integer data, a time that is known and out of range, or projections
     without a key.
+
+    **Example:**
+
+    ```python
+    denoiser = eqd.GaussianDenoiser(eqd.VPSDE())
+    loss = eqd.implicit_score_matching(denoiser, 0.5, jnp.ones(3))
+    ```
     """
     check_example("implicit_score_matching", x)
     check_time(denoiser.process, t)

@@ -54,8 +54,16 @@ def weight(weighting: AbstractWeighting, process: AbstractProcess, t: Time) -> S
 
 
 class NoiseWeighting(AbstractWeighting):
-    r"""$\lambda(t) = \sigma_t^2$: every time counts the same in ε. The paper's default, best for
-    samples.
+    r"""$\lambda(t) = \sigma_t^2$: every time counts the same in ε. The paper's default, and best
+    for sample quality.
+
+    **Example:**
+
+    ```python
+    denoiser = eqd.GaussianDenoiser(eqd.VPSDE())
+    p = eqd.predict(denoiser, 0.5, jnp.ones(3), key=jax.random.key(0))
+    loss = eqd.score_matching(p, eqd.NoiseWeighting())
+    ```
     """
 
     def on_noise(self, process: AbstractProcess, t: Time) -> Scalar:
@@ -64,6 +72,14 @@ class NoiseWeighting(AbstractWeighting):
 
 class LikelihoodWeighting(AbstractWeighting):
     r"""$\lambda(t) = g(t)^2$: the loss bounds the negative log-likelihood of the reverse SDE.
+
+    **Example:**
+
+    ```python
+    denoiser = eqd.GaussianDenoiser(eqd.VPSDE())
+    p = eqd.predict(denoiser, 0.5, jnp.ones(3), key=jax.random.key(0))
+    loss = eqd.score_matching(p, eqd.LikelihoodWeighting())
+    ```
 
     ??? cite "Reference"
 
@@ -83,6 +99,14 @@ class EDMWeighting(AbstractWeighting):
     [`eqdiff.EDMPreconditioning`][]'s preconditioning the same at every noise level; for such a
     network it is [`eqdiff.l_simple`][]. Draw the times from [`eqdiff.LogNormal`][], as the paper
     does. Infinite where no signal is left.
+
+    **Example:**
+
+    ```python
+    denoiser = eqd.GaussianDenoiser(eqd.EDMSDE())
+    p = eqd.predict(denoiser, 0.5, jnp.ones(3), key=jax.random.key(0))
+    loss = eqd.score_matching(p, eqd.EDMWeighting())
+    ```
 
     ??? cite "Reference"
 
@@ -114,6 +138,14 @@ class MinSNRWeighting(AbstractWeighting):
     On ε it is $\min(1, \gamma/\mathrm{SNR})$, on $v$
     $\min(\mathrm{SNR}, \gamma)/(\mathrm{SNR} + 1)$: the same loss, as the paper defines it. Times
     that are almost noiseless, and too easy, count less than under [`eqdiff.NoiseWeighting`][].
+
+    **Example:**
+
+    ```python
+    denoiser = eqd.GaussianDenoiser(eqd.VPSDE())
+    p = eqd.predict(denoiser, 0.5, jnp.ones(3), key=jax.random.key(0))
+    loss = eqd.score_matching(p, eqd.MinSNRWeighting())
+    ```
 
     ??? cite "Reference"
 
@@ -149,6 +181,14 @@ class SigmoidWeighting(AbstractWeighting):
     The weight falls with λ, so it is the likelihood bound of data with noise added. As
     $b \to \infty$ it becomes [`eqdiff.LikelihoodWeighting`][].
 
+    **Example:**
+
+    ```python
+    denoiser = eqd.GaussianDenoiser(eqd.CosineVPSDE())
+    p = eqd.predict(denoiser, 0.5, jnp.ones(3), key=jax.random.key(0))
+    loss = eqd.score_matching(p, eqd.SigmoidWeighting())
+    ```
+
     ??? cite "Reference"
 
         Kingma & Gao, *Understanding Diffusion Objectives as the ELBO with Simple Data
@@ -160,8 +200,8 @@ class SigmoidWeighting(AbstractWeighting):
     def __init__(self, bias: float | Array = 0.0):
         r"""**Arguments:**
 
-        - `bias`: $b$, the log-SNR at which the weight is one half of the bound's. Larger images
-            want a smaller one.
+        - `bias`: $b$, the log-SNR at which the weight is one half of the bound's. Take a smaller
+            one for larger images.
         """
         self.bias = bias
 
@@ -181,6 +221,14 @@ class VelocityWeighting(AbstractWeighting):
     rectified flow $u = (\varepsilon - x_0)/\sqrt2$, that of one that predicts the flow; under VE
     $u = \varepsilon$. Under VP it is also what the weights of [`eqdiff.VelocityImportance`][] make
     of [`eqdiff.LikelihoodWeighting`][], up to a constant. Infinite where no signal is left.
+
+    **Example:**
+
+    ```python
+    denoiser = eqd.GaussianDenoiser(eqd.RectifiedFlow())
+    p = eqd.predict(denoiser, 0.5, jnp.ones(3), key=jax.random.key(0))
+    loss = eqd.score_matching(p, eqd.VelocityWeighting())
+    ```
 
     ??? cite "Reference"
 

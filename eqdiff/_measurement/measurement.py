@@ -31,7 +31,15 @@ Operator = Callable[[Example], Example]
 
 
 class Linearised(NamedTuple):
-    r"""Equation (2) at one $\hat x_0$: what [`eqdiff.Measurement.linearised`][] returns."""
+    r"""Equation (2) at one $\hat x_0$: what [`eqdiff.Measurement.linearised`][] returns.
+
+    **Example:**
+
+    ```python
+    measurement = eqd.Measurement(jnp.ones(2), lambda x: x[:2] ** 2, 0.05)
+    near = measurement.linearised(jnp.ones(4))  # an eqd.Linearised
+    ```
+    """
 
     residual: Example
     r"""$y - A(\hat x_0)$."""
@@ -46,14 +54,15 @@ class Linearised(NamedTuple):
 class Measurement(eqx.Module):
     r"""What was measured of $x_0$, how, and with which noise.
 
-    ```python
-    # A 32×32 image seen in 16×16 pixels, with noise of standard deviation 0.05.
-    shrink = lambda x: x.reshape(3, 16, 2, 16, 2).mean((2, 4))
-    measurement = eqd.Measurement(y, shrink, 0.05)
-    guided = eqd.PosteriorGuidance(denoiser, measurement)
-    ```
-
     For a batch of measurements build it inside `jax.vmap`.
+
+    **Example:**
+
+    ```python
+    seen = lambda x: x[:2]  # two of four elements
+    measurement = eqd.Measurement(jnp.ones(2), seen, 0.05)
+    log_p = measurement.log_prob(jnp.zeros(4))
+    ```
     """
 
     y: Float[Array, "..."]
@@ -69,14 +78,14 @@ class Measurement(eqx.Module):
         r"""**Arguments:**
 
         - `y`: what was measured, floating-point numbers of any shape.
-        - `operator`: $x_0 \mapsto A(x_0)$, any JAX function from one example to what is shaped like
-            `y`. Make it an `eqx.Module` if it holds arrays that are traced.
+        - `operator`: $x_0 \mapsto A(x_0)$, any JAX function from one example to an array shaped
+            like `y`. Make it an `eqx.Module` if it holds arrays that are traced.
         - `noise`: a number or an array shaped like `y` is the standard deviation of
-            [`eqdiff.GaussianNoise`][]; else [`eqdiff.CorrelatedNoise`][],
-            [`eqdiff.PoissonNoise`][] or one of your own.
+            [`eqdiff.GaussianNoise`][]; otherwise pass [`eqdiff.CorrelatedNoise`][],
+            [`eqdiff.PoissonNoise`][] or your own.
 
-        **Raises:** `ValueError` for a measurement of whole numbers or not finite, and for noise
-        that does not fit it.
+        **Raises:** `ValueError` for a measurement that is integer or not finite, and for noise that
+        does not fit it.
         """
         if not callable(operator):
             raise ValueError(

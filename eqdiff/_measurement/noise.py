@@ -7,8 +7,8 @@ r"""The noise of a measurement, $p(y|\mu)$ with $\mu = A(x_0)$.
 | [`eqdiff.PoissonNoise`][] | $\frac1r\mathrm{Poisson}(r\mu)$ | $\mathrm{diag}(\mu)/r$ |
 
 with $n \sim \mathcal N(0, I)$. The mean of $y$ is $\mu$ in all of them, so that $y$ and $A(x_0)$
-have the same unit. What linearises a measurement needs $\Sigma$ alone, as a product with vectors,
-and takes $\Sigma = 0$; a density needs an invertible one.
+have the same unit. Methods that linearise a measurement need only products of $\Sigma$ with
+vectors, and accept $\Sigma = 0$; a density needs an invertible $\Sigma$.
 """
 
 import abc
@@ -37,7 +37,7 @@ _ROUNDING = 16 * np.finfo(np.float32).eps
 class AbstractMeasurementNoise(eqx.Module):
     r"""The distribution $p(y|\mu)$ of a measurement about its mean $\mu$, shaped like $y$.
 
-    Subclass it for noise of another kind; see [`eqdiff.Measurement`][] for who calls what.
+    Subclass it for noise of another kind, and pass that to [`eqdiff.Measurement`][].
     """
 
     @abc.abstractmethod
@@ -66,7 +66,13 @@ class AbstractMeasurementNoise(eqx.Module):
 class GaussianNoise(AbstractMeasurementNoise):
     r"""Independent Gaussian noise, $y = \mu + \sigma_y n$.
 
-    A number or an array in its place means this one: `eqd.Measurement(y, operator, 0.1)`.
+    A number or an array in its place is short for it: `eqd.Measurement(y, operator, 0.1)`.
+
+    **Example:**
+
+    ```python
+    y = eqd.GaussianNoise(0.1).sample(jnp.ones(3), key=jax.random.key(0))
+    ```
     """
 
     std: ArrayLike
@@ -76,7 +82,7 @@ class GaussianNoise(AbstractMeasurementNoise):
 
         - `std`: $\sigma_y$, a number or an array shaped like $y$; 0 where there is no noise.
 
-        **Raises:** `ValueError` for a negative one, or one that is not finite.
+        **Raises:** `ValueError` for a negative value, or one that is not finite.
         """
         # Kept as given: inside jit, asarray makes tracers of known numbers.
         if not is_traced(std):
@@ -119,14 +125,17 @@ class GaussianNoise(AbstractMeasurementNoise):
 class CorrelatedNoise(AbstractMeasurementNoise):
     r"""Gaussian noise with a covariance, $y = \mu + Ln$ and $\Sigma = LL^\top$.
 
-    ```python
-    noise = eqd.CorrelatedNoise(jnp.linalg.cholesky(covariance))
-    noise = eqd.CorrelatedNoise(lambda n: 0.1 * (n + jnp.roll(n, 1, -1)))  # no matrix is built
-    ```
-
     `sample` and products with $\Sigma$ cost one product with $L$ or two. `log_prob` needs
     $|\Sigma|$ and $\Sigma^{-1}$: it decomposes $L$ as a matrix, which for a function is built
     first, in as many calls as $y$ has elements.
+
+    **Example:**
+
+    ```python
+    covariance = jnp.asarray([[1.0, 0.5], [0.5, 1.0]])
+    noise = eqd.CorrelatedNoise(jnp.linalg.cholesky(covariance))
+    smooth = eqd.CorrelatedNoise(lambda n: 0.1 * (n + jnp.roll(n, 1, -1)))  # no matrix is built
+    ```
     """
 
     factor: _Factor | Float[Array | np.ndarray, "m k"]
@@ -220,8 +229,15 @@ class PoissonNoise(AbstractMeasurementNoise):
     and $-\infty$ where $\mu$ is negative, or 0 while $N$ is not. Data on $[-1, 1]$ have negative
     elements, and so have estimates of positive data: an operator that returns a rate should bound
     it, `lambda x: jnp.maximum((x + 1) / 2, 1e-3)`. $\Sigma$ is $\mathrm{diag}(\mu)/r$ where more
-    than one count is expected, $r\mu > 1$, and that of one count below: a Gaussian of no
-    variance would take an empty pixel for certain.
+    than one count is expected, $r\mu > 1$, and that of one count below: a Gaussian without variance
+    would treat an empty pixel as certain.
+
+    **Example:**
+
+    ```python
+    rate = lambda x: jnp.maximum((x + 1) / 2, 1e-3)  # data on [-1, 1] as a positive rate
+    measurement = eqd.Measurement(jnp.asarray([0.4, 0.5]), rate, eqd.PoissonNoise(100.0))
+    ```
     """
 
     rate: ArrayLike

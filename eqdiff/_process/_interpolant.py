@@ -1,14 +1,14 @@
 r"""A smooth monotone curve through numbers known at whole times.
 
 On each unit interval the curve is $y(i + u) = y_i + u(c_1 + u(c_2 + u c_3)) + 2\log(1 - c_4 u)$: a
-cubic with $c_4 = 0$, but on the last interval of a log-SNR that ends in $-\infty$. Where the
+cubic with $c_4 = 0$, except on the last interval of a log-SNR that ends in $-\infty$. Where the
 cubic spline through all numbers (not-a-knot ends) is monotone between each two of them, it is the
 curve: its second derivative is continuous, which solvers of high order rely on. Where the spline
 overshoots, as at the kinks of a schedule respaced in sections, the curve is Steffen's (1990): the
 slope at a number is the parabola's through its neighbours, limited so that no interval overshoots.
 Its second derivative jumps.
 
-What that is worth, in accepted + rejected steps of the probability flow of a Gaussian mixture
+What the spline saves, in accepted + rejected steps of the probability flow of a Gaussian mixture
 (float64, mean of eight solves, tolerances `rtol` = `atol`):
 
 | schedule of 1000 steps | solver | | 1e-6 | 1e-8 | 1e-10 |

@@ -46,8 +46,8 @@ class AbstractProcess(eqx.Module):
     r"""A Gaussian perturbation kernel $p(x_t|x_0) = \mathcal N(\alpha_t x_0, \sigma_t^2 I)$,
     $t \in [t_0, t_1]$.
 
-    Solves run between `t0`, at the data, and `t1`, at the noise. To write your own process, give it
-    these two and the abstract methods below; or two functions, with [`eqdiff.KernelSDE`][].
+    Solves run between `t0`, at the data, and `t1`, at the noise. To write your own process, define
+    these two and the abstract methods below, or pass two functions to [`eqdiff.KernelSDE`][].
     """
 
     t0: eqx.AbstractVar[float | Array]

@@ -1,8 +1,8 @@
 r"""A process that ends in data.
 
 Pinned at both ends, $x_0$ and $x_T = x_1$ with $T = t_1$, a process is a *bridge*. Write its end as
-a noise, $\varepsilon_T = (x_1 - \alpha_T x_0)/\sigma_T$. Then at every time
-$x_t = \alpha_t x_0 + \sigma_t\varepsilon_t$ as ever, with
+a noise, $\varepsilon_T = (x_1 - \alpha_T x_0)/\sigma_T$. Then at every time $x_t = \alpha_t x_0 +
+\sigma_t\varepsilon_t$ as always, with
 
 $$\varepsilon_t = \sqrt{\rho_t}\,\varepsilon_T + \sqrt{1 - \rho_t}\,z, \qquad
   \rho_t = \frac{\mathrm{SNR}_T}{\mathrm{SNR}_t} = e^{\lambda_T - \lambda_t}, \qquad
@@ -26,9 +26,9 @@ $$\mathrm dx = \Bigl(f x + \frac{g^2}{\sigma_t}\hat\varepsilon\Bigr)\mathrm dt
   + g\,\mathrm d\bar w, \qquad x_T = x_1, \tag{3}$$
 
 whose law at every $t$ is that of (2), over all pairs of the data (Shi et al. 2023, proposition 2).
-With $\hat\varepsilon = \mathbb E[\varepsilon_t|x_t, x_1]$ it is so for each $x_1$: what ends at
-$x_1$ are samples of $p(x_0|x_1)$. The probability flow has another velocity here, since
-$-\hat\varepsilon/\sigma$ is not the score of $x_t$.
+With $\hat\varepsilon = \mathbb E[\varepsilon_t|x_t, x_1]$ this holds for each $x_1$ separately:
+started at $x_1$, (3) ends in samples of $p(x_0|x_1)$. The probability flow has another velocity
+here, since $-\hat\varepsilon/\sigma$ is not the score of $x_t$.
 """
 
 import jax
@@ -45,16 +45,11 @@ def bridge_noise(
     r"""The noise $\varepsilon_t$ of a process that ends in `x1`: equation (1), for
     [`eqdiff.predict`][].
 
-    ```python
-    noise = eqd.bridge_noise(process, t, x0, x1, key=key)
-    p = eqd.predict(denoiser, t, x0, x1, noise=noise)
-    ```
-
-    Then $x_t = \alpha_t x_0 + \sigma_t\varepsilon_t$ is `x0` at the data and `x1` at $t_1$, and a
-    sampler that takes the noise of the reverse SDE goes back from `x1`: [`eqdiff.DDIM`][] at η = 1,
-    [`eqdiff.SDEDPMSolverPP`][], [`eqdiff.ReverseSDE`][]. The noise that it takes on the way is the
-    process's own, of width $\sigma_{t_1}$ in all, and not that of a prior: `EDMSDE(t1=1.0)` for
-    ends that are about 1 apart.
+    Then $x_t = \alpha_t x_0 + \sigma_t\varepsilon_t$ is `x0` at the data and `x1` at $t_1$. To go
+    back from `x1`, use a sampler that adds the noise of the reverse SDE: [`eqdiff.DDIM`][] at η =
+    1, [`eqdiff.SDEDPMSolverPP`][] or [`eqdiff.ReverseSDE`][]. The noise on the way is the process's
+    own, of width $\sigma_{t_1}$ in all, so choose one that suits the distance of the ends:
+    `EDMSDE(t1=1.0)` for ends that are about 1 apart.
 
     **Arguments:**
 
@@ -69,6 +64,14 @@ def bridge_noise(
     **Raises:** `ValueError` for ends of different shapes, integer data, and a process without
     signal at its end, which forgets `x0` before it gets there.
 
+    **Example:**
+
+    ```python
+    process, x0, x1 = eqd.EDMSDE(t1=1.0), jnp.zeros(3), jnp.ones(3)
+    noise = eqd.bridge_noise(process, 0.5, x0, x1, key=jax.random.key(0))
+    p = eqd.predict(eqd.GaussianDenoiser(process), 0.5, x0, x1, noise=noise)
+    ```
+
     ??? cite "Reference"
 
         Liu et al., *I²SB: Image-to-Image Schrödinger Bridge*, ICML 2023; Zhou et al., *Denoising
@@ -80,7 +83,7 @@ def bridge_noise(
     if x0.shape != x1.shape:
         raise ValueError(
             f"bridge_noise: the ends have shapes {x0.shape} and {x1.shape}; they must agree. For a "
-            "batch write jax.vmap; a condition of another shape belongs into args."
+            "batch write jax.vmap; a condition of another shape belongs in args."
         )
     if has_no_signal(process):
         name = type(process).__name__

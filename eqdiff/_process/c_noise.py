@@ -22,8 +22,11 @@ class ScaledTime(eqx.Module):
     r"""$c_\text{noise} = k\,t$: the $(N-1)\,t$ of a VP network that was trained on $N$ discrete
     steps.
 
+    **Example:**
+
     ```python
-    denoiser = eqd.Denoiser(net, eqd.VPSDE(), c_noise=eqd.ScaledTime(499.0))
+    net = eqd.nn.MLP(2, 2, key=jax.random.key(0))
+    denoiser = eqd.Denoiser(net, eqd.VPSDE(), c_noise=eqd.ScaledTime(499.0))  # trained on 500 steps
     ```
     """
 
@@ -47,7 +50,10 @@ class LogNoise(eqx.Module):
     r"""$c_\text{noise} = \log(k\,\sigma_t/\alpha_t)$: the noise level in units of the data, times a
     number.
 
+    **Example:**
+
     ```python
+    net = eqd.nn.MLP(2, 2, key=jax.random.key(0))
     denoiser = eqd.Denoiser(net, eqd.EDMSDE(), c_noise=eqd.LogNoise(0.5))  # EDM's VE networks
     ```
     """

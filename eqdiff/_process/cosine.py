@@ -33,6 +33,12 @@ class CosineVPSDE(AbstractProcess):
     At the default ends $|\lambda| = 12.9$. $c_\text{noise} = 1000\,t$. For Improved DDPM's
     schedule, with its offset, see [`eqdiff.cosine_schedule`][].
 
+    **Example:**
+
+    ```python
+    process = eqd.CosineVPSDE(log_snr_shift=-2.77)  # for 256 x 256 pixels
+    ```
+
     ??? cite "Reference"
 
         Nichol & Dhariwal, *Improved Denoising Diffusion Probabilistic Models*, ICML 2021, equation
@@ -53,8 +59,8 @@ class CosineVPSDE(AbstractProcess):
     ):
         r"""**Arguments:**
 
-        - `log_snr_shift`: what is added to $\lambda_t$: $2\log(64/d)$ for images of $d$ pixels a
-            side, so $-2.77$ for 256.
+        - `log_snr_shift`: added to $\lambda_t$: take $2\log(64/d)$ for images of $d$ pixels a side,
+            so $-2.77$ for 256.
         - `t0`, `t1`: the interval on which the process is used. $t_1 = 1$ is allowed, but then
             drift and diffusion raise an error at $t = 1$, so that only the probability flow can
             start there, with a [`eqdiff.PredictVelocity`][] or [`eqdiff.PredictFlow`][] network.

@@ -32,6 +32,12 @@ def discretise(process: AbstractProcess, num_steps: int) -> Schedule:
     - `num_steps`: $T$.
 
     **Raises:** `ValueError` for a process that is not variance-preserving.
+
+    **Example:**
+
+    ```python
+    schedule = eqd.discretise(eqd.VPSDE(), 1000)
+    ```
     """
     num_steps = whole("discretise", "num_steps", num_steps)
     with jax.enable_x64(True):

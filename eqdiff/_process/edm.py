@@ -1,4 +1,4 @@
-r"""The process of Karras et al. (2022): noise is added and nothing else.
+r"""The process of Karras et al. (2022): only noise is added.
 
 $$\mathrm dx = \sqrt{2t}\,\mathrm dw, \qquad \alpha_t = 1, \qquad \sigma_t = t \tag{1}$$
 
@@ -20,8 +20,14 @@ class EDMSDE(AbstractProcess):
 
     $c_\text{noise} = \frac14\log\sigma_t$. The prior is $\mathcal N(0, t_1^2 I)$.
 
-    Times that are uniform in $t = \sigma$ are not how this process is used: train with those of
-    [`eqdiff.LogNormal`][]. Samplers take [`eqdiff.karras_times`][] unless they are given others.
+    Do not draw times uniformly in $t = \sigma$: train with [`eqdiff.LogNormal`][]. Samplers use
+    [`eqdiff.karras_times`][] by default.
+
+    **Example:**
+
+    ```python
+    sigma = eqd.EDMSDE().sigma(2.0)  # 2: the time is the noise level
+    ```
 
     ??? cite "Reference"
 

@@ -9,11 +9,11 @@ $$f = \frac{\dot\alpha}{\alpha}, \qquad
 The derivatives are found by automatic differentiation. The inverse $t(\lambda)$ is found by
 bisection and differentiated as an implicit function (`_inverse.py`).
 
-Nothing is known of λ but its values, whose difference cancels over a short step. There
+Only values of λ are known, and over a short step their difference cancels. There
 
 $$\lambda_s - \lambda_t = -\int_s^t \dot\lambda_\tau\,\mathrm d\tau \tag{2}$$
 
-is found by Gauss–Legendre quadrature instead.
+is computed by Gauss–Legendre quadrature instead.
 """
 
 import math
@@ -39,18 +39,19 @@ class KernelSDE(AbstractProcess):
     r"""The SDE with the perturbation kernel $\mathcal N(\alpha(t)\,x_0, \sigma(t)^2 I)$, for your
     own functions.
 
-    ```python
-    def alpha(t):
-        return jnp.exp(-(t**2))
-
-    process = eqd.KernelSDE(alpha, lambda t: jnp.sqrt(-jnp.expm1(-2 * t**2)), t0=1e-3, t1=3.0)
-    ```
-
     Drift, diffusion and $\dot\alpha, \dot\sigma$ follow by automatic differentiation, and so does
     the inverse of λ. They are as accurate as the functions: write $1 - e^{-a}$ as `-jnp.expm1(-a)`.
     The functions may be closures over parameters, or [Equinox](https://docs.kidger.site/equinox)
     modules that hold them; everything here is differentiable in these. A file cannot hold
-    functions: to save a model, write the process as an [`eqdiff.AbstractProcess`][] of your own.
+    functions: to save a model, write the process as your own subclass of
+    [`eqdiff.AbstractProcess`][].
+
+    **Example:**
+
+    ```python
+    alpha, sigma = lambda t: jnp.exp(-(t**2)), lambda t: jnp.sqrt(-jnp.expm1(-2 * t**2))
+    process = eqd.KernelSDE(alpha, sigma, t0=1e-3, t1=3.0)
+    ```
     """
 
     _alpha: Callable[[Scalar], Scalar]

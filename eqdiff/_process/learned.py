@@ -31,21 +31,22 @@ from .base import AbstractProcess, as_time
 class LearnedVPSDE(AbstractProcess):
     r"""A variance-preserving process with a learned noise schedule: equation (1) on $[0, 1]$.
 
-    ```python
-    ends = jnp.asarray(13.3), jnp.asarray(-5.0)
-    denoiser = eqd.Denoiser(net, eqd.LearnedVPSDE(*ends))
-    times = eqd.LowDiscrepancy(denoiser.process)
-    state = eqd.train.init(denoiser, optimiser, timesteps=times, key=key)
-    ```
-
     A denoiser is a pytree that holds network and process, so the two are trained together where it
     takes the network's place: `loss_fn(denoiser, t, x0, args, *, key)`. Draw the times from
-    [`eqdiff.LowDiscrepancy`][] or [`eqdiff.Uniform`][], which know no more of a process than its
-    interval. The loss is [`eqdiff.l_continuous`][]; no other teaches the ends, and under a loss
-    without its prior and reconstruction terms they would meet.
+    [`eqdiff.LowDiscrepancy`][] or [`eqdiff.Uniform`][], which depend only on the process's
+    interval. Train with [`eqdiff.l_continuous`][]: no other loss teaches the ends, and without its
+    prior and reconstruction terms they would meet.
 
-    $c_\text{noise} = 25\,(20 - \lambda_t)$, a function of the noise level alone, which means the
-    same to a network while the schedule moves: from 0 to 1000 for λ from 20 to −20.
+    $c_\text{noise} = 25\,(20 - \lambda_t)$ depends on the noise level alone, so that its meaning
+    does not change while the schedule is learned: it runs from 0 to 1000 for λ from 20 to −20.
+
+    **Example:**
+
+    ```python
+    ends = jnp.asarray(13.3), jnp.asarray(-5.0)  # arrays are learned
+    net = eqd.nn.MLP(2, 2, key=jax.random.key(0))
+    denoiser = eqd.Denoiser(net, eqd.LearnedVPSDE(*ends))
+    ```
 
     ??? cite "Reference"
 
@@ -74,8 +75,8 @@ class LearnedVPSDE(AbstractProcess):
             in a straight line; or the rows $a$, $b$ and $c$ of equation (2), such as those of
             another process.
 
-        **Raises:** `ValueError` for ends that are not finite and falling, no unit, or an array that
-        has not three rows of finite numbers.
+        **Raises:** `ValueError` for ends that are not finite or do not fall, for no units, or an
+        array without three rows of finite numbers.
         """
         check_finite(self, log_snr_max=log_snr_max, log_snr_min=log_snr_min)
         high, low = known_number(log_snr_max), known_number(log_snr_min)

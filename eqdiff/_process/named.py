@@ -38,6 +38,12 @@ def linear_schedule(
     - `beta_min`, `beta_max`: the first and last rate at $T = 1000$.
 
     **Raises:** `ValueError` where a scaled rate exceeds 1, which is at $T < 20$ for the defaults.
+
+    **Example:**
+
+    ```python
+    alpha_bar = eqd.linear_schedule(1000).alpha_bar  # from 0.9999 to 4e-5
+    ```
     """
     num_steps = whole("linear_schedule", "num_steps", num_steps)
     scale = 1000 / num_steps
@@ -53,6 +59,12 @@ def cosine_schedule(num_steps: int = 1000, *, offset: float = 0.008) -> Schedule
     - `num_steps`: $T$.
     - `offset`: $s$, which keeps the first $\beta$ from vanishing; the paper chose $\sqrt{\beta_0}$
         slightly below the width 1/127.5 of a pixel's bin.
+
+    **Example:**
+
+    ```python
+    schedule = eqd.cosine_schedule(1000)
+    ```
     """
 
     def alpha_bar(u: float) -> float:
@@ -74,6 +86,12 @@ def alpha_bar_schedule(
     - `max_beta`: the largest rate allowed; 1 for zero terminal SNR, if $\bar\alpha(1) = 0$.
 
     **Raises:** `ValueError` where $\bar\alpha$ does not decrease.
+
+    **Example:**
+
+    ```python
+    schedule = eqd.alpha_bar_schedule(lambda u: 1 - 0.99 * u, 100)
+    ```
     """
     num_steps = whole("alpha_bar_schedule", "num_steps", num_steps)
     levels = np.array([alpha_bar(i / num_steps) for i in range(num_steps + 1)], np.float64)

@@ -26,9 +26,15 @@ class RectifiedFlow(AbstractProcess):
     paths.
 
     Use it with [`eqdiff.PredictFlow`][], whose network predicts $\varepsilon - x_0$, and
-    [`eqdiff.l_simple`][], which then is the flow matching loss. It is an SDE as well,
-    $\mathrm dx = -\frac{x}{1-t}\mathrm dt + \sqrt{2t/(1-t)}\,\mathrm dw$, so that stochastic
-    samplers and likelihoods apply. $c_\text{noise} = 1000\,t$.
+    [`eqdiff.l_simple`][], which is then the flow-matching loss. It is an SDE as well, $\mathrm dx =
+    -\frac{x}{1-t}\mathrm dt + \sqrt{2t/(1-t)}\,\mathrm dw$, so that stochastic samplers and
+    likelihoods apply. $c_\text{noise} = 1000\,t$.
+
+    **Example:**
+
+    ```python
+    x = eqd.RectifiedFlow().perturb(0.25, jnp.zeros(3), jnp.ones(3))  # 0.25 each
+    ```
 
     ??? cite "Reference"
 

@@ -32,6 +32,13 @@ def respace(schedule: Schedule, timesteps: Sequence[int] | Int[np.ndarray, " K"]
     inputs.
 
     **Raises:** `ValueError` for indices that are out of range or not increasing.
+
+    **Example:**
+
+    ```python
+    steps = eqd.section_timesteps(1000, (25,))
+    schedule = eqd.respace(eqd.cosine_schedule(1000), steps)
+    ```
     """
     steps = np.asarray(timesteps)
     size = schedule.num_steps

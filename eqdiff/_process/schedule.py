@@ -57,18 +57,26 @@ class Schedule(AbstractProcess):
     $t = 0, \dots, T-1$.
 
     As a process it has $\alpha_t = \sqrt{\bar\alpha_t}$ and $\sigma_t = \sqrt{1-\bar\alpha_t}$. The
-    *type* of a time decides how it is answered. Whole times (of an integer type) are the steps,
-    answered from float64 tables, and NaN outside $0, \dots, T-1$. Floating-point times lie between,
-    answered by a smooth monotone interpolation of λ and $c_\text{noise}$; at 3 and at 3.0 the
-    answers agree to rounding.
+    *type* of a time decides how it is looked up. Whole times (of an integer type) are the steps:
+    they read float64 tables, and give NaN outside $0, \dots, T-1$. Floating-point times lie between
+    the steps and read a smooth monotone interpolation of λ and $c_\text{noise}$. At 3 and at 3.0
+    the results agree to rounding.
 
     Solves run from `t0` = 0 to `t1` = $T - 1$; or $T - 2$ where the last rate was clipped (the
-    cosine schedule's: there $\alpha \approx 5\cdot10^{-5}$, and a coarse grid would spend itself
-    on that one step) or is 1, so that $\lambda = -\infty$. Whole times are valid up to $T - 1$ all
-    the same.
+    cosine schedule's: there $\alpha \approx 5\cdot10^{-5}$, and a coarse grid would spend its steps
+    on that one) or is 1, so that $\lambda = -\infty$. Whole times are valid up to $T - 1$ all the
+    same.
 
     The tables are static (hashed by content): they are never traced, differentiated, averaged or
     decayed, and stay float64 whatever the precision of the computation.
+
+    **Example:**
+
+    ```python
+    import numpy as np
+
+    schedule = eqd.Schedule(np.linspace(1e-3, 0.2, 100))  # your own rates
+    ```
 
     ??? cite "Reference"
 
@@ -92,12 +100,12 @@ class Schedule(AbstractProcess):
         - `betas`: the rates $\beta_t$, each in $(0, 1)$; the last may be 1 (see
             [`eqdiff.zero_terminal_snr`][]).
         - `c_noise`: the network's time input at each step; by default $1000\,t/T$ (the official
-            `rescale_timesteps=True`). Networks trained without rescaling want
+            `rescale_timesteps=True`). For a network trained without rescaling pass
             `c_noise=np.arange(T)`.
         - `timesteps`: the index of each step in the schedule that this one was respaced from; by
             default $0, \dots, T-1$.
 
-        **Raises:** `ValueError` for other rates, or tables of unequal length.
+        **Raises:** `ValueError` for rates outside these ranges, or tables of unequal length.
         """
         betas = np.asarray(betas, np.float64)
         if betas.ndim != 1 or betas.size == 0:

@@ -28,6 +28,12 @@ def section_timesteps(num_steps: int, counts: Sequence[int]) -> Int[np.ndarray, 
     **Returns:** the kept indices, increasing.
 
     **Raises:** `ValueError` for a section asked for more steps than it has.
+
+    **Example:**
+
+    ```python
+    steps = eqd.section_timesteps(300, (10, 15, 20))  # 45 of them
+    ```
     """
     if len(counts) == 0:
         raise ValueError(
@@ -71,6 +77,12 @@ def ddim_timesteps(num_steps: int, count: int) -> Int[np.ndarray, " K"]:
 
     **Raises:** `ValueError`, naming the nearest counts that work, where no stride gives `count`
     steps.
+
+    **Example:**
+
+    ```python
+    steps = eqd.ddim_timesteps(1000, 50)  # 0, 20, ..., 980
+    ```
     """
     count = whole("ddim_timesteps", "count", count)
     # A stride of T would keep the step 0 alone, and sampling would start from a nearly clean image.

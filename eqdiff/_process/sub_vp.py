@@ -27,6 +27,12 @@ class SubVPSDE(AbstractProcess):
     $B(t) = \int_0^t\beta$: never noisier than VP at the same rate, and the paper's best
     likelihoods. $c_\text{noise} = 999\,t$.
 
+    **Example:**
+
+    ```python
+    sigma = eqd.SubVPSDE().sigma(0.5)  # the square of eqd.VPSDE's
+    ```
+
     ??? cite "Reference"
 
         Song et al., *Score-Based Generative Modeling through Stochastic Differential Equations*,

@@ -13,7 +13,7 @@ $$s_i = \left(s_{\max}^{1/\rho}
 
 or visit the levels of a schedule (Karras et al. 2022, table 1: the "iDDPM" discretisation). A level
 becomes a time by the process's `time(log_snr)`. On a schedule uniform times are whole, as in the
-official code; the other spacings lie between $t_0$ and $t_1$ and in general between the steps.
+official code; the other spacings lie between $t_0$ and $t_1$ usually between the steps.
 """
 
 import equinox as eqx
@@ -59,6 +59,12 @@ def uniform_times(process: AbstractProcess, num_steps: int) -> Shaped[Array, " n
     - `num_steps`: how many times, both ends of the process included.
 
     **Raises:** `ValueError` for less than one step, or more than a schedule has.
+
+    **Example:**
+
+    ```python
+    times = eqd.uniform_times(eqd.cosine_schedule(1000), 3)  # 999, 500, 0
+    ```
     """
     num_steps = whole("uniform_times", "num_steps", num_steps)
     if not isinstance(process, Schedule):
@@ -69,12 +75,19 @@ def uniform_times(process: AbstractProcess, num_steps: int) -> Shaped[Array, " n
 
 
 def trailing_times(process: AbstractProcess, num_steps: int) -> Shaped[Array, " num_steps"]:
-    r"""`num_steps` decreasing times, evenly spaced in $t$ from the noisiest, the cleanest left out.
+    r"""`num_steps` decreasing times, evenly spaced in $t$ from the noisiest down, without the
+    cleanest.
 
     Of $n$ steps of a schedule they are $\operatorname{round}(T - iT/n) - 1$, $i = 0, \dots, n - 1$:
     diffusers' `timestep_spacing="trailing"`. Elsewhere $t_1 - i\,(t_1 - t_0)/n$.
 
     Arguments and errors as for [`eqdiff.uniform_times`][].
+
+    **Example:**
+
+    ```python
+    times = eqd.trailing_times(eqd.linear_schedule(1000), 4)  # 999, 749, 499, 249
+    ```
 
     ??? cite "Reference"
 
@@ -95,6 +108,12 @@ def quadratic_times(process: AbstractProcess, num_steps: int) -> Float[Array, " 
     The official code stops at 80 % of a schedule and rounds; here both ends are included. Arguments
     and errors as for [`eqdiff.uniform_times`][].
 
+    **Example:**
+
+    ```python
+    times = eqd.quadratic_times(eqd.VPSDE(), 5)  # 1, 0.56, 0.25, 0.06, 1e-5
+    ```
+
     ??? cite "Reference"
 
         Song, Meng & Ermon, *Denoising Diffusion Implicit Models*, ICLR 2021, appendix D.2.
@@ -110,6 +129,13 @@ def log_snr_times(process: AbstractProcess, num_steps: int) -> Float[Array, " nu
 
     The same as [`eqdiff.karras_times`][] for $\rho \to \infty$. Arguments and errors as for
     [`eqdiff.uniform_times`][].
+
+    **Example:**
+
+    ```python
+    denoiser = eqd.GaussianDenoiser(eqd.VPSDE())
+    x0 = eqd.DDIM(10, spacing=eqd.log_snr_times)(denoiser, jnp.ones(3))
+    ```
 
     ??? cite "Reference"
 
@@ -142,6 +168,12 @@ def karras_times(
         default those of the process's own ends.
 
     **Raises:** `ValueError` for less than one step, ρ ≤ 0, or levels that do not decrease.
+
+    **Example:**
+
+    ```python
+    times = eqd.karras_times(eqd.EDMSDE(), 18)  # the paper's 18 levels from 80 to 0.002
+    ```
 
     ??? cite "Reference"
 
@@ -186,6 +218,12 @@ def schedule_times(
         default.
 
     **Raises:** `ValueError` where the schedule has fewer levels in the range than `num_steps`.
+
+    **Example:**
+
+    ```python
+    times = eqd.schedule_times(eqd.EDMSDE(), 18)  # EDM's iDDPM discretisation
+    ```
 
     ??? cite "Reference"
 

@@ -28,6 +28,12 @@ class VESDE(AbstractProcess):
     $\mathcal N(0, \sigma_{\max}^2 I)$, so $\sigma_{\max}$ should be about the largest distance
     between two data points (Song & Ermon 2020, technique 1).
 
+    **Example:**
+
+    ```python
+    sigma = eqd.VESDE(sigma_max=50.0).sigma(1.0)  # 50
+    ```
+
     ??? cite "Reference"
 
         Song et al., *Score-Based Generative Modeling through Stochastic Differential Equations*,

@@ -27,6 +27,12 @@ class VPSDE(AbstractProcess):
     linear from `beta_min` to `beta_max`. The continuous limit of DDPM. $c_\text{noise} = 999\,t$,
     like the official code's.
 
+    **Example:**
+
+    ```python
+    alpha, sigma = eqd.VPSDE().alpha(0.5), eqd.VPSDE().sigma(0.5)
+    ```
+
     ??? cite "Reference"
 
         Song et al., *Score-Based Generative Modeling through Stochastic Differential Equations*,
@@ -55,7 +61,7 @@ class VPSDE(AbstractProcess):
             default $t_0 = 10^{-5}$; the paper samples down to $10^{-3}$.
 
         **Raises:** `ValueError` for a rate that is not positive from $t_0$ to $t_1$, an integral
-        $B(t_0)$ that is not, or times outside $0 < t_0 < t_1 \le 1$.
+        $B(t_0)$ that is not positive, or times outside $0 < t_0 < t_1 \le 1$.
         """
         check_interval(self, t0, t1, end=1.0)
         check_rates(self, beta_min, beta_max, t0, t1)

@@ -1,4 +1,4 @@
-"""What samplers that are Diffrax solves have in common: a failure is an error, never a number."""
+"""The common part of samplers that are Diffrax solves: a failure is an error, never a number."""
 
 import abc
 from typing import Any

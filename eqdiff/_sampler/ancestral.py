@@ -29,7 +29,15 @@ class Ancestral(AbstractChain):
     r"""Ancestral sampling, $x_{t-1} = \tilde\mu_t(x_t, \hat x_0) + \Sigma_t^{1/2} z$, of a discrete
     schedule.
 
-    With all variances; wrap the denoiser in [`eqdiff.Clip`][] for images.
+    It uses the denoiser's variance, whichever it is. For images, wrap the denoiser in
+    [`eqdiff.Clip`][].
+
+    **Example:**
+
+    ```python
+    denoiser = eqd.Clip(eqd.GaussianDenoiser(eqd.cosine_schedule(100), std=0.5))
+    x0 = eqd.Ancestral(25)(denoiser, jnp.ones(3), key=jax.random.key(0))
+    ```
 
     ??? cite "Reference"
 
@@ -55,8 +63,8 @@ class Ancestral(AbstractChain):
             and which: as for [`eqdiff.Grid`][].
         - `times`: or exactly which, decreasing and whole: `ddim_timesteps(4000, 50)[::-1]`.
         - `guidance`: $s\nabla\log p(y|x_t)$ as a function of $t$, $x_t$ and `args`: each step's
-            mean is shifted by $\Sigma_t$ times it. [`eqdiff.MeanShift`][]. Other guidance wraps the
-            denoiser.
+            mean is shifted by $\Sigma_t$ times it. Pass [`eqdiff.MeanShift`][]. Other guidance
+            wraps the denoiser.
 
         **Raises:** `ValueError` as [`eqdiff.Grid`][]; when called, for times that are not whole,
         and a process that is not a schedule.

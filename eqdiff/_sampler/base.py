@@ -1,4 +1,4 @@
-r"""What samplers are.
+r"""The interface of samplers.
 
 A sampler turns prior noise into data: `sampler(denoiser, x1, args=None, *, key=None) -> x0`, for
 one example. Those that solve a differential equation call Diffrax; the others are Markov chains,
@@ -31,6 +31,14 @@ class Trajectory(eqx.Module):
     - `t`: the times, decreasing, shape `(n,)`.
     - `x0`: the estimate $\hat x_0$ at each of them, shape `(n, ...)`.
     - `x`: the state that follows each, at the next time; the last is the sample. Shape `(n, ...)`.
+
+    **Example:**
+
+    ```python
+    denoiser = eqd.GaussianDenoiser(eqd.VPSDE())
+    trajectory = eqd.DDIM(10).trajectory(denoiser, jnp.ones(3))  # an eqd.Trajectory
+    estimates = trajectory.x0  # shape (10, 3)
+    ```
     """
 
     t: Shaped[Array, " n"]
@@ -44,7 +52,7 @@ class AbstractSampler(eqx.Module):
     @property
     @abc.abstractmethod
     def num_calls(self) -> int | None:
-        """How many calls of the denoiser make one sample; `None` where only a solve can tell, or a
+        """Denoiser calls per sample; `None` where the number depends on the solve, or on the
         schedule.
         """
 
@@ -59,13 +67,13 @@ class AbstractSampler(eqx.Module):
         - `denoiser`: any denoiser.
         - `x1`: prior noise, from `denoiser.process.prior_sample`; or, for a sampler whose times
             begin below the noisiest, a state at the first of them.
-        - `args`: what conditions the network.
+        - `args`: the network's conditioning, if any.
         - `key`: for the sampler's own noise; not the one `x1` was drawn with.
 
         **Returns:** a sample, shaped like `x1`.
 
-        **Raises:** `ValueError` for a process the sampler is not defined on, a state of whole
-        numbers or of half precision, or where it needs a key and has none.
+        **Raises:** `ValueError` for a process the sampler is not defined on, a state that is
+        integer or in half precision, or a missing key.
         """
 
     @abc.abstractmethod
@@ -80,12 +88,20 @@ class Step(eqx.Module):
 
     - `t`, `s`: where the step starts and ends; at the last, `s` is `t`.
     - `alpha_t`, `sigma_t`, `log_snr_t`, `alpha_s`, `sigma_s`, `log_snr_s`: the levels there.
-    - `log_snr_fall`: $\lambda_s - \lambda_t$, which the difference of the two would have lost to
-        rounding.
+    - `log_snr_fall`: $\lambda_s - \lambda_t$, computed without the rounding error of the
+        difference.
     - `index`: how many steps come after this one.
     - `last`: whether it is the last.
 
     Levels are in the precision of the state.
+
+    **Example:**
+
+    ```python
+    class Positive(eqd.AbstractConstraint):
+        def __call__(self, step, x, x0, *, key):  # step is an eqd.Step
+            return jnp.where(step.last, jnp.maximum(x, 0), x)
+    ```
     """
 
     t: Shaped[Array, "*n"]
@@ -176,7 +192,7 @@ class AbstractChain(AbstractSampler):
 
         **Arguments:**
 
-        - `denoiser`, `args`: any denoiser, and what conditions it.
+        - `denoiser`, `args`: any denoiser, and its conditioning.
         - `step`: from where to where, with the levels: see [`eqdiff.Step`][].
         - `x`: the state at `step.t`.
         - `key`: for the step's noise; no other step sees the same.

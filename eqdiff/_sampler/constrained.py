@@ -28,7 +28,15 @@ class Constrained(AbstractChain):
 
     For [`eqdiff.Ancestral`][], [`eqdiff.DDIM`][], [`eqdiff.StochasticHeun`][] and chains of your
     own, whose steps end at the next time and whose last ends at the data.
-    [`eqdiff.PredictorCorrector`][] takes the constraint itself. Several constraints are nested.
+    [`eqdiff.PredictorCorrector`][] takes the constraint itself. For several constraints, nest it.
+
+    **Example:**
+
+    ```python
+    constraint = eqd.Inpaint(jnp.ones(4), jnp.asarray([1, 1, 0, 0]))
+    sampler = eqd.Constrained(eqd.DDIM(10, eta=1.0), constraint, repeats=2)  # RePaint
+    x0 = sampler(eqd.GaussianDenoiser(eqd.VPSDE()), jnp.ones(4), key=jax.random.key(0))
+    ```
 
     ??? cite "Reference"
 

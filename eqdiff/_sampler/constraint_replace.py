@@ -2,7 +2,7 @@ r"""Replacement constraints: inpainting, colourisation and the like.
 
 Let the rows of $A$ be orthonormal — some pixels, the grey axis of RGB, the coarse coefficients of a
 wavelet transform — and let $y = Ax_0$ be known. After a step to level $(\alpha_s, \sigma_s)$ the
-known part of the state becomes a fresh sample of what it must be there,
+known part of the state becomes a fresh sample of its distribution there,
 
 $$x \leftarrow x + A^\top(\alpha_s y + \sigma_s z - Ax), \qquad z \sim \mathcal N(0, I), \tag{1}$$
 
@@ -77,16 +77,18 @@ def _check_mask(image: ArrayLike, mask: ArrayLike) -> None:
 
 def _check_finite(owner: str, value: ArrayLike) -> None:
     if not is_traced(value) and not np.all(np.isfinite(np.asarray(value))):
-        raise ValueError(f"{owner}: what is known is not finite.")
+        raise ValueError(f"{owner}: the known values are not finite.")
 
 
 class Inpaint(AbstractReplacement):
     """Known pixels: $A$ picks those of a mask.
 
+    **Example:**
+
     ```python
-    sampler = eqd.PredictorCorrector(constrain=eqd.Inpaint(image, mask))
-    # RePaint:
-    sampler = eqd.Constrained(eqd.Ancestral(250), eqd.Inpaint(image, mask), repeats=10)
+    constraint = eqd.Inpaint(jnp.ones(4), jnp.asarray([1, 1, 0, 0]))
+    sampler = eqd.PredictorCorrector(10, constrain=constraint)
+    x0 = sampler(eqd.GaussianDenoiser(eqd.VPSDE()), jnp.ones(4), key=jax.random.key(0))
     ```
 
     ??? cite "Reference"
@@ -105,8 +107,8 @@ class Inpaint(AbstractReplacement):
         - `mask`: true (or 1) where it is known. Of the shape of `image`, or one that broadcasts to
             it: `(height, width)` is for all channels.
 
-        **Raises:** `ValueError` for an image of whole numbers, a mask of another shape or with
-            values other than 0 and 1, and a known element that is not finite.
+        **Raises:** `ValueError` for an integer image, a mask of another shape or with values other
+        than 0 and 1, and a known element that is not finite.
         """
         # Checked as they were given: inside jit, asarray makes tracers of known numbers.
         _check_mask(image, mask)
@@ -138,6 +140,15 @@ class Colourise(AbstractReplacement):
     r"""A known grey image: $A$ projects the channels onto the grey axis $w$,
     $y = w \cdot x / \|w\|$.
 
+    **Example:**
+
+    ```python
+    constraint = eqd.Colourise(jnp.zeros((4, 4)))
+    denoiser, x1 = eqd.GaussianDenoiser(eqd.VPSDE()), jnp.ones((3, 4, 4))
+    sampler = eqd.PredictorCorrector(10, constrain=constraint)
+    x0 = sampler(denoiser, x1, key=jax.random.key(0))
+    ```
+
     ??? cite "Reference"
 
         Song et al., *Score-Based Generative Modeling through Stochastic Differential Equations*,
@@ -160,7 +171,7 @@ class Colourise(AbstractReplacement):
         - `weights`: $w$: how grey is made of the channels; a mean by default,
             $(0.299, 0.587, 0.114)$ for luminance.
 
-        **Raises:** `ValueError` for a grey image of whole numbers, of another shape or not finite,
+        **Raises:** `ValueError` for a grey image that is integer, of another shape or not finite,
             and for weights that do not sum to 1 (grey pixels would not keep their value).
         """
         _check_finite("Colourise", grey)
@@ -171,7 +182,7 @@ class Colourise(AbstractReplacement):
         if grey.ndim != 3 or grey.shape[0] != 1:
             raise ValueError(
                 f"Colourise: the grey image has shape {grey.shape}, expected (height, width) or "
-                "(1, height, width). For an RGB image whose channels are equal write image[0]; of "
+                "(1, height, width). For an RGB image whose channels are equal write image[0]; for "
                 "a colour image write image.mean(0)."
             )
         if not math.isclose(sum(weights), 1, abs_tol=1e-6):
@@ -200,15 +211,16 @@ class Colourise(AbstractReplacement):
 class Replace(AbstractReplacement):
     r"""Known coefficients in any orthonormal system: equation (1) as it stands.
 
-    ```python
-    def pool(x):                                # 2×2 means, times 2: every row of A has length 1
-        c, h, w = x.shape
-        return 2 * x.reshape(c, h // 2, 2, w // 2, 2).mean((2, 4))
-
-    constraint = eqd.Replace(2 * small_image, pool)
-    ```
-
     [`eqdiff.Inpaint`][] is `Replace(mask * image, lambda x: mask * x)`.
+
+    **Example:**
+
+    ```python
+    pool = lambda x: 2 * x.reshape(3, 4, 2, 4, 2).mean((2, 4))  # rows of length 1
+    sampler = eqd.PredictorCorrector(10, constrain=eqd.Replace(jnp.zeros((3, 4, 4)), pool))
+    denoiser, x1 = eqd.GaussianDenoiser(eqd.VPSDE()), jnp.ones((3, 8, 8))
+    x0 = sampler(denoiser, x1, key=jax.random.key(0))
+    ```
     """
 
     value: Float[Array, "..."]
@@ -221,8 +233,8 @@ class Replace(AbstractReplacement):
         - `operator`: $x \mapsto Ax$, linear, from one example to what is shaped like `value`; its
             rows orthonormal (or zero). Make it an `eqx.Module` if it holds arrays that are traced.
 
-        **Raises:** `ValueError` for values that are whole numbers or not finite; when called, for
-            an operator that does not return their shape or whose rows are not orthonormal.
+        **Raises:** `ValueError` for values that are integers or not finite; when called, for an
+            operator that does not return their shape or whose rows are not orthonormal.
         """
         _check_finite("Replace", value)
         value = jnp.asarray(value)

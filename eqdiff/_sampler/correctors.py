@@ -81,6 +81,13 @@ class AbstractCorrector(eqx.Module):
 class Langevin(AbstractCorrector):
     r"""Langevin steps of size $\epsilon = 2a^2(r\|z\|/\|s\|)^2$.
 
+    **Example:**
+
+    ```python
+    sampler = eqd.PredictorCorrector(20, corrector=eqd.Langevin(snr=0.16))
+    x0 = sampler(eqd.GaussianDenoiser(eqd.VESDE()), jnp.ones(3), key=jax.random.key(0))
+    ```
+
     ??? cite "Reference"
 
         Song et al., *Score-Based Generative Modeling through Stochastic Differential Equations*,
@@ -113,6 +120,14 @@ class AnnealedLangevin(AbstractCorrector):
 
     With many steps per level and `predictor=None` this is annealed Langevin dynamics, the sampler
     of NCSN.
+
+    **Example:**
+
+    ```python
+    corrector = eqd.AnnealedLangevin(steps=5)  # NCSN's sampler
+    sampler = eqd.PredictorCorrector(10, predictor=None, corrector=corrector)
+    x0 = sampler(eqd.GaussianDenoiser(eqd.VESDE()), jnp.ones(3), key=jax.random.key(0))
+    ```
 
     ??? cite "Reference"
 

@@ -1,4 +1,4 @@
-r"""What a solve costs.
+r"""The cost of a solve.
 
 Diffrax counts steps; what costs time is network calls. An explicit Runge–Kutta method of $s$ stages
 calls the network $s$ times a step. One fewer where its last stage is the next step's first ("FSAL":

@@ -37,13 +37,16 @@ from .grid import Grid, grid_of, Spacing
 class DAPS(AbstractChain):
     r"""DAPS, equations (1) and (2).
 
-    ```python
-    sampler = eqd.DAPS(eqd.Measurement(y, operator, 0.05), 50)
-    x0 = sampler(denoiser, x1, key=key)
-    ```
-
     A sample costs `num_steps` × `flow_steps` network calls and no derivative of the network. For a
     batch of measurements build the sampler inside `jax.vmap`.
+
+    **Example:**
+
+    ```python
+    measurement = eqd.Measurement(jnp.ones(2), lambda x: x[:2], 0.05)
+    denoiser, sampler = eqd.GaussianDenoiser(eqd.VPSDE()), eqd.DAPS(measurement, 10)
+    x0 = sampler(denoiser, jnp.ones(4), key=jax.random.key(0))
+    ```
 
     ??? cite "Reference"
 
@@ -73,9 +76,9 @@ class DAPS(AbstractChain):
         - `measurement`: what was measured.
         - `num_steps`, `spacing`, `times`: the levels, as for [`eqdiff.Grid`][]; 50 evenly spaced
             times by default.
-        - `flow_steps`: network calls at each level, Euler steps of the probability flow. One is
-            the mean of $p(x_0|x_t)$ and was the best of the two for known posteriors; the paper
-            takes five, for images.
+        - `flow_steps`: network calls at each level, Euler steps of the probability flow. One gives
+            the mean of $p(x_0|x_t)$ and was better than five on known posteriors; the paper takes
+            five, for images.
         - `std`: $s$, the standard deviation of the data; `float("inf")` is the paper's $r_t$.
         - `draw`: how equation (1) is drawn: [`eqdiff.LinearisedDraw`][], exact for a linear
             operator and Gaussian noise, or [`eqdiff.LangevinDraw`][].

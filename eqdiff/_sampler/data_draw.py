@@ -39,8 +39,15 @@ class LinearisedDraw(AbstractDataDraw):
 
     $$x_0 = \tilde x + r^2H^\top(\Sigma + r^2HH^\top)^{-1}(y - \tilde y). \tag{2}$$
 
-    Exact for a linear operator and Gaussian noise (Matheron's rule), none included. Other
+    Exact for a linear operator and Gaussian noise, or no noise at all (Matheron's rule). Other
     measurements are linearised: an approximation.
+
+    **Example:**
+
+    ```python
+    measurement = eqd.Measurement(jnp.ones(2), lambda x: x[:2], 0.05)
+    x0 = eqd.LinearisedDraw()(measurement, jnp.zeros(4), jnp.asarray(0.3), key=jax.random.key(0))
+    ```
 
     ??? cite "Reference"
 
@@ -99,6 +106,13 @@ class LangevinDraw(AbstractDataDraw):
     and accepts it with the probability that keeps (1) exact. $L$ is the largest curvature of
     $-\log p(y|x_0)$ where $x_0$ is most probable, by power iteration. They start from a
     [`eqdiff.LinearisedDraw`][] about that place. The paper's steps are not adjusted.
+
+    **Example:**
+
+    ```python
+    measurement = eqd.Measurement(jnp.ones(2), lambda x: x[:2] ** 3, 0.05)
+    x0 = eqd.LangevinDraw()(measurement, jnp.ones(4), jnp.asarray(0.3), key=jax.random.key(0))
+    ```
 
     ??? cite "Reference"
 
@@ -165,7 +179,7 @@ def _langevin_step(log_prob, size: Scalar):
 
 
 def _largest_curvature(log_prob, x: Example, iterations: int = 8) -> Scalar:
-    r"""The largest eigenvalue in size of $\nabla^2\log p$, from below, by power iteration."""
+    r"""The largest eigenvalue by magnitude of $\nabla^2\log p$, from below, by power iteration."""
     slope = jax.grad(log_prob)
 
     def product(v: Example) -> Example:

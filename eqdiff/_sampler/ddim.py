@@ -38,8 +38,8 @@ class DDIM(AbstractChain):
     $x_s = \alpha_s\hat x_0 + \sqrt{\sigma_s^2-\varsigma^2}\,\hat\varepsilon + \varsigma z$, on any
     process.
 
-    Each step costs one network call. Deterministic at η = 0, and then needs no key, and `encode` is
-    its inverse.
+    Each step costs one network call. At η = 0 it is deterministic, needs no key, and has `encode`
+    as its inverse.
 
     **Example:**
 
@@ -98,21 +98,21 @@ class DDIM(AbstractChain):
         r"""The latent from which this sampler, at η = 0, draws `x0`: equation (2) along its times,
         upwards.
 
-        The data are taken for a state at the cleanest time, as in the official code, and the latent
-        is a state at the noisiest, where sampling begins; that makes one network call less than
-        there are times. (The official code goes on to $\bar\alpha = 0$: its latent is
-        `denoiser(t1, z).noise` of this one.)
+        The data count as a state at the cleanest time, as in the official code, and the latent is a
+        state at the noisiest, where sampling begins. That takes one network call fewer than there
+        are times. (The official code goes on to $\bar\alpha = 0$: its latent is `denoiser(t1,
+        z).noise` of this one.)
 
-        Decoding returns `x0` but for an error of first order in the steps, and one of order
-        $\sigma_{t_0}^2$ that is the noise the data do not have at the cleanest time. Not through
-        [`eqdiff.Clip`][], which cannot be undone. For an error of your choice there is
+        Decoding returns `x0` up to an error of first order in the steps, and one of order
+        $\sigma_{t_0}^2$ because the data lack the noise of the cleanest time. Do not encode through
+        [`eqdiff.Clip`][], which cannot be undone. To choose the error, use
         `ProbabilityFlow(rtol=..., atol=...).encode`.
 
         **Arguments:**
 
         - `denoiser`: any denoiser.
         - `x0`: one example of data.
-        - `args`: what conditions the network.
+        - `args`: the network's conditioning, if any.
 
         **Returns:** the latent, shaped like `x0`.
 

@@ -34,13 +34,16 @@ from .linearised import gauss_newton
 class DiffPIR(AbstractChain):
     r"""DiffPIR, equations (1) and (2): a chain that fits a measurement after every denoising.
 
-    ```python
-    sampler = eqd.DiffPIR(eqd.Measurement(y, operator, 0.05), 100)
-    x0 = sampler(denoiser, x1, key=key)
-    ```
-
     Each step costs one network call and no derivative of the network. For a batch of measurements
     build the sampler inside `jax.vmap`.
+
+    **Example:**
+
+    ```python
+    measurement = eqd.Measurement(jnp.ones(2), lambda x: x[:2], 0.05)
+    denoiser, sampler = eqd.GaussianDenoiser(eqd.VPSDE()), eqd.DiffPIR(measurement, 10)
+    x0 = sampler(denoiser, jnp.ones(4), key=jax.random.key(0))
+    ```
 
     ??? cite "Reference"
 
@@ -69,7 +72,7 @@ class DiffPIR(AbstractChain):
     ):
         r"""**Arguments:**
 
-        - `measurement`: what was measured; a linear operator or any other.
+        - `measurement`: the measurement; its operator may be nonlinear.
         - `num_steps`, `spacing`, `times`: the times, as for [`eqdiff.Grid`][]; 100 evenly spaced
             ones by default.
         - `strength`: λ of equation (1), how strongly the denoiser's estimate holds against the

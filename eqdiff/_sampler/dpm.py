@@ -15,12 +15,14 @@ class DPMSolverPP(AbstractMultistep):
     r"""DPM-Solver++(2M) or (3M): second or third order at one network call per step, on any
     process. Deterministic.
 
-    ```python
-    x0 = eqd.DPMSolverPP(20)(denoiser, x1)
-    ```
-
     Times are evenly spaced in the log-SNR unless given. The sample is $\hat x_0$ at the last of
     them.
+
+    **Example:**
+
+    ```python
+    x0 = eqd.DPMSolverPP(10)(eqd.GaussianDenoiser(eqd.VPSDE()), jnp.ones(3))
+    ```
 
     ??? cite "Reference"
 

@@ -30,6 +30,12 @@ class Grid(eqx.Module):
 
     Times that begin below the process's noisiest one start a sampler from a state that was noised
     to the first of them, `process.perturb(times[0], image, noise)`: SDEdit (Meng et al. 2022).
+
+    **Example:**
+
+    ```python
+    times = eqd.Grid(18, spacing=eqd.karras_times).times(eqd.EDMSDE())
+    ```
     """
 
     num_steps: int | None = eqx.field(static=True)
@@ -49,8 +55,8 @@ class Grid(eqx.Module):
         - `times`: the decreasing times themselves, instead of both.
 
         **Raises:** `ValueError` if `times` is given together with one of the others, for a number
-        that is not whole and positive, and times that are not a vector or do not decrease; when
-        used, for times that the process does not have.
+        that is not a positive integer, and times that are not a vector or do not decrease; when
+        used, for times outside the process.
         """
         _check("Grid", num_steps, spacing, times)
         self._known = self._traced = None

@@ -39,12 +39,16 @@ class StochasticHeun(AbstractChain):
     r"""EDM's sampler: each step adds noise ("churn"), then solves the probability flow by Heun's
     method.
 
-    On any process, through $x/\alpha$ and $\sigma/\alpha$; $2n - 1$ network calls. Deterministic
-    unless `churn` is positive, and then needs no key.
+    On any process, through $x/\alpha$ and $\sigma/\alpha$; $2n - 1$ network calls. Without `churn`
+    it is deterministic and needs no key. On ImageNet the paper takes 256 steps with `churn=40,
+    churn_min=0.05, churn_max=50, noise=1.003`.
+
+    **Example:**
 
     ```python
-    fast = eqd.StochasticHeun(18)(denoiser, x1)
-    stochastic = eqd.StochasticHeun(256, churn=40, churn_min=0.05, churn_max=50, noise=1.003)
+    denoiser, x1 = eqd.GaussianDenoiser(eqd.EDMSDE(), std=0.5), jnp.full(3, 80.0)
+    x0 = eqd.StochasticHeun(18)(denoiser, x1)  # deterministic
+    x0 = eqd.StochasticHeun(18, churn=5.0, noise=1.003)(denoiser, x1, key=jax.random.key(0))
     ```
 
     ??? cite "Reference"
@@ -79,7 +83,7 @@ class StochasticHeun(AbstractChain):
         - `churn`: $S_{\text{churn}}$; the level rises by the share
             $\gamma = \min(S_{\text{churn}}/n, \sqrt2 - 1)$.
         - `churn_min`, `churn_max`: only noise levels $\sigma/\alpha$ in this range are churned.
-        - `noise`: $S_{\text{noise}}$, slightly above 1 to make up for the detail that a network
+        - `noise`: $S_{\text{noise}}$, slightly above 1 to compensate for the detail that a network
             removes.
         - `midpoint`: $c$ of equation (2) in $(0, 1]$: 1 is Heun's method, ½ the midpoint method, ⅔
             Ralston's.

@@ -20,7 +20,7 @@ def gauss_newton(
 ) -> Example:
     r"""The minimum over $x$ of $-\log p(y|x) + \|x - \hat x_0\|^2/2v$: equation (1) with $V = vI$.
 
-    For an operator that is not linear it is linearised again where it has arrived.
+    A nonlinear operator is linearised again at each new estimate.
     """
 
     def improve(x, _):

@@ -17,6 +17,14 @@ class Particles(eqx.Module):
     - `effective_sample_sizes`: $1 / \sum_i w_i^2$ at each time, before particles are resampled;
         the last is that of `log_weights`. Shape `(n,)`.
     - `log_evidence`: an estimate of $\log p(y)$. That of $p(y)$ itself is unbiased.
+
+    **Example:**
+
+    ```python
+    log_weights = jnp.log(jnp.asarray([0.9, 0.1]))
+    particles = eqd.Particles(jnp.eye(2), log_weights, jnp.ones(1), jnp.zeros(()))
+    mean = particles.mean()  # 0.9, 0.1
+    ```
     """
 
     x: Float[Array, "num_particles ..."]
@@ -29,8 +37,8 @@ class Particles(eqx.Module):
         return jnp.tensordot(jnp.exp(self.log_weights), self.x, axes=1)
 
     def resample(self, num: int, *, key: Key) -> Float[Array, "num ..."]:
-        """`num` of the particles, each as often as its weight says, by systematic resampling: equal
-        weights, in random order.
+        """Draws `num` particles in proportion to their weights, by systematic resampling: equally
+        weighted, in random order.
 
         **Arguments:**
 

@@ -32,10 +32,11 @@ class PredictorCorrector(AbstractChain):
     r"""Alternates Langevin steps at a time with a step of the reverse process to the next, equation
     (1).
 
+    **Example:**
+
     ```python
-    corrector = eqd.Langevin(snr=0.16)
-    sampler = eqd.PredictorCorrector(500, predictor=eqd.ReverseDiffusion(), corrector=corrector)
-    x0 = sampler(denoiser, x1, key=key)
+    sampler = eqd.PredictorCorrector(20, corrector=eqd.Langevin(snr=0.16))
+    x0 = sampler(eqd.GaussianDenoiser(eqd.VPSDE()), jnp.ones(3), key=jax.random.key(0))
     ```
 
     ??? cite "Reference"
@@ -66,7 +67,7 @@ class PredictorCorrector(AbstractChain):
             ones by default.
         - `predictor`: how the reverse process is stepped; `None` leaves $x$ as the corrector made
             it (annealed Langevin dynamics).
-        - `corrector`: how $x$ is corrected before; `None` for predictors alone.
+        - `corrector`: how $x$ is corrected before that; `None` for predictors alone.
         - `constrain`: what is known about the sample, imposed after every corrector and every
             predictor.
 

@@ -69,7 +69,7 @@ class AbstractPredictor(eqx.Module):
 
         **Arguments:**
 
-        - `denoiser`, `args`: any denoiser, and what conditions it.
+        - `denoiser`, `args`: any denoiser, and its conditioning.
         - `step`: from where to where, with the levels: see [`eqdiff.Step`][]. The last step, into
             the data, has $\alpha_s = 1$, $\sigma_s = 0$ and $s = t$. The
             sampler ends in $\hat x_0$ there.
@@ -87,6 +87,13 @@ class AbstractPredictor(eqx.Module):
 class ReverseDiffusion(AbstractPredictor):
     r"""Reverse diffusion, $x_s = (2-a)x_t + \frac{1+\eta^2}2 b^2 s(x_t) + \eta b z$, on any
     process.
+
+    **Example:**
+
+    ```python
+    sampler = eqd.PredictorCorrector(20, predictor=eqd.ReverseDiffusion(), corrector=None)
+    x0 = sampler(eqd.GaussianDenoiser(eqd.VPSDE()), jnp.ones(3), key=jax.random.key(0))
+    ```
 
     ??? cite "Reference"
 
@@ -125,6 +132,13 @@ class AncestralPredictor(AbstractPredictor):
     process.
 
     On a schedule this is [`eqdiff.Ancestral`][] with correctors between its steps.
+
+    **Example:**
+
+    ```python
+    sampler = eqd.PredictorCorrector(20, predictor=eqd.AncestralPredictor(), corrector=None)
+    x0 = sampler(eqd.GaussianDenoiser(eqd.VESDE()), jnp.ones(3), key=jax.random.key(0))
+    ```
 
     ??? cite "Reference"
 
@@ -188,6 +202,13 @@ class EulerMaruyama(AbstractPredictor):
     r"""Euler–Maruyama, $x_s = x_t - hv + \frac{\eta^2}2 hg^2 s(x_t) + \eta g\sqrt h z$, on any
     process.
 
+    **Example:**
+
+    ```python
+    sampler = eqd.PredictorCorrector(20, predictor=eqd.EulerMaruyama(), corrector=None)
+    x0 = sampler(eqd.GaussianDenoiser(eqd.SubVPSDE()), jnp.ones(3), key=jax.random.key(0))
+    ```
+
     ??? cite "Reference"
 
         Song et al., *Score-Based Generative Modeling through Stochastic Differential Equations*,
@@ -227,6 +248,13 @@ class DiffraxPredictor(AbstractPredictor):
     The noise of the reverse SDE is additive, so `DiffraxPredictor(diffrax.ShARK())` is of strong
     order 1.5 where Euler–Maruyama is of order 1. It has no mean without noise, and the estimate
     $\hat x_0$ is one more network call.
+
+    **Example:**
+
+    ```python
+    sampler = eqd.PredictorCorrector(20, predictor=eqd.DiffraxPredictor(), corrector=None)
+    x0 = sampler(eqd.GaussianDenoiser(eqd.VPSDE()), jnp.ones(3), key=jax.random.key(0))
+    ```
     """
 
     solver: diffrax.AbstractSolver

@@ -24,15 +24,18 @@ from .grid import Grid, grid_of, Spacing
 
 
 class SDEDPMSolverPP(AbstractSampler):
-    r"""SDE-DPM-Solver++(2M), equation (1): what [`eqdiff.DPMSolverPP`][] is for the flow, with the
-    noise of the reverse SDE, on any process. One network call per step.
-
-    ```python
-    x0 = eqd.SDEDPMSolverPP(25)(denoiser, x1, key=key)
-    ```
+    r"""SDE-DPM-Solver++(2M), equation (1): the counterpart of [`eqdiff.DPMSolverPP`][] for the
+    reverse SDE, on any process. One network call per step.
 
     Times are evenly spaced in the log-SNR unless given; the last step goes to the data by
     $\hat x_0$.
+
+    **Example:**
+
+    ```python
+    denoiser = eqd.GaussianDenoiser(eqd.VPSDE())
+    x0 = eqd.SDEDPMSolverPP(25)(denoiser, jnp.ones(3), key=jax.random.key(0))
+    ```
 
     ??? cite "Reference"
 

@@ -37,9 +37,12 @@ class ProbabilityFlow(AbstractSolve):
 
     Deterministic. The sample is $\hat x_0$ at $t_0$.
 
+    **Example:**
+
     ```python
-    flow = eqd.ProbabilityFlow(diffrax.Bosh3(), rtol=1e-3, atol=1e-3)
-    x0 = flow(denoiser, x1)
+    denoiser = eqd.GaussianDenoiser(eqd.VPSDE())
+    flow = eqd.ProbabilityFlow(rtol=1e-3, atol=1e-3)
+    x0 = flow(denoiser, jnp.ones(3))
     z = flow.encode(denoiser, x0)
     ```
 
@@ -78,7 +81,7 @@ class ProbabilityFlow(AbstractSolve):
         - `spacing`: how `num_steps` steps are spaced: `spacing(process, num_steps + 1)` returns
             their ends.
         - `times`: if given, steps between these decreasing times.
-        - `max_steps`: more than this is an error.
+        - `max_steps`: the largest number of steps; a solve that needs more raises an error.
         - `adjoint`: how the solve is differentiated. For gradients in reverse mode keep the
             default; for forward mode (`jax.jvp`, `jax.jacfwd`) write `diffrax.ForwardMode()`; for
             both, as in `jax.hessian`, `diffrax.DirectAdjoint()`. (Under `jax.jit` the error is
@@ -105,10 +108,9 @@ class ProbabilityFlow(AbstractSolve):
             not clip it: where it clips, the way back contracts by $\sigma_{t_0}/\sigma_t$, so that
             what was encoded cannot be told apart again to any tolerance.
         - `x`: one example of data.
-        - `args`: what conditions the network.
+        - `args`: the network's conditioning, if any.
 
-        **Raises:** as the call. A runtime error if `x` is not finite, or `max_steps` were not
-        enough.
+        **Raises:** as the call. A runtime error if `x` is not finite, or `max_steps` is too small.
         """
         return self._carry("encode", denoiser, x, args, forwards=True)
 
@@ -155,6 +157,13 @@ class ReverseSDE(AbstractSolve):
     `ReverseSDE(diffrax.ShARK(), rtol=1e-2, atol=1e-2)` needs tens of steps where Euler–Maruyama
     (`ReverseSDE(diffrax.Euler(), num_steps=1000)`) needs a thousand. The sample is $\hat x_0$ at
     $t_0$.
+
+    **Example:**
+
+    ```python
+    denoiser = eqd.GaussianDenoiser(eqd.VPSDE())
+    x0 = eqd.ReverseSDE()(denoiser, jnp.ones(3), key=jax.random.key(0))
+    ```
 
     ??? cite "Reference"
 

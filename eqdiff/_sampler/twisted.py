@@ -77,17 +77,19 @@ class TwistedSMC(eqx.Module):
     r"""The twisted diffusion sampler: weighted samples of $p(x_0|y)$ that are exact as their number
     grows, and $\log p(y)$.
 
-    ```python
-    smc = eqd.TwistedSMC(100, 64)
-    particles = smc(denoiser, eqd.Measurement(y, operator, 0.05), (3, 32, 32), key=key)
-    particles.effective_sample_sizes  # how many of the 64 count, at each time
-    x0 = particles.resample(1, key=other_key)[0]
-    ```
+    A call returns one sample of many particles, which depend on each other, not many samples.
+    `particles.effective_sample_sizes` says how many of them count at each time. Each particle costs
+    one network call a step, and its derivative forward and back. For a batch of measurements map
+    over them: `eqd.map_examples(lambda y, key: smc(denoiser, measure(y), shape, key=key), ys,
+    key=key)`.
 
-    One sample of many particles, not many samples: particles of one call depend on each other. Each
-    particle costs one network call a step, and its derivative forward and back. For a batch of
-    measurements map over them:
-    `eqd.map_examples(lambda y, key: smc(denoiser, measure(y), shape, key=key), ys, key=key)`.
+    **Example:**
+
+    ```python
+    measurement = eqd.Measurement(jnp.ones(2), lambda x: x[:2], 0.1)
+    denoiser, smc = eqd.GaussianDenoiser(eqd.VPSDE()), eqd.TwistedSMC(10, num_particles=16)
+    particles = smc(denoiser, measurement, (4,), key=jax.random.key(0))
+    ```
 
     ??? cite "Reference"
 
@@ -122,8 +124,8 @@ class TwistedSMC(eqx.Module):
             [`eqdiff.karras_times`][] by default.
         - `num_particles`: how many.
         - `covariance`: how the estimate is guided, as for [`eqdiff.PosteriorGuidance`][].
-        - `threshold`: particles are resampled when their effective number is below this part of
-            them: 0 is never, 1 at every step.
+        - `threshold`: particles are resampled when their effective number falls below this fraction
+            of them: 0 never resamples, 1 does at every step.
         - `data_std`: $s$ of equations (2) and (4), the standard deviation of the data: 0 is
             $p(y|\hat x_0)$ for every twist.
         - `iterations`: at most this many of conjugate gradients for equation (2).
@@ -146,9 +148,7 @@ class TwistedSMC(eqx.Module):
 
     @property
     def num_calls(self) -> int | None:
-        """How many calls of the denoiser each particle makes; `None` where only a schedule can
-        tell.
-        """
+        """Denoiser calls per particle; `None` where the number depends on the schedule."""
         return self.grid.num_steps
 
     def __call__(

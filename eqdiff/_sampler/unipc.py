@@ -15,12 +15,14 @@ class UniPC(AbstractMultistep):
     r"""UniPC in data prediction ("bh2"): one order more than [`eqdiff.DPMSolverPP`][] at the same
     one network call per step, on any process. Deterministic.
 
-    ```python
-    x0 = eqd.UniPC(10)(denoiser, x1)
-    ```
-
     Times are evenly spaced in the log-SNR unless given. The sample is $\hat x_0$ at the last of
     them.
+
+    **Example:**
+
+    ```python
+    x0 = eqd.UniPC(10)(eqd.GaussianDenoiser(eqd.VPSDE()), jnp.ones(3))
+    ```
 
     ??? cite "Reference"
 

@@ -31,16 +31,24 @@ _LONGEST = 800
 
 
 def load_model(path: str | os.PathLike, *, classes: Iterable[type] = ()) -> Denoiser:
-    """Reads a denoiser written by [`eqdiff.save_model`][], without any other code or flag.
+    """Reads a denoiser written by [`eqdiff.save_model`][], without any other code or options.
 
     **Arguments:**
 
-    - `path`: the file; `~` is your home.
-    - `classes`: the classes of your own that were named when it was saved.
+    - `path`: the file; `~` stands for your home folder.
+    - `classes`: your own classes among its parts, the same as for [`eqdiff.save_model`][].
 
     **Raises:** `FileNotFoundError`; `ValueError` for a file that is truncated, damaged (its
     checksums are verified), of another format or of a newer version, that names an unknown class,
     or whose weights do not fit its architecture, by name; `ImportError` without safetensors.
+
+    **Example:**
+
+    ```python
+    net = eqd.nn.MLP(2, 2, key=jax.random.key(0))
+    eqd.save_model("mine.safetensors", eqd.Denoiser(net, eqd.VPSDE()))
+    denoiser = eqd.load_model("mine.safetensors")
+    ```
     """
     path = Path(path).expanduser()
     tensors, metadata = read_safetensors(path)
@@ -63,7 +71,7 @@ def load_model(path: str | os.PathLike, *, classes: Iterable[type] = ()) -> Deno
             c_noise=rest["c_noise"],
         )
     except (TypeError, ValueError) as e:
-        raise damaged(path, f"its parts make no denoiser ({reason(e)})") from e
+        raise damaged(path, f"its parts do not make a denoiser ({reason(e)})") from e
 
 
 def damaged(path: Path, text: str) -> ValueError:

@@ -68,20 +68,27 @@ def save_model(
     """Writes a denoiser to one safetensors file.
 
     It holds weights, architecture, process, parameterisation and variance, each with a checksum.
-    The file appears whole or not at all; a process that is killed meanwhile leaves `.NAME.tmp`
-    next to it, which the next one overwrites.
+    The file is written completely or not at all; a process that is killed meanwhile leaves
+    `.NAME.tmp` next to it, which the next save overwrites.
 
     **Arguments:**
 
-    - `path`: the file; `~` is your home, and folders that do not exist are made.
+    - `path`: the file; `~` stands for your home folder, and missing folders are created.
     - `denoiser`: the denoiser, with concrete weights.
-    - `classes`: classes of your own among its parts, such as a network, which keep each argument of
-        their constructor as an attribute of the same name.
+    - `classes`: your own classes among its parts, such as a network. Each must keep every argument
+        of its constructor as an attribute of the same name.
     - `overwrite`: whether an existing file may be replaced.
 
     **Raises:** `ValueError` for a part that the format does not know; `FileExistsError` if the file
-    exists and `overwrite` is false; `OSError` where it cannot be written, on a full disk for
-    instance, which says what is at `path` then.
+    exists and `overwrite` is false; `OSError` if it cannot be written, for instance on a full disk;
+    the message says what `path` holds then.
+
+    **Example:**
+
+    ```python
+    net = eqd.nn.MLP(2, 2, key=jax.random.key(0))
+    eqd.save_model("model.safetensors", eqd.Denoiser(net, eqd.VPSDE()))
+    ```
     """
     path = Path(path).expanduser()
     if path.exists() and not overwrite:

@@ -30,7 +30,7 @@ def interval(process: AbstractProcess, x: Example) -> tuple[Scalar, Scalar]:
 
 
 def shape_of(x: Example) -> jax.ShapeDtypeStruct:
-    """The shape and precision of an example, as Diffrax's Brownian motions want it."""
+    """The shape and precision of an example, as Diffrax's Brownian motions expect it."""
     return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
 
@@ -70,10 +70,18 @@ def probability_flow(denoiser: AbstractDenoiser) -> diffrax.ODETerm:
     (2).
 
     Its solutions have the SDE's marginals. Solve from $t_1$ to $t_0$ to sample and from $t_0$ to
-    $t_1$ to encode, with any Diffrax ODE solver; `args` of `diffeqsolve` is what conditions the
-    network. With an [`eqdiff.Batched`][] denoiser the state is a batch.
+    $t_1$ to encode, with any Diffrax ODE solver; `args` of `diffeqsolve` are the network's
+    conditions. With an [`eqdiff.Batched`][] denoiser the state is a batch.
 
     **Raises:** a runtime error if solved outside $[t_0, t_1]$.
+
+    **Example:**
+
+    ```python
+    import diffrax
+    term = eqd.terms.probability_flow(eqd.GaussianDenoiser(eqd.VPSDE()))
+    solution = diffrax.diffeqsolve(term, diffrax.Tsit5(), 1.0, 1e-3, -0.05, jnp.ones(3))
+    ```
     """
     process = denoiser.process
 
@@ -99,6 +107,15 @@ def augmented_flow(
     - `probes`: `trace.probes(x, key=key)`. ℓ has one entry per probe (one for the exact trace).
 
     **Raises:** a runtime error if solved outside $[t_0, t_1]$.
+
+    **Example:**
+
+    ```python
+    import diffrax
+    denoiser, y0 = eqd.GaussianDenoiser(eqd.VPSDE()), (jnp.ones(3), jnp.zeros(1))
+    term = eqd.terms.augmented_flow(denoiser, eqd.ExactTrace(), None)
+    solution = diffrax.diffeqsolve(term, diffrax.Tsit5(), 1e-3, 1.0, 0.05, y0)
+    ```
     """
     process = denoiser.process
     single, each = over_examples(denoiser)

@@ -1,7 +1,7 @@
 r"""Any SDE $\mathrm dx = f(t, x)\,\mathrm dt + g(t)\,\mathrm dw$ and its reversal, equation (5) of
 the folder's docstring.
 
-For SDEs that are not a process of eqdiff, whose drift is $f(t)\,x$: underdamped, rotating, bounded,
+For SDEs other than eqdiff's processes, whose drift is $f(t)\,x$: underdamped, rotating, bounded,
 nonlinear.
 """
 
@@ -59,6 +59,16 @@ def forward_general_sde(
 
     **Raises:** `ValueError`, when solved, for a drift or diffusion that does not fit $x$, or if the
     solver needs Lévy areas that `brownian` does not have.
+
+    **Example:**
+
+    ```python
+    import diffrax
+    brownian = diffrax.VirtualBrownianTree(0.0, 1.0, 1e-4, (3,), key=jax.random.key(0))
+    drift, diffusion = lambda t, x, args: -(x**3), lambda t: 1.0
+    term = eqd.terms.forward_general_sde(drift, diffusion, brownian)
+    solution = diffrax.diffeqsolve(term, diffrax.Euler(), 0.0, 1.0, 0.01, jnp.ones(3))
+    ```
     """
 
     def vector_field(t, x, args):
@@ -93,6 +103,16 @@ def reverse_general_sde(
     **Raises:** `ValueError`, when solved, for functions that do not fit $x$, or if the solver needs
     Lévy areas that `brownian` does not have; a runtime error if solved with a decreasing time, or
     at positive times.
+
+    **Example:**
+
+    ```python
+    import diffrax
+    brownian = diffrax.VirtualBrownianTree(-1.0, 0.0, 1e-4, (3,), key=jax.random.key(0))
+    drift, score = lambda t, x, args: -x / 2, lambda t, x, args: -x
+    term = eqd.terms.reverse_general_sde(drift, lambda t: 1.0, score, brownian)
+    solution = diffrax.diffeqsolve(term, diffrax.Euler(), -1.0, 0.0, 0.01, jnp.ones(3))
+    ```
 
     ??? cite "Reference"
 
@@ -131,6 +151,15 @@ def general_probability_flow(drift: Field, diffusion: Diffusion, score: Field) -
     **Arguments:** as for [`eqdiff.terms.reverse_general_sde`][].
 
     **Raises:** `ValueError`, when solved, for functions that do not fit $x$.
+
+    **Example:**
+
+    ```python
+    import diffrax
+    drift, score = lambda t, x, args: -x, lambda t, x, args: -x
+    term = eqd.terms.general_probability_flow(drift, lambda t: 1.0, score)
+    solution = diffrax.diffeqsolve(term, diffrax.Tsit5(), 1.0, 0.0, -0.05, jnp.ones(3))
+    ```
     """
 
     def vector_field(t, x, args):

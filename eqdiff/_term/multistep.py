@@ -15,7 +15,7 @@ of earlier steps alone ($r_i < 0$) it is explicit, **DPM-Solver++(3M)** for two 
 
 $$\hat x_0 + \frac{h}{2h_-}\left(\hat x_0 - \hat x_{0-}\right), \tag{2}$$
 
-by the step before, of size $h_-$. Equation (2) knows nothing of diffusion: it is the two-step
+by the step before, of size $h_-$. Equation (2) is not specific to diffusion: it is the two-step
 Adams–Bashforth method with variable steps.
 
 **UniPC** (Zhao et al. 2023, with $B(h) = e^h - 1$) repeats the last step once the network has been

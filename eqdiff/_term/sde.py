@@ -97,6 +97,15 @@ def forward_sde(
     - `brownian`: the Brownian motion, over $[t_0, t_1]$ and shaped like $x$.
 
     **Raises:** `ValueError` if the solver needs Lévy areas that `brownian` does not have.
+
+    **Example:**
+
+    ```python
+    import diffrax
+    brownian = diffrax.VirtualBrownianTree(0.0, 1.0, 1e-4, (3,), key=jax.random.key(0))
+    term = eqd.terms.forward_sde(eqd.VPSDE(), brownian)
+    solution = diffrax.diffeqsolve(term, diffrax.Euler(), 1e-3, 1.0, 0.01, jnp.ones(3))
+    ```
     """
     drift = diffrax.ODETerm(lambda t, x, args: process.drift(jnp.asarray(t), x))
     return diffrax.MultiTerm(drift, ForwardDiffusion(process.diffusion, brownian))
@@ -131,6 +140,15 @@ def reverse_sde(
 
     **Raises:** `ValueError` if the solver needs Lévy areas that `brownian` does not have; a
     runtime error if solved with a decreasing time, at positive times, or outside $[-t_1, -t_0]$.
+
+    **Example:**
+
+    ```python
+    import diffrax
+    brownian = diffrax.VirtualBrownianTree(-1.0, 0.0, 1e-4, (3,), key=jax.random.key(0))
+    term = eqd.terms.reverse_sde(eqd.GaussianDenoiser(eqd.VPSDE()), brownian)
+    solution = diffrax.diffeqsolve(term, diffrax.Euler(), -1.0, -1e-3, 0.01, jnp.ones(3))
+    ```
     """
     process = denoiser.process
 

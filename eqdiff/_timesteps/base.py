@@ -1,4 +1,4 @@
-r"""Which times a training batch is noised to.
+r"""The times to which a training batch is noised.
 
 A loss $\mathbb E_{t\sim U}[w(t) L_t]$ is estimated at times drawn from some $p$, each weighted by
 the ratio of the uniform density to $p$, so that the estimate stays unbiased (Nichol & Dhariwal

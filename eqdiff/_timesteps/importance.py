@@ -1,4 +1,4 @@
-r"""Times in continuous time that are not uniform.
+r"""Non-uniform times for processes in continuous time.
 
 **To estimate an integral with less variance.** The likelihood-weighted score matching loss is, up
 to constants, the integral of $\frac{g^2}{\sigma^2}\|\hat\varepsilon - \varepsilon\|^2$ over $t$.
@@ -69,8 +69,15 @@ class LikelihoodImportance(AbstractFixedTimesteps):
       w_i = \frac{1/(t_1 - t_0)}{p(t_i)}
         = \frac{\lambda_{t_0} - \lambda_{t_1}}{t_1 - t_0}\cdot\frac{\sigma_{t_i}^2}{g(t_i)^2}.$$
 
-    The weight and $g^2/\sigma^2$ cancel, so that every example counts the same: without it the few
-    times near the data that a batch happens to hold decide the loss.
+    The weight and $g^2/\sigma^2$ cancel, so that every example counts the same: otherwise the few
+    times near the data in a batch decide the loss.
+
+    **Example:**
+
+    ```python
+    times = eqd.LikelihoodImportance(eqd.VPSDE())
+    t, weights = times.sample(times.init(), 8, key=jax.random.key(0))
+    ```
 
     ??? cite "Reference"
 
@@ -111,8 +118,16 @@ class VelocityImportance(AbstractFixedTimesteps):
       w_i = \frac{s(\lambda_{t_0}) - s(\lambda_{t_1})}{t_1 - t_0}\cdot
         \frac{\sigma_{t_i}^2}{g(t_i)^2\operatorname{sigmoid}\lambda_i}.$$
 
-    Against [`eqdiff.LikelihoodImportance`][] fewer times are noisy, where $v$ is nearly the data
-    and an error in it says little of ε. Of other processes the log-SNR is drawn alike.
+    Compared with [`eqdiff.LikelihoodImportance`][] fewer times are noisy, where $v$ is nearly the
+    data and its error says little about ε. For other processes the log-SNR is drawn in the same
+    way.
+
+    **Example:**
+
+    ```python
+    times = eqd.VelocityImportance(eqd.VPSDE())
+    t, weights = times.sample(times.init(), 8, key=jax.random.key(0))
+    ```
 
     ??? cite "Reference"
 
@@ -142,8 +157,15 @@ class LogNormal(AbstractFixedTimesteps):
     EDM's distribution of noise levels.
 
     All weights are 1: the distribution defines the objective, $\mathbb E_{t\sim p}[L_t]$. With
-    EDM's weighting that is to look mostly at middle noise levels, where there is something to
-    learn. It speaks of $\sigma/\alpha$, so it means the same for every process.
+    EDM's weighting it concentrates on middle noise levels, where there is something to learn. It is
+    defined through $\sigma/\alpha$, so it means the same on every process.
+
+    **Example:**
+
+    ```python
+    times = eqd.LogNormal(eqd.EDMSDE())
+    t, weights = times.sample(times.init(), 8, key=jax.random.key(0))
+    ```
 
     ??? cite "Reference"
 
@@ -207,6 +229,13 @@ class LogitNormal(AbstractFixedTimesteps):
     All weights are 1: the distribution defines the objective, $\mathbb E_{t\sim p}[L_t]$. Made for
     rectified flow, whose velocity is hardest to predict in the middle. A positive mean moves the
     times towards the noise.
+
+    **Example:**
+
+    ```python
+    times = eqd.LogitNormal(eqd.RectifiedFlow())
+    t, weights = times.sample(times.init(), 8, key=jax.random.key(0))
+    ```
 
     ??? cite "Reference"
 

@@ -54,6 +54,14 @@ class LossSecondMoment(AbstractTimesteps):
     records them, and then every weight is NaN.) If all losses recorded are zero the draws are
     uniform.
 
+    **Example:**
+
+    ```python
+    times = eqd.LossSecondMoment(eqd.cosine_schedule(100))
+    state = times.update(times.init(), jnp.arange(100), jnp.linspace(2.0, 0.1, 100))
+    t, weights = times.sample(state, 8, key=jax.random.key(0))
+    ```
+
     ??? cite "Reference"
 
         Nichol & Dhariwal, *Improved Denoising Diffusion Probabilistic Models*, ICML 2021, section
@@ -71,8 +79,8 @@ class LossSecondMoment(AbstractTimesteps):
         - `history`: how many losses are remembered at each step, $H$.
         - `uniform_mix`: the share η of uniform draws, in $(0, 1]$.
 
-        **Raises:** `ValueError` for a process without steps, an empty history, or a share outside
-        $(0, 1]$.
+        **Raises:** `ValueError` for a process that is not a schedule, an empty history, or a share
+        outside $(0, 1]$.
         """
         require_process(process, "LossSecondMoment")
         self.process = require_schedule(process, "LossSecondMoment")

@@ -84,6 +84,14 @@ class SmoothedSecondMoment(AbstractTimesteps):
     Losses that are not finite are passed over; those larger than $10^{-4}$ of the square root of
     the largest number ($2\cdot10^{15}$ in float32) count as that. If all losses recorded are zero
     the draws are uniform.
+
+    **Example:**
+
+    ```python
+    times = eqd.SmoothedSecondMoment(eqd.cosine_schedule(100))
+    state = times.update(times.init(), jnp.arange(100), jnp.linspace(2.0, 0.1, 100))
+    t, weights = times.sample(state, 8, key=jax.random.key(0))
+    ```
     """
 
     process: Schedule

@@ -18,7 +18,15 @@ from .base import AbstractFixedTimesteps, evenly_spread, State
 
 
 class Uniform(AbstractFixedTimesteps):
-    r"""Independent uniform times, all weights 1."""
+    r"""Independent uniform times, all weights 1.
+
+    **Example:**
+
+    ```python
+    times = eqd.Uniform(eqd.VPSDE())
+    t, weights = times.sample(times.init(), 8, key=jax.random.key(0))
+    ```
+    """
 
     process: AbstractProcess
 
@@ -41,6 +49,13 @@ class LowDiscrepancy(AbstractFixedTimesteps):
 
     Each time is uniform on its own, so the estimate is unbiased, but a batch always covers the
     whole range: the loss is much less noisy than with independent times.
+
+    **Example:**
+
+    ```python
+    times = eqd.LowDiscrepancy(eqd.cosine_schedule(1000))
+    t, weights = times.sample(times.init(), 8, key=jax.random.key(0))
+    ```
 
     ??? cite "Reference"
 
