@@ -23,15 +23,17 @@
       faults.push(`${element.tagName} leaves the page: ${show(element.textContent)}`);
     // What is hidden on purpose is one pixel wide.
     const cut = element.clientWidth > 1 && element.scrollWidth > element.clientWidth + 1;
-    if (cut && isShown(element) && ['hidden', 'clip'].includes(overflow(element)))
-      if (element.closest('article')) faults.push(`${element.tagName} is cut: ${show(element.textContent)}`);
+    const clips = element.closest('article') && ['hidden', 'clip'].includes(overflow(element));
+    if (cut && clips && isShown(element))
+      faults.push(`${element.tagName} is cut: ${show(element.textContent)}`);
   }
 
   for (const code of document.querySelectorAll('article pre > code'))
     if (screen && code.scrollWidth > code.clientWidth + 1)
       faults.push('code is cut: ' + show(code.textContent));
   for (const button of document.querySelectorAll('article :is(.md-code__nav, .md-clipboard)')) {
-    const b = button.getBoundingClientRect(), code = button.closest('pre, .highlight')?.querySelector('code');
+    const code = button.closest('pre, .highlight')?.querySelector('code');
+    const b = button.getBoundingClientRect();
     if (!code || !b.width) continue;
     const range = document.createRange();
     range.selectNodeContents(code);
@@ -40,7 +42,7 @@
       faults.push('code lies under its button: ' + show(code.textContent));
   }
 
-  // A name may be broken after a dot or an underscore and where its words meet: Predictor|Corrector.
+  // A name may be broken after a dot, an underscore, or where its words meet: Predictor|Corrector.
   const names = 'article :is(h1, h2, h3, h4, p, li, td, th) code, .md-nav__link, h1, h2, h3, h4';
   for (const element of document.querySelectorAll(names)) {
     if (!isShown(element) || element.getClientRects().length + element.offsetHeight < 24) continue;
@@ -67,11 +69,13 @@
   for (const image of document.images) {
     if (image.complete && !image.naturalWidth) faults.push('no picture: ' + image.src);
     // Beside the words of its link a picture needs none.
-    if (image.closest('article') && !image.alt && !image.closest('a')) faults.push('a picture without words: ' + image.src);
+    if (image.closest('article') && !image.alt && !image.closest('a'))
+      faults.push('a picture without words: ' + image.src);
   }
   const drawn = (theme) => document.querySelectorAll(`article img[src$="#only-${theme}"]`).length;
   if (drawn('light') !== drawn('dark')) faults.push('a figure without its twin');
   for (const list of document.querySelectorAll('.md-nav--secondary ul'))
-    if ([...list.children].filter(isShown).length > 50) faults.push('contents of more than 50 entries');
+    if ([...list.children].filter(isShown).length > 50)
+      faults.push('contents of more than 50 entries');
   return [...new Set(faults)];
 }
