@@ -187,7 +187,7 @@ def download(
                     label=label,
                     progress=progress,
                 )
-        # ValueError: how urllib answers a redirect to what is no URL.
+        # ValueError: how urllib answers a redirect to something else than a URL.
         except (OSError, http.client.HTTPException, EOFError, ValueError) as error:
             if deadline.passed:
                 raise DownloadError(f"it was not done after {total_timeout:g} s") from error

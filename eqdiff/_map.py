@@ -237,7 +237,7 @@ def _deferring(fn: Callable[..., Result]) -> Callable[..., tuple[Result, Deferre
     if fn not in _DEFERRING:
 
         def deferring(*args: Any) -> tuple[Any, Deferred]:
-            # Not the function itself, which would then live for ever.
+            # Not the function itself, which would then live forever.
             function = weak()
             assert function is not None
             return defer(args, lambda: function(*args))

@@ -238,7 +238,7 @@ def pairwise_terms(
     edges = _edges(schedule, times)
     steps, firsts, prior = _average_terms(denoiser, edges, data, args, key, levels, decoder, chunk)
     later = np.arange(times.size)[:, None] > np.arange(times.size)
-    # What is no edge costs more than any path.
+    # What is not an edge costs more than any path.
     return PairwiseTerms(
         times, jnp.where(later, steps, jnp.inf), jnp.where(later, jnp.inf, firsts), prior
     )

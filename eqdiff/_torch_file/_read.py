@@ -178,7 +178,7 @@ def _entry(info: zipfile.ZipInfo, buffer: memoryview, source: str) -> memoryview
     if start + info.file_size > len(buffer):
         raise ValueError(f"{source} is truncated: {what} reaches beyond its end.")
     data = buffer[start : start + info.file_size]
-    # Zero is what PyTorch writes where it was told not to compute any.
+    # Zero is what PyTorch writes where it was asked not to compute any.
     if info.CRC != 0 and zlib.crc32(data) != info.CRC:
         raise ValueError(
             f"{source} is damaged: {what} is not what was written there (CRC-32). Copy or download "

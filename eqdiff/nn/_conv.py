@@ -42,7 +42,7 @@ def convolve(
     """A cross-correlation, as every deep-learning library calls a convolution."""
     # The order of axes is turned here, for CPUs: inside a loop, which a sampler is, XLA has its
     # fast convolutions for this order alone. For a GPU it chooses the layout in memory itself, and
-    # then this is no copy.
+    # then this copies nothing.
     dims = x.ndim - 1
     y = jax.lax.conv_general_dilated(
         x[None],
@@ -114,7 +114,7 @@ class Conv(eqx.Module):
 
     def with_padding(self, padding: AbstractPadding) -> "Conv":
         """The same convolution, with something else beyond the edges."""
-        # A field that is static is no leaf of a tree, and the constructor would draw new weights.
+        # A static field is not a leaf of a tree, and the constructor would draw new weights.
         conv = copy.copy(self)
         object.__setattr__(conv, "beyond", padding)
         return conv
