@@ -71,7 +71,7 @@ def main(
         overwrite: begin anew; the run that is there is moved into its folder replaced_1.
         adjust: go on with another learning rate, warm-up, decay, clipping, dropout or dtype.
         from_step: go on from this checkpoint, not from the latest.
-        max_spoilt: how many steps may have a loss that is no number; they change nothing.
+        max_spoilt: how many steps may have a loss that is not finite; they change nothing.
         skip_damaged: how many damaged files may be replaced by their neighbours.
         log_every: steps between lines of metrics.jsonl.
         save_every: steps between checkpoints, pictures and scores; at most a quarter.
