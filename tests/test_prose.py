@@ -17,8 +17,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 # What is wrong, and what to write.
 PATTERNS = {
-    r"(?<!there )\b(is|are|was|were) no (?!more\b|less\b|worse\b|different\b|"
-    r"(bett|fast|furth|great|high|larg|long|low|new|old|short|slow|small|wid)er\b)\w+": "not a …",
+    r"(?<!there )\b(is|are|was|were) no (?!(?:more|less|worse|different|larger)\b|"
+    r"(bett|fast|furth|great|high|long|low|new|old|short|slow|small|wid)er\b)\w+": "not a …",
     r"\bfor ever\b": "forever, indefinitely",
     r"\b(is|are|was) told\b": "gets, receives, is conditioned on",
     r"\bit is none\b": "there is none",
