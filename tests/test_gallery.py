@@ -25,6 +25,12 @@ SMALLER = {
         "Ancestral()": "Ancestral(3)",
         "held_out(100)": "held_out(4)",
     },
+    "digits": {
+        "cosine_schedule(1000)": "cosine_schedule(20)",
+        "1500, (100, 300, 600)": "2, (1,)",
+        "DDIM(50)": "DDIM(2)",
+        "held_out(100)": "held_out(4)",
+    },
     "eight_devices": {"num_steps=1500": "num_steps=3", "4096, (2,)": "16, (2,)"},
     "flow_matching": {
         "num_steps=8000": "num_steps=3",
