@@ -82,6 +82,12 @@ class EMA(AbstractEMA):
     after 1,000 steps, `EMA(0.9999)` after 10,000. Use it for runs of more than about $5/(1 - r)$
     steps (which leave less than 1 %), to reproduce the official code.
 
+    **Arguments:**
+
+    - `rate`: $r$, a number in [0, 1).
+
+    **Raises:** `ValueError` for another rate.
+
     **Example:**
 
     ```python
@@ -109,6 +115,12 @@ class EMAWarmup(AbstractEMA):
 
     Source: the PyTorch version of `score_sde` (and TensorFlow's `num_updates`); its JAX version has
     a constant rate.
+
+    **Arguments:**
+
+    - `rate`: $r$ after the warm-up, a number in [0, 1).
+
+    **Raises:** `ValueError` for another rate.
 
     **Example:**
 
