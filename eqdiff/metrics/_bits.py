@@ -120,8 +120,8 @@ def bound_bits(
 
     ```python
     denoiser = eqd.GaussianDenoiser(eqd.cosine_schedule(20))
-    images = jnp.sign(jax.random.normal(jax.random.key(0), (8, 1, 4, 4)))  # two levels
-    print(eqd.metrics.bound_bits(denoiser, images, levels=2, key=jax.random.key(1)))
+    images, _ = eqd.data.digits().held_out(8)
+    print(eqd.metrics.bound_bits(denoiser, images, levels=17, key=jax.random.key(1)))
     ```
     """
     fn = Bound(Clip(from_first_level(denoiser, levels)), levels, num_terms)
@@ -157,8 +157,8 @@ def flow_bits(
 
     ```python
     denoiser = eqd.GaussianDenoiser(eqd.cosine_schedule(20))
-    images = jnp.sign(jax.random.normal(jax.random.key(0), (8, 1, 4, 4)))  # two levels
-    print(eqd.metrics.flow_bits(denoiser, images, levels=2, key=jax.random.key(1)))
+    images, _ = eqd.data.digits().held_out(8)
+    print(eqd.metrics.flow_bits(denoiser, images, levels=17, key=jax.random.key(1)))
     ```
     """
     dequantise = GaussianDequantisation(levels) if dequantise is None else dequantise

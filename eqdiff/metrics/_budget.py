@@ -72,8 +72,8 @@ class ErrorBudget(NamedTuple):
 
     ```python
     denoiser = eqd.GaussianDenoiser(eqd.cosine_schedule(20))
-    images = jnp.sign(jax.random.normal(jax.random.key(0), (8, 1, 4, 4)))  # two levels
-    budget = eqd.metrics.bound_errors(denoiser, images, levels=2, key=jax.random.key(1))
+    images, _ = eqd.data.digits().held_out(8)
+    budget = eqd.metrics.bound_errors(denoiser, images, levels=17, key=jax.random.key(1))
     rows = budget.table(10_000)  # of an eqd.metrics.ErrorBudget
     ```
     """
@@ -224,8 +224,8 @@ def flow_errors(
 
     ```python
     denoiser = eqd.GaussianDenoiser(eqd.cosine_schedule(20))
-    images = jnp.sign(jax.random.normal(jax.random.key(0), (8, 1, 4, 4)))  # two levels
-    budget = eqd.metrics.flow_errors(denoiser, images, levels=2, key=jax.random.key(1))
+    images, _ = eqd.data.digits().held_out(8)
+    budget = eqd.metrics.flow_errors(denoiser, images, levels=17, key=jax.random.key(1))
     print(budget)  # a table
     print(budget.stderr(10_000))  # what a mean over so many images will have
     ```
@@ -284,8 +284,8 @@ def bound_errors(
 
     ```python
     denoiser = eqd.GaussianDenoiser(eqd.cosine_schedule(20))
-    images = jnp.sign(jax.random.normal(jax.random.key(0), (8, 1, 4, 4)))  # two levels
-    print(eqd.metrics.bound_errors(denoiser, images, levels=2, key=jax.random.key(1)))
+    images, _ = eqd.data.digits().held_out(8)
+    print(eqd.metrics.bound_errors(denoiser, images, levels=17, key=jax.random.key(1)))
     ```
     """
     _check_images("bound_errors", images)

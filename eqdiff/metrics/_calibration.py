@@ -64,7 +64,8 @@ class Calibration(NamedTuple):
     **Example:**
 
     ```python
-    ranks = jax.random.randint(jax.random.key(0), (200, 2), 0, 100)
+    import numpy as np
+    ranks = np.random.default_rng(0).integers(0, 100, size=(200, 2))
     found = eqd.metrics.calibration(ranks, 99)  # an eqd.metrics.Calibration
     rows = found.table(["mass", "spin"])
     ```
@@ -155,7 +156,8 @@ def calibration(
     **Example:**
 
     ```python
-    ranks = jax.random.randint(jax.random.key(0), (200, 2), 0, 100)
+    import numpy as np
+    ranks = np.random.default_rng(0).integers(0, 100, size=(200, 2))
     print(eqd.metrics.calibration(ranks, 99).p_value)
     ```
 
@@ -265,8 +267,9 @@ def posterior_ranks(
     **Example:**
 
     ```python
+    import numpy as np
     denoiser = eqd.GaussianDenoiser(eqd.cosine_schedule(20))
-    truth, data = jax.random.normal(jax.random.key(0), (2, 20, 2))
+    truth, data = np.random.default_rng(0).normal(size=(2, 20, 2))
     options = dict(num_draws=9, key=jax.random.key(1))
     ranks = eqd.metrics.posterior_ranks(eqd.DDIM(10), denoiser, truth, data, **options)
     print(eqd.metrics.calibration(ranks, 9).p_value)

@@ -27,7 +27,8 @@ class Comparison(NamedTuple):
     **Example:**
 
     ```python
-    real, generated = jax.random.normal(jax.random.key(0), (2, 100, 8))  # features
+    import numpy as np
+    real, generated = np.random.default_rng(0).normal(size=(2, 100, 8))  # features
     found = eqd.metrics.compare(real, generated)  # an eqd.metrics.Comparison
     print(found.frechet, found.kernel, found.recall)
     ```
@@ -92,7 +93,8 @@ def compare(
     **Example:**
 
     ```python
-    real, generated = jax.random.normal(jax.random.key(0), (2, 100, 8))  # features
+    import numpy as np
+    real, generated = np.random.default_rng(0).normal(size=(2, 100, 8))  # features
     print(eqd.metrics.compare(real, generated).shown())
     ```
     """

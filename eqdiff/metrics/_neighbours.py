@@ -36,7 +36,8 @@ class PrecisionRecall(NamedTuple):
     **Example:**
 
     ```python
-    real, generated = jax.random.normal(jax.random.key(0), (2, 100, 8))
+    import numpy as np
+    real, generated = np.random.default_rng(0).normal(size=(2, 100, 8))
     found = eqd.metrics.precision_recall(real, generated)  # an eqd.metrics.PrecisionRecall
     print(found.precision, found.recall)
     ```
@@ -54,7 +55,8 @@ class DensityCoverage(NamedTuple):
     **Example:**
 
     ```python
-    real, generated = jax.random.normal(jax.random.key(0), (2, 100, 8))
+    import numpy as np
+    real, generated = np.random.default_rng(0).normal(size=(2, 100, 8))
     found = eqd.metrics.density_coverage(real, generated)  # an eqd.metrics.DensityCoverage
     print(found.density, found.coverage)
     ```
@@ -86,7 +88,8 @@ def precision_recall(real: Rows, generated: Rows, *, k: int = 3) -> PrecisionRec
     **Example:**
 
     ```python
-    real, generated = jax.random.normal(jax.random.key(0), (2, 100, 8))
+    import numpy as np
+    real, generated = np.random.default_rng(0).normal(size=(2, 100, 8))
     print(eqd.metrics.precision_recall(real, generated))
     ```
     """
@@ -112,7 +115,8 @@ def density_coverage(real: Rows, generated: Rows, *, k: int = 5) -> DensityCover
     **Example:**
 
     ```python
-    real, generated = jax.random.normal(jax.random.key(0), (2, 100, 8))
+    import numpy as np
+    real, generated = np.random.default_rng(0).normal(size=(2, 100, 8))
     print(eqd.metrics.density_coverage(real, generated))
     ```
     """

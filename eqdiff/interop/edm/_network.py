@@ -146,7 +146,7 @@ def edm_state_dict(net: UNet, img_resolution: int) -> dict[str, np.ndarray]:
     **Example:**
 
     ```python
-    sizes = dict(channels=16, channel_mult=(1,), num_res_blocks=1)
+    sizes = dict(channels=32, channel_mult=(1,), num_res_blocks=1)
     net = eqd.nn.presets.edm_ddpmpp_cifar10(**sizes, key=jax.random.key(0))
     weights = eqd.interop.edm_state_dict(net, 32)  # official names and arrays
     ```

@@ -274,7 +274,7 @@ def score_sde_state_dict(net: Network) -> dict[str, np.ndarray]:
     **Example:**
 
     ```python
-    sizes = dict(channels=16, channel_mult=(1,), num_res_blocks=1)
+    sizes = dict(channels=32, channel_mult=(1,), num_res_blocks=1)
     net = eqd.nn.presets.ddpm_cifar10(**sizes, key=jax.random.key(0))
     weights = eqd.interop.score_sde_state_dict(net)  # official names and arrays
     ```
