@@ -137,6 +137,28 @@ DETERMINISTIC = {
 }
 
 
+@pytest.mark.parametrize("make", [eqd.DDIM, eqd.DPMSolverPP, eqd.UniPC, eqd.SDEDPMSolverPP])
+def test_straight_lines_from_pure_noise(make, getkey):
+    """A process in continuous time may end so too: N(m, s²) from N(0, 1) at t = 1."""
+    denoiser = eqd.GaussianDenoiser(eqd.RectifiedFlow(t1=1.0), 0.3, 0.5)
+    sampler = make(150, spacing=eqd.uniform_times)
+    key, noise_key = jax.random.split(getkey())
+    z = jax.random.normal(noise_key, (4000,))
+    x = quick_jit(lambda z: sampler(denoiser, z, key=key))(z)
+    if make is eqd.SDEDPMSolverPP:
+        assert abs(jnp.mean(x) - 0.3) < 5 * 0.5 / np.sqrt(4000) + 0.01
+        assert abs(jnp.std(x) / 0.5 - 1) < 5 / np.sqrt(8000) + 0.02
+    else:
+        np.testing.assert_allclose(x, 0.3 + 0.5 * z, atol=0.03)
+    with pytest.raises(ValueError, match=r"_times: at t = 1\.0 of RectifiedFlow.*\(t1=0\.999\)"):
+        make(5, spacing=eqd.log_snr_times)(denoiser, z, key=key)
+    with pytest.raises(ValueError, match="karras_times: at t = 1.0 of RectifiedFlow"):
+        eqd.StochasticHeun(5)(denoiser, z)
+    with pytest.raises(ValueError, match="StochasticHeun: at t = 1.0.*x/alpha is infinite"):
+        eqd.StochasticHeun(5, spacing=eqd.uniform_times)(denoiser, z)
+    assert jnp.isfinite(eqd.karras_times(denoiser.process, 4, sigma_max=80.0)).all()
+
+
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_deterministic_samplers(name):
     """The flow carries N(0, 1) to N(m, s²) in a straight line: z to m + s z."""

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Shaped
 
 from .._check import check_positive, known_number, whole
 from .._types import Scalar
-from .base import AbstractProcess
+from .base import AbstractProcess, has_no_signal, without_signal
 from .edm import EDMSDE
 from .named import cosine_schedule
 from .schedule import Schedule
@@ -143,6 +143,7 @@ def log_snr_times(process: AbstractProcess, num_steps: int) -> Float[Array, " nu
         Around 10 Steps*, NeurIPS 2022, section 3.3.
     """
     num_steps = whole("log_snr_times", "num_steps", num_steps)
+    _check_level("log_snr_times", process)
     t0, t1 = _ends(process)
     first, last = process.log_snr(t1), process.log_snr(t0)
     times = _at_levels(process, first + _fraction(num_steps) * (last - first))
@@ -270,6 +271,16 @@ def _ends(process: AbstractProcess) -> tuple[Scalar, Scalar]:
     return jnp.asarray(process.t0, float), jnp.asarray(process.t1, float)
 
 
+def _check_level(owner: str, process: AbstractProcess) -> None:
+    """That σ/α is finite at the noisiest time; the `t1` of a schedule is a time where it is."""
+    if not isinstance(process, Schedule) and has_no_signal(process):
+        where, remedy = without_signal(process)
+        raise ValueError(
+            f"{owner}: {where}, and sigma/alpha is infinite. {remedy}; a DDIM or DPMSolverPP "
+            "with spacing=eqdiff.uniform_times may start there."
+        )
+
+
 def _range(
     owner: str, process: AbstractProcess, low: float | None, high: float | None
 ) -> tuple[Scalar, Scalar]:
@@ -280,6 +291,8 @@ def _range(
         raise ValueError(
             f"{owner}(sigma_min={low}, sigma_max={high}): expected 0 < sigma_min < sigma_max."
         )
+    if high is None:
+        _check_level(owner, process)
     t0, t1 = _ends(process)
 
     def level(t: Scalar, given: float | None) -> Scalar:

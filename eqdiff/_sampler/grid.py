@@ -14,6 +14,7 @@ from .._process import (
     check_time,
     default_times,
     exactly,
+    has_no_signal,
     require_schedule,
     Schedule,
 )
@@ -91,11 +92,12 @@ class Grid(eqx.Module):
         return times if is_traced(times) else np.asarray(times)
 
     def begins_without_signal(self, process: AbstractProcess) -> bool:
-        """Whether the first time is known to be the last step of zero terminal SNR, where α = 0."""
-        if not (isinstance(process, Schedule) and process.ends_without_signal):
+        """Whether the first time is known to be the process's noisiest, and α = 0 there."""
+        if not has_no_signal(process):
             return False
+        end = process.num_steps - 1 if isinstance(process, Schedule) else process.t1
         times = self.exact(process)
-        return not is_traced(times) and bool(times[0] == process.num_steps - 1)
+        return not is_traced(times) and bool(times[0] == np.asarray(end, times.dtype))
 
 
 def as_times(times: Any) -> Shaped[Array, " n"]:

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from .._check import check_positive, of
-from .._process import AbstractProcess, as_time, check_signal, exactly, karras_times
+from .._process import AbstractProcess, as_time, exactly, karras_times, without_signal
 from .._types import Example, Scalar
 from .base import AbstractChain, Step
 from .grid import Grid, grid_of, Spacing
@@ -118,7 +118,8 @@ class StochasticHeun(AbstractChain):
     def step(self, denoiser, step, x, args, *, key):
         process, end = denoiser.process, step.sigma_s / step.alpha_s
         if self.grid.begins_without_signal(process):
-            check_signal(process, of(self), "x/alpha is infinite", "Leave spacing= out, or")
+            where, remedy = without_signal(process)
+            raise ValueError(f"{of(self)}: {where}, and x/alpha is infinite. {remedy}.")
         t, level, rise = self._churned(process, step)
         y = x / step.alpha_t
         if self.random:
