@@ -92,8 +92,13 @@ GREY = np.zeros((2, 1, 4, 4), np.uint8)
         (lambda: data.ArraySource(GREY, np.zeros(3, int)), "expected 2 integers"),
         (
             lambda: data.ArraySource(GREY + np.uint8(17), levels=17),
-            "from 17 to 17, expected 0 to 16",
+            "from 17 to 17, expected 0 to 16: pass levels=18",
         ),
+        (
+            lambda: data.ArraySource(GREY.astype(int) - 3),
+            "from -3 to -3, expected 0 to 255: shift them to begin at 0",
+        ),
+        (lambda: data.normalise(np.array([-3, 4])), "normalise got .*-3 to 4.* shift them"),
         (
             lambda: data.Dataset(
                 "x", data.ArraySource(GREY), data.ArraySource(GREY.repeat(3, axis=1))
@@ -101,7 +106,17 @@ GREY = np.zeros((2, 1, 4, 4), np.uint8)
             "expected the same",
         ),
     ],
-    ids=["scalars", "floats", "complex", "NaN", "labels", "levels", "two shapes"],
+    ids=[
+        "scalars",
+        "floats",
+        "complex",
+        "NaN",
+        "labels",
+        "levels",
+        "negative",
+        "one image",
+        "two shapes",
+    ],
 )
 def test_sources_are_refused(make, message):
     with pytest.raises(ValueError, match=message):

@@ -57,13 +57,7 @@ def normalise(image: Shaped[ArrayLike, "..."], *, levels: int = 256) -> Float32[
             f"normalise got {image.dtype}, expected integer grey levels: floats in [-1, 1] are "
             "normalised already; for floats in [0, 1] write 2 * x - 1"
         )
-    if image.size and not (image.dtype == np.uint8 and levels == 256):
-        low, high = int(image.min()), int(image.max())
-        if low < 0 or high >= levels:
-            raise ValueError(
-                f"normalise got grey levels from {low} to {high}, expected 0 to {levels - 1}: "
-                f"pass levels={high + 1} or more if they are right"
-            )
+    check_range("normalise", image, levels)
     # The range has been checked; "clip" spares `take` its own check (and its copy).
     return np.asarray(np.take(_grid(levels), image, mode="clip"))
 
@@ -112,3 +106,18 @@ def to_uint8(x: Shaped[ArrayLike, "..."], *, levels: int = 256) -> UInt8[np.ndar
         )
     level = np.rint((np.clip(x, -1, 1) + 1) / 2 * (levels - 1))
     return np.asarray(np.rint(level * 255 / (levels - 1)).astype(np.uint8))
+
+
+def check_range(owner: str, image: Shaped[np.ndarray, "..."], levels: int) -> None:
+    """Raises `ValueError` for integers that are not grey levels from 0 to `levels - 1`."""
+    if not image.size or (image.dtype == np.uint8 and levels >= 256):
+        return
+    low, high = int(image.min()), int(image.max())
+    if 0 <= low and high < levels:
+        return
+    remedy = f"pass levels={high + 1} or more if they are right"
+    if low < 0:
+        remedy = "shift them to begin at 0, or pass floats if they are not grey levels"
+    raise ValueError(
+        f"{owner} got grey levels from {low} to {high}, expected 0 to {levels - 1}: {remedy}"
+    )

@@ -14,7 +14,7 @@ import abc
 import numpy as np
 from jaxtyping import Integer, Shaped
 
-from ._pixels import check_levels
+from ._pixels import check_levels, check_range
 
 
 class DamagedFileError(ValueError):
@@ -71,16 +71,6 @@ class AbstractSource(abc.ABC):
         return examples[0], int(label) if np.ndim(
             label
         ) == 0 and label.dtype.kind in "iu" else label
-
-
-def _check_range(examples: Shaped[np.ndarray, "..."], levels: int) -> None:
-    if examples.size and not (examples.dtype == np.uint8 and levels >= 256):
-        low, high = int(examples.min()), int(examples.max())
-        if low < 0 or high >= levels:
-            raise ValueError(
-                f"images hold grey levels from {low} to {high}, expected 0 to {levels - 1}: "
-                f"pass levels={high + 1} or more if they are right"
-            )
 
 
 def _check_finite(examples: Shaped[np.ndarray, "..."]) -> None:
@@ -151,7 +141,7 @@ class ArraySource(AbstractSource):
         else:
             levels = 256 if levels is None else levels
             check_levels(levels)
-            _check_range(images, levels)
+            check_range("ArraySource", images, levels)
         self.images = images
         self.labels = labels.astype(np.float32 if labels.dtype.kind == "f" else np.int32)
         self.levels = levels
