@@ -2,6 +2,7 @@
 
 import importlib.util
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -17,6 +18,7 @@ from conventions import (
     check_sizes,
     check_third_parties,
     code_blocks,
+    exports,
     imports,
     public_modules,
     read_package,
@@ -82,6 +84,34 @@ def test_module_names():
 
 def test_documented():
     assert check_documented(PACKAGE, PAGES) == []
+
+
+def unreached(package: dict[str, str], guides: dict[str, str]) -> list[str]:
+    """The public names that no guide names in its code or between backticks."""
+    code = re.findall(r"```.*?```|`[^`]+`", "\n".join(guides.values()), re.DOTALL)
+    named = set(re.findall(r"\w+", " ".join(code)))
+    return [
+        f"{module}.{name}"
+        for module in public_modules(package)
+        for name in exports(package, module)
+        if name not in named and f"{module}.{name}" not in public_modules(package)
+    ]
+
+
+def test_guides_reach_every_name():
+    guides = {path.name: path.read_text() for path in (ROOT / "docs").glob("*.md")}
+    gallery = {
+        path.name: f"```\n{path.read_text()}```"
+        for path in (ROOT / "docs/gallery").glob("[!_]*.py")
+    }
+    assert len(guides) > 20 and len(gallery) > 5
+    assert unreached(PACKAGE, guides | gallery) == []
+
+
+def test_guides_reach_every_name_can_fail():
+    package = {"eqdiff": "from ._x import a as a\nfrom ._x import b as b", "eqdiff._x": ""}
+    assert unreached(package, {"page.md": "of a, and `b`"}) == ["eqdiff.a"]
+    assert unreached(package, {"page.md": "```python\nb(eqdiff.a)\n```"}) == []
 
 
 def test_sizes():
