@@ -2,6 +2,7 @@ from .base import (
     AbstractProcess as AbstractProcess,
     as_time as as_time,
     has_no_signal as has_no_signal,
+    noisiest as noisiest,
     with_signal as with_signal,
     without_signal as without_signal,
 )

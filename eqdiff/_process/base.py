@@ -160,11 +160,11 @@ def has_no_signal(process: AbstractProcess) -> bool:
     r"""Whether $\alpha = 0$ at the noisiest time. False for a process whose values are traced."""
     # Evaluated now, where it costs nothing.
     with jax.ensure_compile_time_eval():
-        alpha = process.alpha(_noisiest(process))
+        alpha = process.alpha(noisiest(process))
     return not is_traced(alpha) and float(alpha) == 0
 
 
-def _noisiest(process: AbstractProcess) -> Any:
+def noisiest(process: AbstractProcess) -> Any:
     """$t_1$, or the last step of a schedule, which may lie beyond."""
     steps = getattr(process, "num_steps", None)
     return process.t1 if steps is None else steps - 1
@@ -172,7 +172,7 @@ def _noisiest(process: AbstractProcess) -> Any:
 
 def without_signal(process: AbstractProcess) -> tuple[str, str]:
     """Where no signal is left and how to leave that time out, in the words of an error."""
-    name, end = type(process).__name__, _noisiest(process)
+    name, end = type(process).__name__, noisiest(process)
     if hasattr(process, "num_steps"):
         remedy = f"Leave that step out: eqdiff.respace(schedule, range({end}))"
     else:

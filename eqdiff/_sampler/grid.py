@@ -15,8 +15,8 @@ from .._process import (
     default_times,
     exactly,
     has_no_signal,
+    noisiest,
     require_schedule,
-    Schedule,
 )
 from .._process._table import Table
 
@@ -95,9 +95,8 @@ class Grid(eqx.Module):
         """Whether the first time is known to be the process's noisiest, and α = 0 there."""
         if not has_no_signal(process):
             return False
-        end = process.num_steps - 1 if isinstance(process, Schedule) else process.t1
         times = self.exact(process)
-        return not is_traced(times) and bool(times[0] == np.asarray(end, times.dtype))
+        return not is_traced(times) and bool(times[0] == np.asarray(noisiest(process), times.dtype))
 
 
 def as_times(times: Any) -> Shaped[Array, " n"]:
